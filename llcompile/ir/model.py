@@ -1,0 +1,49 @@
+"""What the frontend hands over: an ONNX graph without weights, and where each weight's bytes lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """One tensor of the checkpoint, by reference.
+
+    `shape` is the shape the graph uses. `path`, `offset` (absolute, bytes) and `dtype` (f32 | f16 | bf16) say where
+    the stored bytes are; with `transpose` the file holds the matrix the other way round (GPT-2's Conv1D) and
+    `shape` is the one after transposing. `path` is None for random weights: then `init` (normal | ones | zeros)
+    and `std` say how to draw them, seeded by (seed, name).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    path: str | None = None
+    offset: int = 0
+    transpose: bool = False
+    init: str = "normal"
+    std: float = 0.02
+
+
+@dataclass(frozen=True)
+class Model:
+    """A language model as a graph over token ids and their positions.
+
+    `onnx` is a serialized ModelProto, checked, simplified, canonical (llcompile.frontend's docstring lists the
+    operators): inputs `input_ids` and `position_ids`, int64 (1, n), then one input per weight under its
+    checkpoint name; one output `logits`, float32 (1, n, vocab_size). `weights` maps each weight input to its
+    source; a tied weight is one input with several consumers. `random_seed` is None when a checkpoint is read.
+    """
+
+    name: str
+    architecture: str
+    onnx: bytes
+    weights: Mapping[str, WeightSource]
+    vocab_size: int
+    hidden_size: int
+    max_positions: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    tokenizer_files: tuple[str, ...]
+    random_seed: int | None = None

@@ -1,0 +1,107 @@
+"""How weights lie in a bundle: the kernels' order, shared by lowering (which reads) and quantizing (which writes)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from llcompile.ir.graph import DTYPE_BYTES
+
+GROUP = 32
+FORMATS = ("f32", "f16", "q8", "q4")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Storage of a matrix (out_features N, in_features K).
+
+    kind `tiled` (linear): rows in tiles of `tile_rows` = R, N padded with zero rows to a multiple of R.
+      f32, f16: data (N/R, K, R) - for each input feature, R consecutive rows.
+      q8: K padded to a multiple of 32; data int8 (N/R, K/32, 8, R, 4): for each group and each step of 4
+        features, R rows of 4 features; values -127..127. scales f16 (N/R, K/32, R).
+      q4: data uint8 (N/R, K/32, 4, R, 4): byte (j, r, i) holds feature 8j+i of the group in its low nibble and
+        feature 8j+4+i in its high nibble; stored value = q + 8, q in -8..7. scales f16 (N/R, K/32, R).
+    kind `rows` (embedding, read by row): f32, f16: data (N, K). q8: data int8 (N, Kpad), scales f16 (N, Kpad/32).
+    kind `plain`: float32, the weight's own shape.
+    Weight = scale * q in both quantised formats.
+    """
+
+    kind: str
+    format: str
+    tile_rows: int = 1
+
+
+@dataclass(frozen=True)
+class PackedParam:
+    """One stored tensor: argument of the compiled functions, and entry `name` of a block's safetensors file."""
+
+    name: str
+    weight: int
+    part: str  # data | scales
+    layout: Layout
+    dtype: str  # numpy's name
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return DTYPE_BYTES[self.dtype] * prod(self.shape)
+
+
+def pad(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def packed_params(index: int, name: str, shape: tuple[int, ...], layout: Layout) -> tuple[PackedParam, ...]:
+    """The stored tensors of weight number `index` of a template under `layout`, in argument order."""
+
+    def param(part: str, dtype: str, dims: tuple[int, ...]) -> PackedParam:
+        return PackedParam(f"{name}.{part}", index, part, layout, dtype, dims)
+
+    if layout.kind == "plain":
+        return (param("data", "float32", shape),)
+    rows, columns = shape
+    floats = {"f32": "float32", "f16": "float16"}.get(layout.format)
+    groups = pad(columns, GROUP) // GROUP
+    if layout.kind == "rows":
+        if floats:
+            return (param("data", floats, (rows, columns)),)
+        return (
+            param("data", "int8", (rows, groups * GROUP)),
+            param("scales", "float16", (rows, groups)),
+        )
+    r = layout.tile_rows
+    tiles = pad(rows, r) // r
+    if floats:
+        return (param("data", floats, (tiles, columns, r)),)
+    dtype, steps = ("int8", 8) if layout.format == "q8" else ("uint8", 4)
+    return (
+        param("data", dtype, (tiles, groups, steps, r, 4)),
+        param("scales", "float16", (tiles, groups, r)),
+    )
+
+
+def layout_of(role: str, quant: str, tile_rows: int) -> Layout:
+    """The layout of a weight of `role` in a build of format `quant`.
+
+    Embedding rows are read one a token and cost bandwidth nothing: q4 builds keep them at 8 bits.
+    """
+    if role == "plain":
+        return Layout("plain", "f32")
+    if role == "embedding":
+        return Layout("rows", "q8" if quant == "q4" else quant)
+    return Layout("tiled", quant, tile_rows)
+
+
+@dataclass(frozen=True)
+class LoweredTemplate:
+    """Calling convention of a template's two functions in a library: `<id>_decode` (n = 1) and `<id>_prefill`.
+
+    fn(*inputs, *params, *caches) -> output, or a tuple of outputs when there are several. Inputs in the
+    template's order; caches: for each attention node keys then values, `cache_dtype`, shape
+    (kv_heads, context, dim), appended to in place at position_ids[0, 0].
+    """
+
+    template: str
+    params: tuple[PackedParam, ...]
+    cache_shapes: tuple[tuple[int, ...], ...]
+    cache_dtype: str
