@@ -1,0 +1,37 @@
+# What this repository offers; `make` lists it. Each target sets up what it needs.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+BIN := .venv/bin
+SOURCES := llcompile runtime scripts tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+setup: ## make .venv with pinned packages, and fetch what Arm devices need
+	@$(PYTHON) scripts/setup_venv.py
+	@$(BIN)/python scripts/setup_arm.py
+
+demo: setup ## build the example model for three unequal devices, print the plan, run it
+	@scripts/demo
+
+test: lint ## lint, type check, import contracts, all tests
+	@$(BIN)/python -m pytest
+
+lint: setup ## the fast part of the check
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## format the code and sort imports
+	@$(BIN)/ruff check --fix $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+lock: ## write constraints.txt from what .venv holds
+	@$(BIN)/python scripts/lock.py
+
+clean: ## remove what was built; .venv and .arm stay
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@find . -path ./.venv -prune -o -path ./.arm -prune -o -name __pycache__ -type d -exec rm -rf {} +
