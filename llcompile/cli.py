@@ -1,0 +1,156 @@
+"""The llcompile command line: arguments in, exit codes out; no logic."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llcompile.ir.errors import CompileError
+
+if TYPE_CHECKING:
+    from llcompile.pipeline import BuildOptions, Stopwatch
+
+EPILOG = {
+    "build": """\b
+Examples:
+  llcompile build TinyLlama/TinyLlama-1.1B-Chat-v1.0 --target devices.json -o bundle/
+  llcompile build ./my-model --target devices.json --quant q8 --context 2048
+  llcompile build ./config-only --target devices.json --random-weights 1 --use-all --pin 3:7=pi""",
+    "plan": """\b
+Examples:
+  llcompile plan ./my-model --target devices.json
+  llcompile plan ./config-only --target devices.json --random-weights 1 --json | jq .tpot_s""",
+    "explain": """\b
+Example:
+  llcompile explain bundle/""",
+    "verify": """\b
+Example:
+  llcompile verify bundle/ && rsync -a bundle/devices/pi/ pi:llm/""",
+}
+
+
+class Shell(click.Group):
+    """Turns known failures into one line on stderr and the exit code of the contract."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CompileError as error:
+            click.echo(str(error), err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=Shell, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="llcompile")
+def main() -> None:
+    """Compile one language model for several small, unequal devices.
+
+    Exit codes: 0 done; 2 wrong use or input; 3 no feasible plan; 1 anything else.
+    """
+
+
+def planning(command: Any) -> Any:
+    """The options that `build` and `plan` share."""
+    options = [
+        click.argument("model"),
+        click.option("--target", required=True, type=click.Path(path_type=Path), help="devices.json"),
+        click.option("--quant", type=click.Choice(["q4", "q8", "f16", "f32"]), default="q4", show_default=True),
+        click.option("--context", type=click.IntRange(min=1), help="Tokens a sequence may hold."),
+        click.option(
+            "--objective",
+            type=click.Choice(["latency", "throughput"]),
+            default="latency",
+            show_default=True,
+            help="One user's wait, or tokens a second of several at once.",
+        ),
+        click.option("--use-all", is_flag=True, help="Give every device at least one block."),
+        click.option("--pin", "pins", multiple=True, metavar="A:B=DEVICE", help="Blocks A to B-1 on DEVICE."),
+        click.option("--random-weights", "random_seed", type=click.IntRange(min=0), metavar="SEED",
+                     help="Draw the weights; MODEL needs a config.json alone."),
+        click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default="cores"),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
+        click.option("--dump-dir", type=click.Path(path_type=Path, file_okay=False),
+                     help="Write the program after every pass here, as NN-pass.txt."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command(epilog=EPILOG["build"])
+@planning
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True)
+def build(output: Path, as_json: bool, **arguments: Any) -> None:
+    """Build MODEL (a Hugging Face directory or hub id) into a bundle for the devices of --target."""
+    from llcompile import bundle, console, pipeline
+
+    options = options_of(arguments)
+    with console.Console(as_json) as screen:
+        planned = pipeline.build(options, output, watch_of(screen), screen.packing)
+        record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
+    if as_json:
+        click.echo(json.dumps(bundle.plan_json(record) | {"bundle": str(output)}))
+    else:
+        bundle.print_plan(record)
+        click.echo(f"wrote {output}: run it with `llrun {output} --local`", err=True)
+
+
+@main.command(epilog=EPILOG["plan"])
+@planning
+def plan(as_json: bool, **arguments: Any) -> None:
+    """Plan alone: which device would compute what, and how fast. Nothing is compiled."""
+    from llcompile import bundle, console, pipeline
+
+    options = options_of(arguments)
+    with console.Console(as_json) as screen:
+        planned = pipeline.make_plan(options, watch_of(screen))
+        record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
+    if as_json:
+        click.echo(json.dumps(bundle.plan_json(record)))
+    else:
+        bundle.print_plan(record)
+
+
+@main.command(epilog=EPILOG["explain"])
+@click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def explain(path: Path, as_json: bool) -> None:
+    """The plan of BUNDLE in words and a table."""
+    from llcompile import bundle
+
+    record = bundle.read_manifest(path).plan
+    if as_json:
+        click.echo(json.dumps(bundle.plan_json(record)))
+    else:
+        bundle.print_plan(record)
+
+
+@main.command(epilog=EPILOG["verify"])
+@click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
+def verify(path: Path) -> None:
+    """Check every file of BUNDLE against its manifest."""
+    from llcompile import bundle
+
+    violations = bundle.verify(path)
+    for violation in violations:
+        click.echo(f"error[B140]: {violation}", err=True)
+    if violations:
+        sys.exit(2)
+    click.echo(f"{path}: every file matches the manifest")
+
+
+def options_of(arguments: dict[str, Any]) -> BuildOptions:
+    from llcompile.pipeline import BuildOptions
+
+    return BuildOptions(**arguments)
+
+
+def watch_of(screen: Any) -> Stopwatch:
+    from llcompile.pipeline import Stopwatch
+
+    return Stopwatch(screen.stage_done)

@@ -1,0 +1,168 @@
+"""The whole compiler as one straight line: the only module that knows the order of the stages."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llcompile import bundle, cost, frontend, graph, lower, partition
+from llcompile.ir.cluster import Cluster, Processor
+from llcompile.ir.errors import CompileError
+from llcompile.ir.graph import Graph, Template
+from llcompile.ir.model import Model
+from llcompile.ir.packing import LoweredTemplate
+from llcompile.ir.plan import BlockCost, Plan
+
+DEFAULT_CONTEXT = 4096
+CHUNK = 128
+
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the command line asks for. `context` None: the model's own limit, at most DEFAULT_CONTEXT tokens."""
+
+    model: str
+    target: Path
+    quant: str = "q4"
+    context: int | None = None
+    objective: str = "latency"
+    use_all: bool = False
+    pins: tuple[str, ...] = ()
+    random_seed: int | None = None
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with all that led to it."""
+
+    model: Model
+    graph: Graph
+    cluster: Cluster
+    costs: tuple[BlockCost, ...]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """By target: how its functions are called, its library, and the runtime library for its processor."""
+
+    lowered: Mapping[str, tuple[LoweredTemplate, ...]]
+    libraries: Mapping[str, Path]
+    runtime: Mapping[str, Path]
+
+
+class Stopwatch:
+    """Reports each stage's name and seconds as it ends."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.start = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.report(stage, now - self.start)
+        self.start = now
+
+
+def make_plan(options: BuildOptions, watch: Stopwatch) -> Planned:
+    """MODEL and devices.json to a plan; nothing is compiled."""
+    cluster = cost.load_cluster(options.target)
+    watch.lap("devices")
+    model = frontend.load_model(options.model, options.random_seed)
+    watch.lap("export")
+    dataflow = graph.build_graph(model)
+    watch.lap("graph")
+    planned = plan_graph(model, dataflow, cluster, options)
+    watch.lap("plan")
+    return planned
+
+
+def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOptions) -> Planned:
+    """Decide which device computes which blocks of `dataflow`."""
+    context = context_of(options, model)
+    chunk = min(CHUNK, context)
+    costs = cost.block_costs(dataflow, options.quant, context, chunk)
+    wishes = partition.PlanOptions(
+        objective=options.objective,
+        use_all=options.use_all,
+        pins=partition.parse_pins(options.pins, cluster, len(dataflow.blocks)),
+        quant=options.quant,
+        context=context,
+        chunk=chunk,
+    )
+    plan = partition.plan(costs, cost.flows(dataflow, chunk), cluster, wishes)
+    return Planned(model, dataflow, cluster, costs, plan)
+
+
+def context_of(options: BuildOptions, model: Model) -> int:
+    """Tokens a sequence may hold. Raises CompileError when more are asked for than the model was made for."""
+    if options.context is None:
+        return min(model.max_positions, DEFAULT_CONTEXT)
+    if options.context > model.max_positions:
+        raise CompileError(
+            "F190",
+            f"--context {options.context} is more than the {model.max_positions} positions that {model.name} "
+            f"was made for; use --context {model.max_positions} or less",
+        )
+    return options.context
+
+
+def build(options: BuildOptions, out: Path, watch: Stopwatch, progress: bundle.Progress) -> Planned:
+    """MODEL and devices.json to a bundle at `out`."""
+    bundle.check_destination(out)
+    planned = make_plan(options, watch)
+    with tempfile.TemporaryDirectory(prefix="llcompile-") as scratch:
+        compiled = compile_targets(planned, Path(scratch))
+        watch.lap("compile")
+        write(planned, compiled, out, progress, options.jobs)
+    watch.lap("pack")
+    return planned
+
+
+def write(planned: Planned, compiled: Compiled, out: Path, progress: bundle.Progress, jobs: int) -> None:
+    """Pack the weights and write the bundle."""
+    programs, tensors = partition.device_programs(planned.graph, planned.plan, planned.cluster)
+    bundle.write_bundle(
+        out,
+        model=planned.model,
+        graph=planned.graph,
+        costs=planned.costs,
+        plan=planned.plan,
+        cluster=planned.cluster,
+        lowered=compiled.lowered,
+        libraries=compiled.libraries,
+        runtime_libraries=compiled.runtime,
+        programs=programs,
+        tensors=tensors,
+        progress=progress,
+        jobs=jobs,
+    )
+
+
+def compile_targets(planned: Planned, scratch: Path) -> Compiled:
+    """Compile every template once for each distinct processor in use; targets that share one share its library."""
+    plan = planned.plan
+    templates: list[Template] = list(planned.graph.templates.values())
+    positions = [planned.graph.positions] if planned.graph.positions else []
+    processors = {d.target: d.processor for d in map(planned.cluster.device, plan.devices)}
+    # Looked up first: a missing library should be reported before minutes of work, not after.
+    runtime = {target: bundle.runtime_library(p.mtriple) for target, p in processors.items()}
+    lowered: dict[str, tuple[LoweredTemplate, ...]] = {}
+    libraries: dict[str, Path] = {}
+    done: dict[Processor, str] = {}
+    for target, processor in sorted(processors.items()):
+        twin = done.setdefault(processor, target)
+        if twin == target:
+            lowered[target] = lower.lower_templates(templates, plan.quant, processor, plan.context)
+            libraries[target] = scratch / f"{target}.so"
+            lower.compile_library(
+                templates + positions, plan.quant, processor, plan.context, plan.chunk, libraries[target]
+            )
+        lowered[target], libraries[target] = lowered[twin], libraries[twin]
+    return Compiled(lowered, libraries, runtime)
