@@ -1,0 +1,14 @@
+"""Weights -> packed files of blocks, streamed.
+
+write_block     a block's safetensors file: read, quantised and packed band by band, in bounded memory
+read_rows       a range of rows of a checkpoint's tensor, or of a random one, as float32
+pack, unpack    a matrix in one of the layouts of ir/packing.py, and back
+dequantised     a tensor as the kernels see it once packed: what quality figures are measured on
+"""
+
+from llcompile.quantize.block import dequantised, write_block
+from llcompile.quantize.container import PAGE, PackedFile
+from llcompile.quantize.layouts import pack, unpack
+from llcompile.quantize.reader import read_rows
+
+__all__ = ["PAGE", "PackedFile", "dequantised", "pack", "read_rows", "unpack", "write_block"]

@@ -1,0 +1,95 @@
+"""Reading a checkpoint's tensors by bounded ranges of rows, as float32.
+
+By pread, never mmap: resident pages of a mapping count as memory of the build.
+"""
+
+from __future__ import annotations
+
+import os
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from llcompile.ir.errors import CompileError
+from llcompile.ir.model import WeightSource
+from llcompile.quantize.synthetic import random_flat
+
+Floats = npt.NDArray[np.float32]
+_STORED = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
+
+
+def read_rows(source: WeightSource, start: int, stop: int, seed: int = 0) -> Floats:
+    """Rows start..stop-1 of `source` along its first dimension: float32 (stop - start, *shape[1:]).
+
+    `seed` matters to random sources only. Raises CompileError Q101 when the file ends inside the tensor, Q102
+    when it cannot be read, Q103 when its dtype is not one of f32, f16, bf16.
+    """
+    shape = (stop - start, *source.shape[1:])
+    width = prod(source.shape[1:])
+    if source.path is None:
+        return random_flat(source, seed, start * width, stop * width).reshape(shape)
+    if source.dtype not in _STORED:
+        raise CompileError(
+            "Q103",
+            f"tensor {source.name} of {source.path} has dtype {source.dtype}; supported: f32, f16, bf16",
+        )
+    item = _STORED[source.dtype].itemsize
+    if source.transpose:
+        raw = _read_columns(source, start, stop)
+    else:
+        raw = np.empty((stop - start, width), _STORED[source.dtype])
+        _read(source, [raw], [source.offset + start * width * item])
+    return _to_float32(raw, source.dtype).reshape(shape)
+
+
+def _read_columns(source: WeightSource, start: int, stop: int) -> npt.NDArray[np.generic]:
+    """Columns start..stop-1 of the stored (K, N) matrix, transposed: (stop - start, K) in the stored dtype."""
+    columns, rows = source.shape
+    dtype = _STORED[source.dtype]
+    band = np.empty((rows, stop - start), dtype)
+    if stop - start == columns:
+        _read(source, [band], [source.offset])
+    else:
+        offsets = [source.offset + (row * columns + start) * dtype.itemsize for row in range(rows)]
+        _read(source, list(band), offsets)
+    return np.ascontiguousarray(band.T)
+
+
+def _read(source: WeightSource, buffers: list[npt.NDArray[np.generic]], offsets: list[int]) -> None:
+    """Fill each contiguous buffer from its offset in the file of `source`."""
+    assert source.path is not None
+    try:
+        descriptor = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for buffer, offset in zip(buffers, offsets, strict=True):
+                _fill(source, descriptor, memoryview(buffer).cast("B"), offset)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise CompileError(
+            "Q102", f"cannot read tensor {source.name} of {source.path}: {error.strerror}"
+        ) from error
+
+
+def _fill(source: WeightSource, descriptor: int, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            item = _STORED[source.dtype].itemsize
+            end = source.offset + prod(source.shape) * item
+            raise CompileError(
+                "Q101",
+                f"{source.path} is truncated: tensor {source.name} ends at byte {end}, the file at byte "
+                f"{offset + done}. Download the file again.",
+            )
+        done += count
+
+
+def _to_float32(raw: npt.NDArray[np.generic], dtype: str) -> Floats:
+    if dtype == "bf16":
+        wide = raw.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return raw.astype(np.float32, copy=False)
