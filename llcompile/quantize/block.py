@@ -51,10 +51,10 @@ def write_block(
 ) -> PackedFile:
     """Write the safetensors file of `block` at `path` and return its size and sha256.
 
-    Tensors are those of `lowered.params`, in their order (a weight's data before its scales), each on a page boundary. `seed` is that of random
-    weights. `progress` is told of each band how many weights it packed. `jobs` threads work at once and share
-    nothing: the bytes do not depend on their number. At most jobs + 1 bands are in memory.
-    Raises CompileError Q101-Q107; nothing is left at `path` then.
+    Tensors are those of `lowered.params`, in their order (a weight's data before its scales), each on a page
+    boundary. `seed` is that of random weights. `progress` is told of each band how many weights it packed.
+    `jobs` threads work at once and share nothing: the bytes do not depend on their number. At most jobs + 1
+    bands are in memory. Raises CompileError Q101-Q107; nothing is left at `path` then.
     """
     layout = file_layout(lowered.params)
     bands = _bands(
@@ -71,7 +71,7 @@ def write_block(
 
 
 def dequantised(source: WeightSource, layout: Layout, seed: int = 0) -> Floats:
-    """The whole tensor `source` as the kernels see it once packed in `layout`: float32, the source's shape."""
+    """The whole tensor `source` as the kernels see it once packed: float32, the source's shape."""
     out = np.empty(source.shape, np.float32)
     for start, stop in _ranges(source.shape, layout):
         parts = pack(read_rows(source, start, stop, seed), layout, source.name)
@@ -139,19 +139,19 @@ def _packed(bands: Iterator[Band], seed: int, jobs: int) -> Iterator[tuple[Band,
 
 
 def _store(file: HashedFile, layout: FileLayout, band: Band, parts: Mapping[str, Array]) -> None:
-    """Write a band's part of each stored tensor. Tiles, hence bands, lie one after another in every one of them."""
+    """Write a band's part of each stored tensor: bands lie one after another in every one of them."""
     for param in band.params:
         array = parts[param.part]
         if array.dtype != np.dtype(param.dtype) or array.shape[1:] != param.shape[1:]:
             raise CompileError(
                 "Q107",
-                f"{param.name} is laid out as {param.dtype} {param.shape}, its weight {band.source.name} packs to "
+                f"{param.name} is {param.dtype} {param.shape}, its weight {band.source.name} packs to "
                 f"{array.dtype} {array.shape}",
                 INTERNAL,
             )
         unit = param.layout.tile_rows if param.layout.kind == "tiled" else 1
         offset = layout.offsets[param.name] + band.start // unit * (array.nbytes // array.shape[0])
-        data = memoryview(array).cast("B")
+        data = array.data.cast("B")
         if param.part == "data":
             file.advance(offset)
             file.append(data)

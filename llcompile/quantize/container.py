@@ -1,8 +1,8 @@
 """A block's safetensors file: where each tensor lies, and a writer that hashes what it writes.
 
-Every tensor starts on a page of the file, so that it can be mapped and read with aligned vector loads. The official
-library refuses holes: what lies between is made of explicit entries `pad.<n>` of uint8, and the header ends in
-spaces.
+Every tensor starts on a page of the file, so that it can be mapped and read with aligned vector loads. The
+official library refuses holes: what lies between is made of explicit entries `pad.<n>` of uint8, and the
+header ends in spaces.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PackedFile:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """`header`: the file's first bytes, a whole number of pages. `offsets`: of each tensor, absolute, bytes."""
+    """`header`: the first bytes, a whole number of pages. `offsets`: of each tensor, absolute, bytes."""
 
     header: bytes
     offsets: Mapping[str, int]
@@ -70,9 +70,9 @@ def _start(entry: Mapping[str, object]) -> int:
 class HashedFile:
     """A file written beside its place and renamed when complete; removed when the `with` body fails.
 
-    `append` writes at the end and hashes. `place` writes ahead of the end; `advance` later reads that part back
-    and hashes it, so that scales need not be held until all of their matrix's data are out. `position`: bytes hashed.
-    Raises CompileError Q106 when the file system refuses.
+    `append` writes at the end and hashes. `place` writes ahead of the end; `advance` later reads that part
+    back and hashes it, so that scales need not be held until all of their matrix's data are out. `position`:
+    bytes hashed. Raises CompileError Q106 when the file system refuses.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,7 +83,7 @@ class HashedFile:
 
     def __enter__(self) -> HashedFile:
         try:
-            self._file = open(self._partial, "w+b", buffering=0)  # noqa: SIM115 (closed in __exit__)
+            self._file = open(self._partial, "w+b", buffering=0)
         except OSError as error:
             raise write_error(self._path, error) from error
         return self

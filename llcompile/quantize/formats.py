@@ -1,6 +1,6 @@
 """The two quantised formats: groups of 32 weights along the input dimension, one float16 scale a group.
 
-Arrays here are (32, groups): a group is a column, so that every step over groups runs along contiguous memory.
+Arrays here are (32, groups): a group is a column, so that each step over groups runs along contiguous memory.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ _Q4_CANDIDATES = (8.0, 7.0, 7.5, 8.5, 9.0)
 
 
 def quantise(groups: Floats, bits: int) -> tuple[Codes, Scales]:
-    """Quantise `groups` (32, G) to 8 or 4 bits: codes int8 (32, G) and scales float16 (G,), weight = scale * code.
+    """Quantise `groups` (32, G) to 8 or 4 bits: codes int8 (32, G), scales float16 (G,).
 
-    Codes are -127..127 for 8 bits and -8..7 for 4. A group with a value that is not finite, or too large for a
-    float16 scale, gets a scale that is not finite: the caller checks. Groups of zeros get scale 0 and codes 0.
+    Weight = scale * code; codes are -127..127 for 8 bits and -8..7 for 4. A group with a value that is not
+    finite, or too large for a float16 scale, gets a scale that is not finite: the caller checks. A group of
+    zeros gets scale 0 and codes 0.
     """
     codes = np.empty(groups.shape, np.int8)
     scales = np.empty(groups.shape[1], np.float16)
@@ -51,9 +52,9 @@ def _reciprocal(values: Floats) -> Floats:
 
 
 def _scale_q8(groups: Floats) -> Scales:
-    """Largest magnitude / 127. A subnormal float16 scale is coarse: one that would cut the largest is stepped up."""
+    """Largest magnitude / 127; a subnormal, hence coarse, scale that would cut the largest is stepped up."""
     largest = np.maximum(groups.max(0), -groups.min(0))
-    scales = (largest / np.float32(127)).astype(np.float16)
+    scales: Scales = (largest / np.float32(127)).astype(np.float16)
     cut = scales.astype(np.float32) * np.float32(127.5) < largest
     return np.where(cut, np.nextafter(scales, np.float16(np.inf)), scales)
 
@@ -61,10 +62,10 @@ def _scale_q8(groups: Floats) -> Scales:
 def _scale_q4(groups: Floats) -> Scales:
     """The scale of least squared error among a few candidates, each refined by least squares.
 
-    For codes q of weights w the best scale is <w,q> / <q,q>, and leaves the error <w,w> - <w,q>^2 / <q,q>; so the
-    candidate with the largest <w,q>^2 / <q,q> wins. The signed largest magnitude goes to the negative end, which
-    reaches one step further than the positive one. Products and sums are kept apart and in rows' order: fused or
-    reordered ones would make the bytes depend on the processor.
+    For codes q of weights w the best scale is <w,q> / <q,q>, and leaves the error <w,w> - <w,q>^2 / <q,q>; so
+    the candidate with the largest <w,q>^2 / <q,q> wins. The signed largest magnitude goes to the negative
+    end, which reaches one step further than the positive one. Products and sums are kept apart and in rows'
+    order: fused or reordered ones would make the bytes depend on the processor.
     """
     top, bottom = groups.max(0), groups.min(0)
     largest = np.where(top > -bottom, top, bottom)
@@ -81,4 +82,5 @@ def _scale_q4(groups: Floats) -> Scales:
         better = gain > best
         scales[better], best[better] = scale[better], gain[better]
     # A value that is not finite must not vanish in a comparison.
-    return np.where(np.isfinite(largest), scales, largest).astype(np.float16)
+    chosen: Scales = np.where(np.isfinite(largest), scales, largest).astype(np.float16)
+    return chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +12,15 @@ from llcompile.ir.errors import CompileError
 from llcompile.ir.packing import GROUP, Layout, pad
 from llcompile.quantize.formats import Codes, Floats, Scales, dequantise, quantise
 
-Array = npt.NDArray[np.generic]
-_FLOATS = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
+Array = npt.NDArray[Any]
+_FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
 
 
 def pack(matrix: Floats, layout: Layout, name: str) -> dict[str, Array]:
-    """Stored arrays, by part, of a band of whole rows (rows, K) of a matrix (a tensor of any shape when plain).
+    """Stored arrays, by part, of a band of whole rows (rows, K) of a matrix (any shape when plain).
 
     The result has the shapes of `packed_params` for the band; bands of whole tiles follow one another in the
-    file. `name` is for the message. Raises CompileError Q104 for weights that are not finite, Q105 for weights
+    file. `name` is for the message. Raises CompileError Q104 for weights that are not finite, Q105 for those
     that the format cannot hold.
     """
     if layout.kind == "plain" or layout.format in _FLOATS:
@@ -43,7 +44,8 @@ def pack(matrix: Floats, layout: Layout, name: str) -> dict[str, Array]:
 
 
 def unpack(parts: Mapping[str, Array], layout: Layout, shape: tuple[int, ...]) -> Floats:
-    """Inverse of `pack` up to the format's rounding: the float32 tensor of `shape` that the kernels compute with."""
+    """Inverse of `pack` up to the format's rounding: the float32 tensor of `shape` that kernels compute
+    with."""
     if layout.kind == "plain":
         return parts["data"].astype(np.float32).reshape(shape)
     rows, columns = shape
@@ -60,7 +62,7 @@ def unpack(parts: Mapping[str, Array], layout: Layout, shape: tuple[int, ...]) -
 
 def _cast(matrix: Floats, format: str, name: str) -> Array:
     with np.errstate(over="ignore"):
-        data = matrix.astype(_FLOATS[format], copy=False)
+        data: Array = matrix.astype(_FLOATS[format], copy=False)
     if not np.isfinite(data).all():
         raise _unfit(matrix, format, name)
     return data
@@ -81,7 +83,7 @@ def _unfit(matrix: Floats, format: str, name: str) -> CompileError:
     )
 
 
-def _tiles(matrix: Array, tile_rows: int) -> npt.NDArray:
+def _tiles(matrix: Array, tile_rows: int) -> Array:
     """(rows, K) -> (tiles, tile_rows, K), zero rows added at the end."""
     rows, columns = matrix.shape
     padded = pad(rows, tile_rows)
@@ -91,9 +93,9 @@ def _tiles(matrix: Array, tile_rows: int) -> npt.NDArray:
 
 
 def _tile_codes(codes: Codes, scales: Scales, layout: Layout, groups: int) -> dict[str, Array]:
-    """Codes (32, tiles * R * groups) -> (tiles, groups, steps, R, 4), moved as words of 4 neighbouring bytes."""
+    """Codes (32, tiles * R * groups) -> (tiles, groups, steps, R, 4), moved as words of 4 bytes."""
     r = layout.tile_rows
-    stored = codes.view(np.uint8)
+    stored: Array = codes.view(np.uint8)
     if layout.format == "q4":
         halves = (stored + np.uint8(8)).reshape(4, 2, 4, -1)
         stored = halves[:, 0] | halves[:, 1] << 4

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from llcompile.ir.model import WeightSource
 from llcompile.quantize.synthetic import random_flat
 
 Floats = npt.NDArray[np.float32]
-_STORED = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
+_STORED: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
 
 
 def read_rows(source: WeightSource, start: int, stop: int, seed: int = 0) -> Floats:
@@ -43,8 +44,8 @@ def read_rows(source: WeightSource, start: int, stop: int, seed: int = 0) -> Flo
     return _to_float32(raw, source.dtype).reshape(shape)
 
 
-def _read_columns(source: WeightSource, start: int, stop: int) -> npt.NDArray[np.generic]:
-    """Columns start..stop-1 of the stored (K, N) matrix, transposed: (stop - start, K) in the stored dtype."""
+def _read_columns(source: WeightSource, start: int, stop: int) -> npt.NDArray[Any]:
+    """Columns start..stop-1 of the stored (K, N) matrix, transposed: (stop - start, K), stored dtype."""
     columns, rows = source.shape
     dtype = _STORED[source.dtype]
     band = np.empty((rows, stop - start), dtype)
@@ -56,14 +57,14 @@ def _read_columns(source: WeightSource, start: int, stop: int) -> npt.NDArray[np
     return np.ascontiguousarray(band.T)
 
 
-def _read(source: WeightSource, buffers: list[npt.NDArray[np.generic]], offsets: list[int]) -> None:
+def _read(source: WeightSource, buffers: list[npt.NDArray[Any]], offsets: list[int]) -> None:
     """Fill each contiguous buffer from its offset in the file of `source`."""
     assert source.path is not None
     try:
         descriptor = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for buffer, offset in zip(buffers, offsets, strict=True):
-                _fill(source, descriptor, memoryview(buffer).cast("B"), offset)
+                _fill(source, descriptor, buffer.data.cast("B"), offset)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -87,7 +88,7 @@ def _fill(source: WeightSource, descriptor: int, view: memoryview, offset: int) 
         done += count
 
 
-def _to_float32(raw: npt.NDArray[np.generic], dtype: str) -> Floats:
+def _to_float32(raw: npt.NDArray[Any], dtype: str) -> Floats:
     if dtype == "bf16":
         wide = raw.astype(np.uint32)
         wide <<= 16

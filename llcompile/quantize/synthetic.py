@@ -28,7 +28,7 @@ def _normal_table() -> npt.NDArray[np.float32]:
 
 
 def _chunk(key: int, index: int) -> npt.NDArray[np.uint16]:
-    # random_raw, not a Generator's method: NumPy promises the stream of a bit generator alone across versions.
+    # random_raw, not a Generator's method: NumPy promises only a bit generator's stream across versions.
     raw = np.random.SFC64(np.random.SeedSequence([key, index])).random_raw(CHUNK // 4)
     return np.asarray(raw, "<u8").view("<u2")
 
