@@ -1,4 +1,4 @@
-"""Write constraints.txt: the exact versions of everything llcompile[dev] and llrun[head] need, as installed here."""
+"""Write constraints.txt: the versions, as installed here, of all that llcompile[dev] and llrun[head] need."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from packaging.utils import canonicalize_name
 
 OWN = frozenset({"llcompile", "llrun"})
 TOOLS = ("pip", "setuptools")
-HEADER = "# Written by `make lock`. Every package that `make setup` installs, at the version the tests ran with.\n"
+HEADER = "# Written by `make lock`. What `make setup` installs, at the versions the tests ran with.\n"
 
 
 def closure(roots: tuple[str, ...]) -> Iterator[str]:
-    """Names of all distributions that `roots` (requirement strings) need on this machine, themselves included."""
+    """Names of all distributions that `roots` (requirement strings) need here, themselves included."""
     pending, seen = [Requirement(root) for root in roots], set[tuple[str, str]]()
     while pending:
         wanted = pending.pop()

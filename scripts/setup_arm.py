@@ -1,7 +1,7 @@
-"""Fetch what 64-bit Arm devices need: TVM's runtime library for bundles, and a small Arm Debian for the tests.
+"""Fetch what 64-bit Arm devices need: TVM's runtime library for bundles, and a small arm64 Debian for tests.
 
-Best effort: a failure is reported with its remedy and never fails the set-up. The first part, the runtime library,
-is needed to build bundles for Arm devices. The second, a folder with an arm64 Python and an emulator, is
+Best effort: a failure is reported with its remedy and never fails the set-up. The first part, the runtime
+library, is needed to build bundles for Arm devices. The second, a folder with an arm64 Python and an emulator, is
 needed only by the tests marked `qemu`.
 """
 
@@ -67,7 +67,7 @@ def runtime_library() -> bool:
 
 
 def test_system() -> bool:
-    """Make `.arm/root`, a folder with an arm64 Python, and find or fetch an emulator. False if they were there."""
+    """Make `.arm/root`, an arm64 Python, and find or fetch an emulator. False if they were there."""
     stamp, reason, root = ARM / "stamp", ARM / "unavailable", ARM / "root"
     wanted = fingerprint()
     if root.exists() and stamp.exists() and stamp.read_text() == wanted:
@@ -136,7 +136,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     new = sorted(set(folder.glob("*.whl")) - before)
     if result.returncode or len(new) != 1:
         last = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise Unavailable(f"pip could not download {requirement} for aarch64 ({last}); run `make setup` again")
+        raise Unavailable(f"pip could not download {requirement} for aarch64 ({last}); repeat `make setup`")
     return new[0]
 
 

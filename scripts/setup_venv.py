@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from private_apt import PrivateApt, Unavailable
@@ -50,7 +51,7 @@ def main() -> int:
 def require_python() -> None:
     if sys.version_info[:2] != (3, 11) or platform.python_implementation() != "CPython":
         found = f"{platform.python_implementation()} {platform.python_version()}"
-        raise SetupError(f"CPython 3.11 is needed, this is {found}. Install it and run `make setup PYTHON=...`")
+        raise SetupError(f"CPython 3.11 is needed, this is {found}; run `make setup PYTHON=python3.11`")
 
 
 def make_venv() -> None:
@@ -66,14 +67,14 @@ def make_venv() -> None:
 
 
 def make_venv_without_ensurepip() -> None:
-    """Debian keeps pip's bootstrap in python3-venv; where that is missing, unpack its wheel from the archive."""
+    """Debian keeps pip's bootstrap in python3-venv; without it, unpack pip's wheel from the archive."""
     remedy = "`apt-get install python3-venv` makes this step unnecessary"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         try:
             PrivateApt(folder / "apt", debian_architecture()).unpack(("python3-pip-whl",), folder / "root")
         except Unavailable as error:
-            raise SetupError(f"this Python has no ensurepip, and pip could not be fetched: {error}; {remedy}") from error
+            raise SetupError(f"no ensurepip, and pip could not be fetched: {error}; {remedy}") from error
         wheels = sorted((folder / "root/usr/share/python-wheels").glob("pip-*.whl"))
         if not wheels:
             raise SetupError(f"python3-pip-whl holds no pip; {remedy}")
@@ -86,7 +87,7 @@ def debian_architecture() -> str:
 
 
 def install_torch() -> None:
-    """Install the CPU build, never CUDA's gigabytes: by pip's own configuration, else from PyTorch's CPU index."""
+    """Install the CPU build, without CUDA: by pip's own configuration, else from PyTorch's CPU index."""
     wanted = pin("torch")
     say(f"installing {wanted}, CPU build (190 MB)")
     build = f"{wanted}+cpu" if (sys.platform, platform.machine()) == ("linux", "x86_64") else wanted
@@ -116,11 +117,11 @@ def pin(name: str) -> str:
     raise SetupError(f"constraints.txt does not pin {name}; run `make lock` in a working .venv")
 
 
-def works(command: list[str | Path]) -> bool:
+def works(command: Sequence[str | Path]) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def run(command: list[str | Path]) -> None:
+def run(command: Sequence[str | Path]) -> None:
     """Run `command`, silent unless it fails."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
