@@ -1,8 +1,8 @@
 """Fetch what 64-bit Arm devices need: TVM's runtime library for bundles, and a small arm64 Debian for tests.
 
 Best effort: a failure is reported with its remedy and never fails the set-up. The first part, the runtime
-library, is needed to build bundles for Arm devices. The second, a folder with an arm64 Python and an emulator, is
-needed only by the tests marked `qemu`.
+library, is needed to build bundles for Arm devices. The second, a folder with an arm64 Python and an
+emulator, is needed only by the tests marked `qemu`.
 """
 
 from __future__ import annotations
