@@ -1,0 +1,99 @@
+"""Operations and bytes of each block at a quantisation, context and chunk; and the tensors that flow between
+blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llcompile.ir.graph import CacheSpec, Graph, Template, WeightParam
+from llcompile.ir.packing import layout_of, packed_params, pad
+from llcompile.ir.plan import BlockCost, Flow
+
+PAGE_BYTES = 4096
+# The widest row tile of any processor's kernels: an upper bound on the rows that padding adds.
+TILE_ROWS = 16
+
+
+def block_costs(graph: Graph, quant: str, context: int, chunk: int) -> tuple[BlockCost, ...]:
+    """Costs of the graph's blocks, in order.
+
+    weights_bytes: packed tensors, each on pages of its own. cache_bytes: keys and values of `context` tokens,
+    4 bytes an element in f32, else 2. activation_bytes: peak of a chunk. decode: one token with `context`
+    tokens cached, of which attention reads those in its window; an embedding reads one row, not its table.
+    prefill: one chunk of a prompt that fills the context, at the mean number of cached tokens, context / 2: a
+    window bounds it too; weights are read once a chunk, an embedding's rows once a token. A block that needs
+    the last row only is charged one row and, as the planner multiplies by the number of chunks, that with
+    every chunk: an upper bound.
+    """
+    costs: dict[tuple[str, bool], BlockCost] = {}
+    result = []
+    for block in graph.blocks:
+        key = (block.template, block.last_row_only)
+        if key not in costs:
+            rows = 1 if block.last_row_only else min(chunk, context)
+            costs[key] = _template_cost(graph.templates[block.template], quant, context, rows)
+        result.append(replace(costs[key], block=block.id))
+    return tuple(result)
+
+
+def _template_cost(template: Template, quant: str, context: int, rows: int) -> BlockCost:
+    itemsize = 4 if quant == "f32" else 2
+    streamed = sum(weight_bytes(w, quant) for w in template.weights if w.role != "embedding")
+    tables = sum(weight_bytes(w, quant) for w in template.weights if w.role == "embedding")
+    row = sum(_row_bytes(w, quant) for w in template.weights if w.role == "embedding")
+    elements = sum(cache.elements_per_token() for cache in template.caches)
+    mean = context / 2
+    return BlockCost(
+        block=0,
+        weights_bytes=streamed + tables,
+        cache_bytes=context * elements * itemsize,
+        activation_bytes=rows * template.activation_bytes,
+        decode_flops=template.linear_flops + _attention_flops(template, context),
+        decode_bytes=streamed + row + _cache_read(template, context) * itemsize,
+        prefill_flops=rows * (template.linear_flops + _attention_flops(template, mean)),
+        prefill_bytes=streamed + rows * row + _cache_read(template, mean) * itemsize,
+    )
+
+
+def weight_bytes(weight: WeightParam, quant: str) -> int:
+    """Bytes of a weight as stored: every packed tensor padded to whole pages."""
+    params = packed_params(0, weight.name, weight.shape, layout_of(weight.role, quant, TILE_ROWS))
+    return sum(pad(param.nbytes, PAGE_BYTES) for param in params)
+
+
+def _row_bytes(weight: WeightParam, quant: str) -> int:
+    params = packed_params(0, weight.name, (1, weight.shape[1]), layout_of(weight.role, quant, TILE_ROWS))
+    return sum(param.nbytes for param in params)
+
+
+def _seen(cache: CacheSpec, cached: float) -> float:
+    return min(cached, cache.window) if cache.window else cached
+
+
+def _attention_flops(template: Template, cached: float) -> float:
+    """Multiply and add for each score and each weighted value: 2 heads (key_dim + value_dim) a cached
+    token."""
+    return sum(2 * c.heads * (c.key_dim + c.value_dim) * _seen(c, cached) for c in template.caches)
+
+
+def _cache_read(template: Template, cached: float) -> float:
+    """Cache elements that one token's attention reads."""
+    return sum(c.elements_per_token() * _seen(c, cached) for c in template.caches)
+
+
+def flows(graph: Graph, chunk: int) -> tuple[Flow, ...]:
+    """Every activation that one block makes and others read, in order of production; consumers ascending.
+
+    Neither what a device computes from positions nor token ids nor logits: the first is never sent, the
+    others stay on the head. A tensor that only last-row blocks read travels as one row in prefill.
+    """
+    last_row = {block.id for block in graph.blocks if block.last_row_only}
+    result = []
+    for block in graph.blocks:
+        for name in block.outputs:
+            consumers = graph.consumers(name)
+            if consumers:
+                rows = 1 if last_row.issuperset(consumers) else chunk
+                spec = graph.tensors[name]
+                result.append(Flow(name, block.id, consumers, spec.bytes(1, 1), spec.bytes(rows, rows)))
+    return tuple(result)

@@ -1,0 +1,55 @@
+"""A graph as text, for dumps and goldens: everything a person compares, no bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from llcompile.ir.graph import Block, CacheSpec, Graph, Template, TensorSpec, WeightParam
+
+
+def print_graph(graph: Graph) -> str:
+    """The tensors, templates and blocks of `graph`, one item a line, in the graph's order."""
+    templates = ([graph.positions] if graph.positions else []) + list(graph.templates.values())
+    sections = [
+        ["tensors", *(f"  {format_tensor(spec)}" for spec in graph.tensors.values())],
+        *(list(_template_lines(template)) for template in templates),
+        ["blocks", *(f"  {_block_line(block)}" for block in graph.blocks)],
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+
+
+def format_tensor(spec: TensorSpec) -> str:
+    """`name: dtype[dim, ...]`."""
+    return f"{spec.name}: {spec.dtype}{_dims(spec.shape)}"
+
+
+def _dims(shape: Sequence[int | str]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _template_lines(template: Template) -> Iterator[str]:
+    yield f"template {template.id}"
+    yield f"  inputs  {', '.join(map(format_tensor, template.inputs))}"
+    yield from (f"  weight  {_weight(weight)}" for weight in template.weights)
+    yield f"  outputs {', '.join(map(format_tensor, template.outputs))}"
+    yield from (f"  cache   {_cache(cache)}" for cache in template.caches)
+    yield f"  ops     {' '.join(template.ops)}"
+    flops = f"{template.linear_flops} a token, {template.attention_flops} a token and cached token"
+    yield f"  flops   {flops}; activations {template.activation_bytes} bytes a token"
+
+
+def _weight(weight: WeightParam) -> str:
+    return f"{weight.name}: {weight.role}{_dims(weight.shape)}"
+
+
+def _cache(cache: CacheSpec) -> str:
+    window = f"window {cache.window}" if cache.window else "all tokens"
+    return f"{cache.kv_heads} x ({cache.key_dim} + {cache.value_dim}) for {cache.heads} heads, {window}"
+
+
+def _block_line(block: Block) -> str:
+    last = " last row only" if block.last_row_only else ""
+    weights = f" [{', '.join(block.weights)}]" if block.weights else ""
+    return (
+        f"{block.id} {block.template}({', '.join(block.inputs)}) -> {', '.join(block.outputs)}{weights}{last}"
+    )
