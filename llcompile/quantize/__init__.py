@@ -7,8 +7,8 @@ dequantised     a tensor as the kernels see it once packed: what quality figures
 """
 
 from llcompile.quantize.block import dequantised, write_block
-from llcompile.quantize.container import PAGE, PackedFile
+from llcompile.quantize.container import PAGE
 from llcompile.quantize.layouts import pack, unpack
 from llcompile.quantize.reader import read_rows
 
-__all__ = ["PAGE", "PackedFile", "dequantised", "pack", "read_rows", "unpack", "write_block"]
+__all__ = ["PAGE", "dequantised", "pack", "read_rows", "unpack", "write_block"]

@@ -15,10 +15,11 @@ from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.graph import Block, Template
 from llcompile.ir.model import WeightSource
 from llcompile.ir.packing import Layout, LoweredTemplate, PackedParam
-from llcompile.quantize.container import FileLayout, HashedFile, PackedFile, file_layout
+from llcompile.quantize.container import FileLayout, HashedFile, file_layout
 from llcompile.quantize.formats import Floats
 from llcompile.quantize.layouts import Array, pack, unpack
 from llcompile.quantize.reader import read_rows
+from llrun.schema import FileEntry
 
 # Weights read and packed at a time. Every intermediate of a band together stays below 24 bytes a weight.
 BAND_ELEMENTS = 1 << 20
@@ -48,7 +49,7 @@ def write_block(
     seed: int = 0,
     progress: Progress | None = None,
     jobs: int = 1,
-) -> PackedFile:
+) -> FileEntry:
     """Write the safetensors file of `block` at `path` and return its size and sha256.
 
     Tensors are those of `lowered.params`, in their order (a weight's data before its scales), each on a page

@@ -17,18 +17,11 @@ from types import TracebackType
 
 from llcompile.ir.errors import INTERNAL, USAGE, CompileError
 from llcompile.ir.packing import PackedParam, pad
+from llrun.schema import FileEntry
 
 PAGE = 4096
 _DTYPES = {"float32": "F32", "float16": "F16", "int8": "I8", "uint8": "U8"}
 _COPY_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class PackedFile:
-    """A written file: its size and sha256 in hexadecimal."""
-
-    size_bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -120,8 +113,8 @@ class HashedFile:
             self._digest.update(piece)
             self.position += len(piece)
 
-    def result(self) -> PackedFile:
-        return PackedFile(self.position, self._digest.hexdigest())
+    def result(self) -> FileEntry:
+        return FileEntry(size_bytes=self.position, sha256=self._digest.hexdigest())
 
 
 def write_error(path: Path, error: OSError) -> CompileError:

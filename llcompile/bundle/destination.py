@@ -1,0 +1,146 @@
+"""Where a bundle goes: written beside its place and renamed, so that a partial one is never seen."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from llcompile.ir.errors import INTERNAL, USAGE, CompileError
+
+MANIFEST = "manifest.json"
+
+
+def check_destination(out: Path) -> None:
+    """Raise CompileError B101 unless `out` is free, an empty folder, or a bundle, which a new one may
+    replace."""
+    place = _resolve(out)
+    try:
+        if not os.path.lexists(place):
+            parent = next(p for p in place.parents if p.exists())
+            if not parent.is_dir():
+                raise CompileError("B101", f"cannot write {out}: {parent} is not a folder")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise CompileError("B101", f"cannot write {out}: no permission to write in {parent}")
+        elif not place.is_dir():
+            raise CompileError("B101", f"{out} is a file: choose another place with -o")
+        elif any(place.iterdir()) and not (place / MANIFEST).is_file():
+            raise CompileError(
+                "B101",
+                f"{out} is a folder that holds something else than a bundle (it has no {MANIFEST}), and is "
+                "left as it is: choose another place with -o",
+            )
+    except OSError as error:
+        raise write_error(out, error) from error
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A fresh folder beside `out`, that takes its place when the body ends well and is removed when it does
+    not.
+
+    Left-overs of builds that were killed are removed first. A folder in the making is locked by the process
+    that makes it, so those of other running builds are left alone. Raises CompileError B101, B102.
+    """
+    check_destination(out)
+    place = _resolve(out)
+    try:
+        made = _make_parents(place.parent)
+        try:
+            _recover(place)
+            with _locked_folder(place) as folder:
+                yield folder
+                check_destination(out)
+                _swap(folder, place)
+        except BaseException:
+            _remove_parents(made)
+            raise
+    except OSError as error:
+        raise write_error(out, error) from error
+
+
+def write_error(place: Path, error: OSError) -> CompileError:
+    wrong_use = isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError)
+    where = f" ({error.filename})" if error.filename and str(error.filename) != str(place) else ""
+    remedy = (
+        "choose another place with -o" if wrong_use else "free some space, or choose another place with -o"
+    )
+    code = USAGE if wrong_use else INTERNAL
+    return CompileError("B102", f"cannot write {place}: {error.strerror}{where}; {remedy}", code)
+
+
+def _resolve(out: Path) -> Path:
+    return Path(os.path.realpath(out))
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Create `parent`; returns what was created, innermost first."""
+    missing = [p for p in (parent, *parent.parents) if not p.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove_parents(made: list[Path]) -> None:
+    with suppress(OSError):
+        for folder in made:
+            folder.rmdir()
+
+
+@contextmanager
+def _locked_folder(place: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=_prefix(place, "partial"), dir=place.parent))
+    folder.chmod(0o755)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _swap(folder: Path, place: Path) -> None:
+    """Put `folder` at `place`. The old bundle is kept beside it until the new one is there."""
+    if not place.exists():
+        os.rename(folder, place)
+        return
+    old = Path(tempfile.mkdtemp(prefix=_prefix(place, "replaced"), dir=place.parent))
+    os.rename(place, old)
+    try:
+        os.rename(folder, place)
+    except BaseException:
+        os.rename(old, place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(place: Path) -> None:
+    """Undo what a killed build left: a bundle moved aside goes back, everything else is removed."""
+    beside = sorted(place.parent.iterdir())
+    for old in (path for path in beside if path.name.startswith(_prefix(place, "replaced"))):
+        if (old / MANIFEST).exists() and not place.exists():
+            os.rename(old, place)
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+    for partial in (path for path in beside if path.name.startswith(_prefix(place, "partial"))):
+        if _abandoned(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _abandoned(folder: Path) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _prefix(place: Path, kind: str) -> str:
+    return f".{place.name}.{kind}-"

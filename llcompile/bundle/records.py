@@ -1,0 +1,111 @@
+"""The compiler's plan and model as the records of the bundle's schema, and the bundle's identity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from llcompile.ir.graph import Graph
+from llcompile.ir.model import Model
+from llcompile.ir.plan import BlockCost, Plan
+from llrun import schema
+
+
+def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.PlanRecord:
+    """The plan, with what each block is and costs, as `plan --json`, `explain` and the manifest hold it."""
+    by_block = {cost.block: cost for cost in costs}
+    return schema.PlanRecord(
+        status=plan.status,
+        objective=plan.objective,
+        bound=plan.bound,
+        gap=plan.gap,
+        solve_s=plan.solve_s,
+        seed=plan.seed,
+        ttft_s=plan.ttft_s,
+        tpot_s=plan.tpot_s,
+        quant=plan.quant,
+        context=plan.context,
+        chunk=plan.chunk,
+        stages=tuple(
+            schema.StageRecord(devices=s.devices, shares=s.shares, blocks=(s.start, s.stop), window=s.window)
+            for s in plan.stages
+        ),
+        devices={name: _load(plan, name) for name in plan.devices},
+        unused=dict(plan.unused),
+        transmissions=tuple(
+            schema.TransmissionRecord(
+                tensor=t.tensor, kind=t.kind, source=t.source, destination=t.destination, bytes=t.bytes
+            )
+            for t in plan.transmissions
+        ),
+        blocks=tuple(
+            schema.BlockRecord(
+                id=b.id,
+                template=b.template,
+                ops=graph.templates[b.template].ops,
+                weights_bytes=by_block[b.id].weights_bytes,
+                decode_flops=by_block[b.id].decode_flops,
+            )
+            for b in graph.blocks
+        ),
+    )
+
+
+def _load(plan: Plan, name: str) -> schema.LoadRecord:
+    load = plan.devices[name]
+    return schema.LoadRecord(
+        weights_bytes=load.weights_bytes,
+        kv_bytes=load.kv_bytes,
+        peak_bytes=load.peak_bytes,
+        memory_bytes=load.memory_bytes,
+        compute_s=load.compute_s,
+    )
+
+
+def plan_json(record: schema.PlanRecord) -> dict[str, Any]:
+    """The object that `plan --json` prints: plain dicts, lists and numbers."""
+    plain: dict[str, Any] = msgspec.to_builtins(record)
+    return plain
+
+
+def model_info(model: Model, plan: Plan) -> schema.ModelInfo:
+    return schema.ModelInfo(
+        name=model.name,
+        architecture=model.architecture,
+        quant=plan.quant,
+        vocab_size=model.vocab_size,
+        context=plan.context,
+        chunk=plan.chunk,
+        bos_token_id=model.bos_token_id,
+        eos_token_ids=model.eos_token_ids,
+    )
+
+
+def identity(manifest: schema.Manifest, slices: Iterable[schema.Slice]) -> str:
+    """Identity of a bundle: sha256 over all that its manifest and slices say, save identity and digests
+    themselves."""
+    own = {name: entry for name, entry in manifest.files.items() if not is_slice(name)}
+    bare: list[schema.Manifest | schema.Slice] = [
+        msgspec.structs.replace(manifest, bundle="", digest="", files=own)
+    ]
+    bare += [msgspec.structs.replace(s, bundle="", digest="") for s in sorted(slices, key=lambda s: s.device)]
+    return hashlib.sha256(msgspec.json.encode(bare, order="sorted")).hexdigest()
+
+
+def is_slice(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 3 and parts[0] == "devices" and parts[2] == "slice.json"
+
+
+def slice_files(files: Mapping[str, schema.FileEntry], device: str) -> dict[str, schema.FileEntry]:
+    """What of the bundle's `files` lies in the slice of `device`, relative to it, without slice.json
+    itself."""
+    prefix = f"devices/{device}/"
+    return {
+        name.removeprefix(prefix): entry
+        for name, entry in files.items()
+        if name.startswith(prefix) and not is_slice(name)
+    }

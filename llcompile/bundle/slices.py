@@ -1,0 +1,124 @@
+"""What each device needs to know: pure records, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from llcompile.ir.cluster import Cluster
+from llcompile.ir.errors import INTERNAL, CompileError
+from llcompile.ir.graph import DTYPE_BYTES, Block, Graph
+from llcompile.ir.packing import LoweredTemplate
+from llrun import schema
+
+LIBRARY = "lib/model.so"
+RUNTIME_LIBRARY = "lib/libtvm_runtime.so"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A block on a device, and how that device's processor wants its weights."""
+
+    block: Block
+    lowered: LoweredTemplate
+
+    @property
+    def file(self) -> str:
+        return f"weights/block-{self.block.id:03d}.safetensors"
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """Equal for two placed blocks whose files are equal."""
+        return self.block.id, self.lowered.params
+
+
+def placed_blocks(
+    program: schema.DeviceProgram, graph: Graph, lowered: Sequence[LoweredTemplate]
+) -> tuple[Placed, ...]:
+    """The blocks that `program` loads, in the order of their ids."""
+    templates = {t.template: t for t in lowered}
+    ids = sorted({step.block for step in program.steps if isinstance(step, schema.Load)})
+    blocks = [graph.blocks[i] for i in ids]
+    return tuple(Placed(block, templates[block.template]) for block in blocks)
+
+
+def block_entry(placed: Placed) -> schema.BlockEntry:
+    lowered = placed.lowered
+    return schema.BlockEntry(
+        id=placed.block.id,
+        template=placed.block.template,
+        file=placed.file,
+        params=tuple(schema.Param(name=p.name, dtype=p.dtype, shape=p.shape) for p in lowered.params),
+        caches=tuple(schema.CacheArray(dtype=lowered.cache_dtype, shape=s) for s in lowered.cache_shapes),
+    )
+
+
+def device_infos(cluster: Cluster, names: Sequence[str]) -> dict[str, schema.DeviceInfo]:
+    return {
+        d.name: schema.DeviceInfo(
+            name=d.name,
+            target=d.target,
+            address=d.address,
+            threads=d.threads,
+            memory_bytes=d.memory_bytes,
+        )
+        for d in map(cluster.device, sorted(names))
+    }
+
+
+def max_payload_bytes(
+    programs: Mapping[str, schema.DeviceProgram], tensors: Sequence[schema.Tensor], chunk: int
+) -> int:
+    """Bytes of the largest tensor message when a whole chunk is processed; 1 when nothing is ever sent."""
+    moved = {
+        step.tensor
+        for program in programs.values()
+        for step in program.steps
+        if isinstance(step, schema.Send | schema.AllReduce)
+    }
+    sizes = [
+        DTYPE_BYTES[t.dtype] * prod(chunk if d == -1 else d for d in t.shape)
+        for t in tensors
+        if t.id in moved
+    ]
+    return max([1, *sizes])
+
+
+def make_slice(
+    device: str,
+    model: schema.ModelInfo,
+    head: str,
+    devices: Mapping[str, schema.DeviceInfo],
+    programs: Mapping[str, schema.DeviceProgram],
+    tensors: tuple[schema.Tensor, ...],
+    blocks: Sequence[Placed],
+    files: Mapping[str, schema.FileEntry],
+) -> schema.Slice:
+    """The slice of `device`, its identity and digest still empty."""
+    return schema.Slice(
+        schema=schema.SCHEMA,
+        digest="",
+        bundle="",
+        model=model,
+        device=device,
+        head=head,
+        devices=dict(devices),
+        library=LIBRARY,
+        runtime_library=RUNTIME_LIBRARY,
+        tensors=tensors,
+        input_ids=_tensor_id(tensors, "input_ids"),
+        position_ids=_tensor_id(tensors, "position_ids"),
+        logits=_tensor_id(tensors, "logits"),
+        blocks=tuple(block_entry(b) for b in blocks),
+        program=programs[device],
+        max_payload_bytes=max_payload_bytes(programs, tensors, model.chunk),
+        files=dict(files),
+    )
+
+
+def _tensor_id(tensors: Sequence[schema.Tensor], name: str) -> int:
+    found = next((t.id for t in tensors if t.name == name), None)
+    if found is None:
+        raise CompileError("B130", f"the device programs know no tensor {name}", INTERNAL)
+    return found

@@ -1,0 +1,120 @@
+"""Checking a bundle: every file against the manifest, and the slices against each other. Nothing in it is
+trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from llcompile.bundle.destination import MANIFEST
+from llcompile.bundle.records import identity, is_slice, slice_files
+from llcompile.ir.errors import CompileError
+from llrun import schema
+
+
+def read_manifest(bundle: Path) -> schema.Manifest:
+    """The manifest of `bundle`. Raises CompileError B120 when it is missing or unreadable, B121 when
+    damaged."""
+    path = bundle / MANIFEST
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise CompileError("B120", f"{bundle} is not a bundle: {MANIFEST}: {error.strerror}") from error
+    try:
+        return schema.decode(text, schema.Manifest)
+    except ValueError as error:
+        raise CompileError("B121", f"{path} is damaged: {error}. Build or copy the bundle again.") from error
+
+
+def verify(bundle: Path) -> list[str]:
+    """Every violation of `bundle`, in words; empty when all is well.
+
+    Found: files that are missing, not in the manifest, of another size or content; symbolic links and names
+    that leave the bundle; a damaged manifest or slice.json; slices that contradict the manifest or are of
+    another bundle.
+    """
+    try:
+        manifest = read_manifest(bundle)
+    except CompileError as error:
+        return [error.message]
+    found = sorted(_walk(bundle))
+    known = {MANIFEST, *manifest.files}
+    violations = [f"{name}: not in the manifest" for name in found if name not in known]
+    for name, entry in sorted(manifest.files.items()):
+        wrong = _check_file(bundle, name, entry)
+        violations += [f"{name}: {wrong}"] if wrong else []
+    return violations or _check_slices(bundle, manifest)
+
+
+def _walk(bundle: Path) -> Iterator[str]:
+    """Names of all that is not a folder, links to folders included."""
+    for folder, folders, files in os.walk(bundle):
+        for name in files + [f for f in folders if os.path.islink(os.path.join(folder, f))]:
+            yield Path(folder, name).relative_to(bundle).as_posix()
+
+
+def _check_file(bundle: Path, name: str, entry: schema.FileEntry) -> str | None:
+    """What is wrong with one file of the manifest, or None."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or pure.as_posix() != name or "\0" in name:
+        return "the manifest names a path outside the bundle"
+    try:
+        for parent in (p for p in pure.parents if p.parts):
+            if (bundle / parent).is_symlink():
+                return f"{parent} is a symbolic link"
+        status = os.lstat(bundle / name)
+        if stat.S_ISLNK(status.st_mode):
+            return "is a symbolic link"
+        if not stat.S_ISREG(status.st_mode):
+            return "is not a plain file"
+        if status.st_size != entry.size_bytes:
+            return f"{status.st_size} bytes, the manifest says {entry.size_bytes}"
+        with open(bundle / name, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if digest == entry.sha256 else f"sha256 is {digest}, the manifest says {entry.sha256}"
+
+
+def _check_slices(bundle: Path, manifest: schema.Manifest) -> list[str]:
+    """Slices against the manifest; their bytes are already known to be those of the manifest."""
+    slices: dict[str, schema.Slice] = {}
+    violations: list[str] = []
+    for name in sorted(filter(is_slice, manifest.files)):
+        try:
+            slices[name.split("/")[1]] = schema.decode((bundle / name).read_bytes(), schema.Slice)
+        except (OSError, ValueError) as error:
+            violations.append(f"{name}: {error}")
+    without = sorted(set(manifest.programs) - set(slices))
+    violations += [f"{MANIFEST}: device {device} has no slice" for device in without]
+    for device, record in slices.items():
+        wrongs = _check_slice(device, record, manifest)
+        violations += [f"devices/{device}/slice.json: {wrong}" for wrong in wrongs]
+    if not violations and identity(manifest, slices.values()) != manifest.bundle:
+        violations.append(f"{MANIFEST}: the identity {manifest.bundle} is not that of its content")
+    return violations
+
+
+def _check_slice(device: str, record: schema.Slice, manifest: schema.Manifest) -> Iterator[str]:
+    expected: Mapping[str, object] = {
+        "bundle": manifest.bundle,
+        "device": device,
+        "head": manifest.head,
+        "model": manifest.model,
+        "program": manifest.programs.get(device),
+        "files": slice_files(manifest.files, device),
+    }
+    differing = [key for key, value in expected.items() if getattr(record, key) != value]
+    yield from (f"{key} differs from the manifest" for key in differing)
+    if set(record.devices) != set(manifest.programs):
+        yield "devices differ from the manifest's programs"
+    named = [record.library, record.runtime_library, *(block.file for block in record.blocks)]
+    yield from (f"{name} is not among its files" for name in named if name not in record.files)
+    loaded = {step.block for step in record.program.steps if isinstance(step, schema.Load)}
+    if loaded != {block.id for block in record.blocks}:
+        yield "its blocks are not those that its program loads"

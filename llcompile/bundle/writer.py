@@ -1,0 +1,208 @@
+"""Writing a bundle: DESIGN's layout, every file hashed as it is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from llcompile.bundle.destination import MANIFEST, staged
+from llcompile.bundle.files import FileSet
+from llcompile.bundle.pages import deploy_files, report_page
+from llcompile.bundle.records import identity, model_info, plan_record, slice_files
+from llcompile.bundle.slices import (
+    LIBRARY,
+    RUNTIME_LIBRARY,
+    Placed,
+    device_infos,
+    make_slice,
+    placed_blocks,
+)
+from llcompile.ir.cluster import Cluster
+from llcompile.ir.errors import CompileError
+from llcompile.ir.graph import Block, Graph, Template
+from llcompile.ir.model import Model
+from llcompile.ir.packing import LoweredTemplate
+from llcompile.ir.plan import BlockCost, Plan
+from llrun import schema
+
+Progress = Callable[[int, int], None]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class PackBlock(Protocol):
+    """Writes a block's weights file at `path`; tells `progress` how many weights each step packed."""
+
+    def __call__(
+        self,
+        path: Path,
+        lowered: LoweredTemplate,
+        template: Template,
+        block: Block,
+        progress: Callable[[int], None],
+    ) -> schema.FileEntry: ...
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that goes into a bundle, as records; weights, libraries and tokenizer by reference."""
+
+    model: schema.ModelInfo
+    head: str
+    plan: schema.PlanRecord
+    devices: dict[str, schema.DeviceInfo]
+    programs: dict[str, schema.DeviceProgram]
+    placed: dict[str, tuple[Placed, ...]]
+    libraries: Mapping[str, Path]
+    runtime_libraries: Mapping[str, Path]
+    tokenizer: tuple[Path, ...]
+
+
+def write_bundle(
+    out: Path,
+    *,
+    model: Model,
+    graph: Graph,
+    costs: Sequence[BlockCost],
+    plan: Plan,
+    cluster: Cluster,
+    lowered: Mapping[str, Sequence[LoweredTemplate]],
+    libraries: Mapping[str, Path],
+    runtime_libraries: Mapping[str, Path],
+    programs: Mapping[str, schema.DeviceProgram],
+    tensors: tuple[schema.Tensor, ...],
+    pack: PackBlock,
+    progress: Progress | None = None,
+) -> schema.Manifest:
+    """Write the bundle of `plan` at `out`; an older bundle there is replaced once the new one is whole.
+
+    `lowered`, `libraries` and `runtime_libraries` are by target, `programs` by device. A device gets the
+    blocks that its program loads. `progress` is told (weights packed, weights to pack). The same arguments
+    give the same bytes: wall-clock figures are left out. Raises CompileError B101-B104 and what `pack`
+    raises; then, as on Ctrl-C, nothing is left behind.
+    """
+    record = msgspec.structs.replace(plan_record(plan, graph, costs), solve_s=0.0)
+    contents = Contents(
+        model=model_info(model, plan),
+        head=cluster.head,
+        plan=record,
+        devices=device_infos(cluster, tuple(programs)),
+        programs=dict(programs),
+        placed={
+            name: placed_blocks(programs[name], graph, lowered[cluster.device(name).target])
+            for name in sorted(programs)
+        },
+        libraries=libraries,
+        runtime_libraries=runtime_libraries,
+        tokenizer=tuple(Path(p) for p in model.tokenizer_files),
+    )
+    _check_names(contents)
+    with staged(out) as folder:
+        files = FileSet(folder)
+        files.write("problem.mps", plan.problem.encode())
+        _write_pages(files, contents)
+        _write_payload(files, contents)
+        _write_weights(files, contents, graph, pack, progress)
+        return _write_records(files, contents, tensors)
+
+
+def _check_names(contents: Contents) -> None:
+    """Names become folders: refuse what could leave the bundle or clash."""
+    for name in contents.devices:
+        if not _NAME.fullmatch(name):
+            raise CompileError(
+                "B104", f"device name {name!r} cannot be a folder's: use letters, digits, '.', '_' and '-'"
+            )
+
+
+def _write_pages(files: FileSet, contents: Contents) -> None:
+    files.write("report.html", report_page(contents.model, contents.plan))
+    for name, (data, executable) in deploy_files(contents.head, contents.devices, contents.plan).items():
+        files.write(f"deploy/{name}", data, executable)
+
+
+def _write_payload(files: FileSet, contents: Contents) -> None:
+    """Tokenizer and libraries."""
+    for source in contents.tokenizer:
+        files.copy(f"tokenizer/{source.name}", source)
+        files.copy(f"devices/{contents.head}/tokenizer/{source.name}", source)
+    for name, device in contents.devices.items():
+        files.copy(f"devices/{name}/{LIBRARY}", contents.libraries[device.target])
+        files.copy(f"devices/{name}/{RUNTIME_LIBRARY}", contents.runtime_libraries[device.target])
+
+
+def _write_weights(
+    files: FileSet, contents: Contents, graph: Graph, pack: PackBlock, progress: Progress | None
+) -> None:
+    """Pack each block once for each layout; a second device that wants the same file gets the same
+    content."""
+    done, total = 0, sum(_elements(p, graph) for p in {p.content: p for _, p in _placed(contents)}.values())
+
+    def packed(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    made: dict[tuple[object, ...], str] = {}
+    for device, placed in _placed(contents):
+        name = f"devices/{device}/{placed.file}"
+        if placed.content in made:
+            files.repeat(name, made[placed.content])
+        else:
+            files.make(name, _maker(placed, graph, pack, packed))
+            made[placed.content] = name
+
+
+def _maker(
+    placed: Placed, graph: Graph, pack: PackBlock, packed: Callable[[int], None]
+) -> Callable[[Path], schema.FileEntry]:
+    template = graph.templates[placed.block.template]
+    return lambda path: pack(path, placed.lowered, template, placed.block, packed)
+
+
+def _placed(contents: Contents) -> Iterator[tuple[str, Placed]]:
+    return ((device, placed) for device, blocks in contents.placed.items() for placed in blocks)
+
+
+def _elements(placed: Placed, graph: Graph) -> int:
+    return sum(prod(weight.shape) for weight in graph.templates[placed.block.template].weights)
+
+
+def _write_records(files: FileSet, contents: Contents, tensors: tuple[schema.Tensor, ...]) -> schema.Manifest:
+    """slice.json of every device and manifest.json, bound together by the bundle's identity."""
+    slices = {
+        name: make_slice(
+            name,
+            contents.model,
+            contents.head,
+            contents.devices,
+            contents.programs,
+            tensors,
+            contents.placed[name],
+            slice_files(files.entries, name),
+        )
+        for name in contents.devices
+    }
+    bare = schema.Manifest(
+        schema=schema.SCHEMA,
+        digest="",
+        bundle="",
+        model=contents.model,
+        head=contents.head,
+        plan=contents.plan,
+        programs=contents.programs,
+        files=dict(files.entries),
+    )
+    bundle = identity(bare, slices.values())
+    for name, record in slices.items():
+        text = schema.encode(msgspec.structs.replace(record, bundle=bundle))
+        files.write(f"devices/{name}/slice.json", text)
+    manifest = msgspec.structs.replace(bare, bundle=bundle, files=dict(files.entries))
+    (files.root / MANIFEST).write_bytes(schema.encode(manifest))
+    return manifest
