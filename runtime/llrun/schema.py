@@ -1,4 +1,5 @@
-"""The bundle's files as types: manifest.json, and slice.json in each device's folder. llcompile writes, llrun reads.
+"""The bundle's files as types: manifest.json, and slice.json in each device's folder. llcompile writes,
+llrun reads.
 
 Strict: unknown fields are refused. Both files carry `digest`, the sha256 of their own canonical text with an
 empty digest, so that a flipped byte is found before anything in the file is believed.
@@ -20,28 +21,29 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of every record: immutable, unknown fields refused."""
 
 
-# --- what a device does -------------------------------------------------------------------------------------------
+# --- what a device does ---
 
 
-class Load(Strict, tag="load", tag_field="op"):
+class Load(Strict, frozen=True, tag="load", tag_field="op"):
     """Bring a block's weights into memory (set-up)."""
 
     block: Size
 
 
-class Receive(Strict, tag="receive", tag_field="op"):
-    """Wait for `tensor` from device `source`. A receive that follows another kind of step begins a segment: the
-    steps up to the next such receive, run as one as soon as all the segment's tensors are there."""
+class Receive(Strict, frozen=True, tag="receive", tag_field="op"):
+    """Wait for `tensor` from device `source`. A receive that follows another kind of step begins a
+    segment: the steps up to the next such receive, run as one as soon as all the segment's tensors are
+    there."""
 
     tensor: Size
     source: str
 
 
-class Run(Strict, tag="run", tag_field="op"):
+class Run(Strict, frozen=True, tag="run", tag_field="op"):
     """Call `<template>_decode` (one row) or `<template>_prefill`. `block` is None for the positions template.
 
-    inputs, outputs: tensor ids in the template's order. `rows`: `last` if only the newest row is needed: then it
-    runs on the last row of the last chunk of a prompt, and not at all on the chunks before.
+    inputs, outputs: tensor ids in the template's order. `rows`: `last` if only the newest row is needed:
+    then it runs on the last row of the last chunk of a prompt, and not at all on the chunks before.
     """
 
     template: str
@@ -51,7 +53,7 @@ class Run(Strict, tag="run", tag_field="op"):
     rows: str = "all"
 
 
-class Send(Strict, tag="send", tag_field="op"):
+class Send(Strict, frozen=True, tag="send", tag_field="op"):
     """Send `tensor` to device `destination`; `rows` as for Run."""
 
     tensor: Size
@@ -59,14 +61,14 @@ class Send(Strict, tag="send", tag_field="op"):
     rows: str = "all"
 
 
-class AllReduce(Strict, tag="all_reduce", tag_field="op"):
+class AllReduce(Strict, frozen=True, tag="all_reduce", tag_field="op"):
     """Sum `tensor` over `group`, in the group's order."""
 
     tensor: Size
     group: tuple[str, ...]
 
 
-class Release(Strict, tag="release", tag_field="op"):
+class Release(Strict, frozen=True, tag="release", tag_field="op"):
     """`tensor` is not needed any more in this step."""
 
     tensor: Size
@@ -75,7 +77,7 @@ class Release(Strict, tag="release", tag_field="op"):
 Step = Load | Receive | Run | Send | AllReduce | Release
 
 
-class Tensor(Strict):
+class Tensor(Strict, frozen=True):
     """A tensor of the program: dtype (numpy's name) and shape, with -1 for n, the new tokens."""
 
     id: Size
@@ -84,21 +86,21 @@ class Tensor(Strict):
     shape: tuple[int, ...]
 
 
-class DeviceProgram(Strict):
+class DeviceProgram(Strict, frozen=True):
     device: str
     epoch: Size
     steps: tuple[Step, ...]
 
 
-# --- a slice -------------------------------------------------------------------------------------------------------
+# --- a slice ---
 
 
-class FileEntry(Strict):
+class FileEntry(Strict, frozen=True):
     size_bytes: Size
     sha256: str
 
 
-class Param(Strict):
+class Param(Strict, frozen=True):
     """Entry `name` of a block's safetensors file: the next argument of its functions."""
 
     name: str
@@ -106,14 +108,14 @@ class Param(Strict):
     shape: tuple[Size, ...]
 
 
-class CacheArray(Strict):
+class CacheArray(Strict, frozen=True):
     """One cache argument: (kv_heads, context, dim)."""
 
     dtype: str
     shape: tuple[Size, ...]
 
 
-class BlockEntry(Strict):
+class BlockEntry(Strict, frozen=True):
     id: Size
     template: str
     file: str
@@ -121,7 +123,7 @@ class BlockEntry(Strict):
     caches: tuple[CacheArray, ...]
 
 
-class ModelInfo(Strict):
+class ModelInfo(Strict, frozen=True):
     name: str
     architecture: str
     quant: str
@@ -132,7 +134,7 @@ class ModelInfo(Strict):
     eos_token_ids: tuple[int, ...]
 
 
-class DeviceInfo(Strict):
+class DeviceInfo(Strict, frozen=True):
     name: str
     target: str
     address: str
@@ -140,11 +142,12 @@ class DeviceInfo(Strict):
     memory_bytes: Positive
 
 
-class Slice(Strict):
-    """All that one device needs to know. `bundle`: identity shared by all slices of one bundle: devices of
-    different bundles refuse each other. `devices`: every device of the plan by name. `inputs` and `logits`: tensor
-    ids of the model's inputs (`input_ids`, `position_ids`) and of its output. `max_payload_bytes` bounds a tensor
-    message. `files`: every other file of the slice, relative to its folder."""
+class Slice(Strict, frozen=True):
+    """All that one device needs to know. `bundle`: identity shared by all slices of one bundle: devices
+    of different bundles refuse each other. `devices`: every device of the plan by name. `inputs` and
+    `logits`: tensor ids of the model's inputs (`input_ids`, `position_ids`) and of its output.
+    `max_payload_bytes` bounds a tensor message. `files`: every other file of the slice, relative to its
+    folder."""
 
     schema: int
     digest: str
@@ -165,17 +168,17 @@ class Slice(Strict):
     files: dict[str, FileEntry]
 
 
-# --- the whole bundle ----------------------------------------------------------------------------------------------
+# --- the whole bundle ---
 
 
-class StageRecord(Strict):
+class StageRecord(Strict, frozen=True):
     devices: tuple[str, ...]
     shares: tuple[float, ...]
     blocks: tuple[Size, Size]
     window: Size
 
 
-class LoadRecord(Strict):
+class LoadRecord(Strict, frozen=True):
     weights_bytes: Size
     kv_bytes: Size
     peak_bytes: Size
@@ -183,7 +186,7 @@ class LoadRecord(Strict):
     compute_s: float
 
 
-class TransmissionRecord(Strict, rename={"source": "from", "destination": "to"}):
+class TransmissionRecord(Strict, frozen=True, rename={"source": "from", "destination": "to"}):
     tensor: str
     kind: str
     source: str
@@ -191,7 +194,7 @@ class TransmissionRecord(Strict, rename={"source": "from", "destination": "to"})
     bytes: Size
 
 
-class BlockRecord(Strict):
+class BlockRecord(Strict, frozen=True):
     id: Size
     template: str
     ops: tuple[str, ...]
@@ -199,8 +202,9 @@ class BlockRecord(Strict):
     decode_flops: float
 
 
-class PlanRecord(Strict):
-    """The plan as `llcompile plan --json` prints it. No wall-clock figure is in a bundle: `solve_s` is 0 there."""
+class PlanRecord(Strict, frozen=True):
+    """The plan as `llcompile plan --json` prints it. No wall-clock figure is in a bundle: `solve_s` is 0
+    there."""
 
     status: str
     objective: float
@@ -220,7 +224,7 @@ class PlanRecord(Strict):
     blocks: tuple[BlockRecord, ...]
 
 
-class Manifest(Strict):
+class Manifest(Strict, frozen=True):
     """manifest.json. `files`: every other file of the bundle, relative to it, slices included."""
 
     schema: int

@@ -1,0 +1,27 @@
+"""The one error type of the runtime: a code, what is wrong where, and the remedy."""
+
+from __future__ import annotations
+
+USAGE, INTERNAL, INTERRUPTED = 2, 1, 130
+
+
+class RunError(Exception):
+    """A failure that ends a request or the program; the command line prints it as `error[CODE]: message`.
+
+    Codes: R1xx use and input, R2xx bundle and library, R3xx devices and links, R4xx protocol, R5xx execution.
+    `exit_code`: 2 for wrong use or input, 1 for anything else.
+    """
+
+    def __init__(self, code: str, message: str, exit_code: int = USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return f"error[{self.code}]: {self.message}"
+
+
+def lost(device: str, reason: str) -> RunError:
+    """The request cannot go on because `device` is gone."""
+    return RunError("R301", f"device {device} was lost: {reason}", INTERNAL)

@@ -1,0 +1,95 @@
+"""The compiled library of a slice: the TVM runtime loaded without the compiler, and the functions by name."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llrun.errors import INTERNAL, RunError
+from llrun.memory import Array
+
+ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
+CPU, NAIVE, POOLED = 1, 1, 2
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Library:
+    """`functions` by name; `wrap` makes an array an argument without copying it, `unwrap` a result an
+    array."""
+
+    functions: Mapping[str, Function]
+    wrap: Callable[[Array], Any]
+    unwrap: Callable[[Any], Array]
+
+
+def load_library(runtime: Path, path: Path, names: Iterable[str], threads: int) -> Library:
+    """Load the runtime library and the compiled one, and bind `<name>_decode` and `<name>_prefill` of
+    `names`.
+
+    Two virtual machines share the code: decode reuses a pool of buffers of the same few sizes; prefill,
+    whose lengths vary, frees its buffers, so that memory does not grow with the number of lengths seen.
+    Raises RunError R205.
+    """
+    for file in (runtime, path):
+        _check_machine(file)
+    # Read when the runtime makes its thread pool. Bound threads fight with other processes for the same
+    # cores.
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+    os.environ["TVM_BIND_THREADS"] = "0"
+    with _without_torch():
+        import tvm_ffi
+    try:
+        ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
+        module = tvm_ffi.load_module(str(path))
+        machines = {"decode": _machine(module, POOLED), "prefill": _machine(module, NAIVE)}
+        functions = {
+            f"{name}_{kind}": machine[f"{name}_{kind}"]
+            for name in names
+            for kind, machine in machines.items()
+        }
+    except (OSError, RuntimeError, AttributeError) as error:
+        raise RunError("R205", f"cannot load {path}: {error}", INTERNAL) from error
+    return Library(functions, tvm_ffi.from_dlpack, np.from_dlpack)
+
+
+def _machine(module: Any, allocator: int) -> Any:
+    machine = module["vm_load_executable"]()
+    machine["vm_initialization"](CPU, 0, allocator)
+    return machine
+
+
+def _check_machine(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(20)
+    found = ELF_MACHINES.get(int.from_bytes(head[18:20], "little"), "an unknown processor")
+    if head[:4] != b"\x7fELF" or found != platform.machine():
+        raise RunError(
+            "R206",
+            f"{path} is built for {found}, this machine is {platform.machine()}:"
+            " this device's part cannot run here",
+        )
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    # tvm_ffi imports torch where it is installed: 230 MB and over a second for nothing. None in
+    # sys.modules makes that import fail, which tvm_ffi allows for; a torch that is already loaded costs
+    # nothing more.
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]

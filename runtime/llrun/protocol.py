@@ -1,0 +1,197 @@
+"""The wire protocol: a fixed header before every frame, bounds checked before anything is allocated.
+
+A frame is a 32-byte header and a payload: a tensor's raw bytes (little-endian, C order), or one control
+message in msgpack. Nothing that arrives is executed, unpickled, or allocated by a length that was not
+checked.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from llrun.errors import INTERNAL, RunError
+
+MAGIC, VERSION = b"LLRN", 1
+CONTROL, TENSOR = 1, 2
+CONTROL_LIMIT = 1 << 20
+LAST_CHUNK, ALL_ROWS, ONE_ROW = 1, 2, 4
+FLAGS = LAST_CHUNK | ALL_ROWS | ONE_ROW
+DTYPE_CODES = {"float32": 1, "float16": 2, "int64": 3, "int32": 4, "int8": 5, "uint8": 6}
+HEADER = struct.Struct("<4sBBBBIIIIII")
+HEADER_BYTES = HEADER.size
+
+
+class Header(NamedTuple):
+    """`rows`: new tokens of the step (not of the payload, which has one row under ONE_ROW). `position`:
+    of the first of them. `length`: payload bytes. `dtype`: a value of DTYPE_CODES, 0 for control."""
+
+    kind: int
+    flags: int
+    dtype: int
+    epoch: int
+    sequence: int
+    position: int
+    rows: int
+    tensor: int
+    length: int
+
+
+class ProtocolError(RunError):
+    """The other side sent what the protocol does not allow; the connection cannot be trusted any more."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("R401", message, INTERNAL)
+
+
+def pack_header(header: Header) -> bytes:
+    kind, flags, dtype, *numbers = header
+    return HEADER.pack(MAGIC, VERSION, kind, flags, dtype, *numbers)
+
+
+def unpack_header(data: bytes | bytearray | memoryview) -> Header:
+    """Parse 32 bytes. Raises ProtocolError for another magic, version, kind, flag or an oversized
+    control message."""
+    magic, version, *fields = HEADER.unpack(data)
+    header = Header(*fields)
+    if magic != MAGIC:
+        raise ProtocolError(f"not a frame of this protocol: it begins with {magic!r}")
+    if version != VERSION:
+        raise ProtocolError(f"protocol version {version}, this side speaks {VERSION}: install the same llrun")
+    if header.kind not in (CONTROL, TENSOR):
+        raise ProtocolError(f"unknown frame kind {header.kind}")
+    if header.flags & ~FLAGS:
+        raise ProtocolError(f"unknown flags {header.flags:#x}")
+    if header.kind == CONTROL and header.length > CONTROL_LIMIT:
+        raise ProtocolError(f"control message of {header.length} bytes, the limit is {CONTROL_LIMIT}")
+    return header
+
+
+# --- control messages ---
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of the control messages."""
+
+
+class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a device has spent since the session began: seconds, bytes; memory is the most it ever had
+    resident."""
+
+    compute_s: float = 0.0
+    wait_s: float = 0.0
+    sent_bytes: int = 0
+    peak_memory_bytes: int = 0
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First message on a connection. `role`: control (from the head, one a session) or data (`session`
+    must be the one the head gave)."""
+
+    bundle: Name
+    sender: Name
+    role: Name
+    session: Text = ""
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    device: Name
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    code: Name
+    reason: Text
+
+
+class Configure(Message, frozen=True, tag="configure"):
+    """The session's name, its epoch, and where each device listens."""
+
+    session: Name
+    epoch: Count
+    addresses: dict[Name, Name]
+
+
+class Configured(Message, frozen=True, tag="configured"):
+    """The session's name is known: data connections may come."""
+
+
+class Connect(Message, frozen=True, tag="connect"):
+    """Make the data connections that are this device's to make."""
+
+
+class Ready(Message, frozen=True, tag="ready"):
+    """All data connections are there."""
+
+
+class Open(Message, frozen=True, tag="open"):
+    """Make room for a sequence. Numbers rise and are never used twice in a session."""
+
+    sequence: Count
+
+
+class Opened(Message, frozen=True, tag="opened"):
+    sequence: Count
+    figures: Figures
+
+
+class Close(Message, frozen=True, tag="close"):
+    sequence: Count
+
+
+class StepDone(Message, frozen=True, tag="step_done"):
+    """All of this device's work on the step at `position` is done."""
+
+    sequence: Count
+    position: Count
+    figures: Figures
+
+
+class AskFigures(Message, frozen=True, tag="ask_figures"):
+    pass
+
+
+class Measured(Message, frozen=True, tag="measured"):
+    figures: Figures
+
+
+class Heartbeat(Message, frozen=True, tag="heartbeat"):
+    pass
+
+
+class Failed(Message, frozen=True, tag="failed"):
+    code: Name
+    reason: Text
+
+
+class Goodbye(Message, frozen=True, tag="goodbye"):
+    pass
+
+
+AnyMessage = (
+    Hello | Welcome | Refused | Configure | Configured | Connect | Ready | Open | Opened | Close | StepDone
+    | AskFigures | Measured | Heartbeat | Failed | Goodbye
+)  # fmt: skip
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode_control(message: Message) -> bytes:
+    """A whole frame: header and payload."""
+    payload = _ENCODER.encode(message)
+    return pack_header(Header(CONTROL, 0, 0, 0, 0, 0, 0, 0, len(payload))) + payload
+
+
+def decode_control(payload: bytes | bytearray) -> AnyMessage:
+    """Parse a control payload. Raises ProtocolError."""
+    try:
+        message: AnyMessage = _DECODER.decode(payload)
+        return message
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ProtocolError(f"malformed control message: {error}") from error

@@ -1,0 +1,69 @@
+"""Chooses the next token from logits: pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llrun.errors import INTERNAL, USAGE, RunError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`temperature` 0: the likeliest token, the lowest id of equals. `top_k` 0 and `top_p` 1: no limit."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, good, rule in (
+            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
+            ("top-k", self.top_k >= 0, "0 (all) or more"),
+            ("top-p", 0 < self.top_p <= 1, "more than 0, at most 1"),
+            ("seed", self.seed >= 0, "0 or more"),
+        ):
+            if not good:
+                value = getattr(self, name.replace("-", "_"))
+                raise RunError("R102", f"{name} is {value}, it must be {rule}", USAGE)
+
+
+def generator(sampling: Sampling) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(sampling.seed))
+
+
+def choose(logits: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:
+    """The next token id from logits (vocabulary,). Raises RunError R502 when they are not numbers."""
+    best = int(np.argmax(logits))
+    if not np.isfinite(logits[best]):
+        raise RunError(
+            "R502", f"logit {best} is {logits[best]}: the model's figures have overflowed", INTERNAL
+        )
+    if sampling.temperature == 0:
+        return best
+    ids, weights = distribution(logits, sampling)
+    drawn = int(np.searchsorted(np.cumsum(weights), random.random(), side="right"))
+    return int(ids[min(drawn, len(ids) - 1)])
+
+
+def distribution(
+    logits: NDArray[np.float32], sampling: Sampling
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The ids that may be chosen, likeliest first (lowest id of equals), and their probabilities.
+
+    top-k first, then top-p on what is left: the smallest set whose probabilities reach p.
+    """
+    order = np.argsort(-logits, kind="stable")
+    if sampling.top_k:
+        order = order[: sampling.top_k]
+    scaled = logits[order].astype(np.float64)
+    scaled = (scaled - scaled[0]) / sampling.temperature
+    weights = np.exp(scaled)
+    weights /= weights.sum()
+    if sampling.top_p < 1:
+        count = int(np.searchsorted(np.cumsum(weights), sampling.top_p)) + 1
+        order, weights = order[:count], weights[:count] / weights[:count].sum()
+    return order, weights

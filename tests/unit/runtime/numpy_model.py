@@ -1,0 +1,200 @@
+"""A small model in numpy, cut over any number of devices: what the runtime's tests execute without a
+compiler.
+
+Six blocks: an embedding, four that append to a cache and mix in the mean of what it holds, and an output
+head. The functions have the calling convention of compiled ones, so engine, links, worker and head run
+unchanged.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llrun.device import Device
+from llrun.library import Library
+from llrun.program import build_program
+from llrun.schema import (
+    BlockEntry,
+    CacheArray,
+    DeviceInfo,
+    DeviceProgram,
+    Load,
+    ModelInfo,
+    Receive,
+    Release,
+    Run,
+    Send,
+    Slice,
+    Tensor,
+)
+from llrun.stores import Block
+
+VOCABULARY, WIDTH, CONTEXT, CHUNK, BLOCKS = 97, 16, 256, 8, 6
+IDS, POSITIONS, LOGITS, SKIP, TABLE, FIRST = 0, 1, 2, 3, 4, 10  # tensor ids; FIRST + i: output of block i
+BUNDLE = "b" * 64
+
+
+def weights(seed: int = 3) -> list[tuple[np.ndarray, ...]]:
+    random = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape).astype(np.float32)
+
+    mixers = [(draw(WIDTH, WIDTH) / 3,) for _ in range(BLOCKS - 2)]
+    return [(draw(VOCABULARY, WIDTH),), *mixers, (draw(VOCABULARY, WIDTH),)]
+
+
+def embed(ids: np.ndarray, table: np.ndarray) -> np.ndarray:
+    return table[ids]
+
+
+def positions(ids: np.ndarray) -> np.ndarray:
+    return np.cos(ids[..., None] * np.linspace(0.1, 1, WIDTH)).astype(np.float32)
+
+
+def mix(x: np.ndarray, table: np.ndarray, ids: np.ndarray, w: np.ndarray, cache: np.ndarray) -> np.ndarray:
+    """Row at position p: x + tanh((mean of the cache's rows 0..p) W) * table."""
+    start, n = int(ids[0, 0]), x.shape[1]
+    assert np.array_equal(ids[0], np.arange(start, start + n))
+    cache[0, start : start + n] = x[0]
+    sums = np.cumsum(cache[0, : start + n].astype(np.float64), axis=0)[start:]
+    means = (sums / (ids[0][:, None] + 1)).astype(np.float32)
+    return (x + np.tanh(means @ w)[None] * table).astype(np.float32)
+
+
+def project(x: np.ndarray, skip: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return ((x - 0.5 * skip) @ w.T).astype(np.float32)
+
+
+def one_row(function):
+    """What a decode function promises to be called with."""
+
+    def checked(first, *rest):
+        assert first.shape[1] == 1
+        return function(first, *rest)
+
+    return checked
+
+
+def library(**replaced: object) -> Library:
+    kinds = {"t0": embed, "t1": mix, "t2": project, "positions": positions} | replaced
+    functions = {f"{name}_prefill": f for name, f in kinds.items()}
+    functions |= {f"{name}_decode": one_row(f) for name, f in kinds.items()}
+    return Library(functions, lambda array: array, lambda array: array)
+
+
+def reference(ids: list[int], seed: int = 3) -> np.ndarray:
+    """Logits (n, vocabulary) of the whole model, one token at a time, in float32."""
+    parts = weights(seed)
+    caches = [np.zeros((1, CONTEXT, WIDTH), np.float32) for _ in range(BLOCKS - 2)]
+    rows = []
+    for position, token in enumerate(ids):
+        where = np.array([[position]])
+        x = skip = embed(np.array([[token]]), *parts[0])
+        for part, cache in zip(parts[1:-1], caches, strict=True):
+            x = mix(x, positions(where), where, *part, cache)
+        rows.append(project(x, skip, *parts[-1])[0, 0])
+    return np.stack(rows)
+
+
+def greedy(ids: list[int], count: int) -> list[int]:
+    """The reference's greedy continuation."""
+    tokens = list(ids)
+    for _ in range(count):
+        tokens.append(int(np.argmax(reference(tokens)[-1])))
+    return tokens[len(ids) :]
+
+
+def owners(devices: list[str]) -> list[str]:
+    """Device of each block: first and last on the head, the four between dealt out in order."""
+    middle = [devices[min(i * len(devices) // (BLOCKS - 2), len(devices) - 1)] for i in range(BLOCKS - 2)]
+    if len(devices) == 3:
+        middle = [devices[1], devices[1], devices[2], devices[2]]
+    return [devices[0], *middle, devices[0]]
+
+
+def programs(devices: list[str]) -> dict[str, tuple]:
+    """Every device's steps. The embedding's output also skips to the output head, which is on the same
+    device."""
+    owner = owners(devices)
+    steps: dict[str, list] = {d: [Load(block=b) for b in range(BLOCKS) if owner[b] == d] for d in devices}
+    for device in devices:
+        if device in owner[1:-1]:
+            run = Run(template="positions", block=None, inputs=(POSITIONS,), outputs=(TABLE,))
+            steps[device].append(run)
+    for block in range(BLOCKS):
+        device, last = owner[block], "last" if block == BLOCKS - 1 else "all"
+        if block and owner[block - 1] != device:
+            sent = FIRST + block - 1
+            steps[owner[block - 1]].append(Send(tensor=sent, destination=device, rows=last))
+            if block > 1:
+                steps[owner[block - 1]].append(Release(tensor=sent))
+            steps[device].append(Receive(tensor=sent, source=owner[block - 1]))
+        steps[device].append(_run(block, last))
+    return {device: tuple(one) for device, one in steps.items()}
+
+
+def _run(block: int, rows: str) -> Run:
+    if block == 0:
+        return Run(template="t0", block=0, inputs=(IDS,), outputs=(FIRST,))
+    if block == BLOCKS - 1:
+        inputs = (FIRST + block - 1, FIRST)
+        return Run(template="t2", block=block, inputs=inputs, outputs=(LOGITS,), rows=rows)
+    inputs = (FIRST + block - 1, TABLE, POSITIONS)
+    return Run(template="t1", block=block, inputs=inputs, outputs=(FIRST + block,))
+
+
+def record(
+    device: str, devices: list[str], addresses: dict[str, str] | None = None, **changes: object
+) -> Slice:
+    hidden = (1, -1, WIDTH)
+    tensors = [
+        Tensor(id=IDS, name="input_ids", dtype="int64", shape=(1, -1)),
+        Tensor(id=POSITIONS, name="position_ids", dtype="int64", shape=(1, -1)),
+        Tensor(id=LOGITS, name="logits", dtype="float32", shape=(1, -1, VOCABULARY)),
+        Tensor(id=TABLE, name="table", dtype="float32", shape=hidden),
+    ]
+    tensors += [Tensor(id=FIRST + i, name=f"h{i}", dtype="float32", shape=hidden) for i in range(BLOCKS - 1)]
+    caches = (CacheArray(dtype="float32", shape=(1, CONTEXT, WIDTH)),)
+    templates = ["t0", *["t1"] * (BLOCKS - 2), "t2"]
+    fields = {
+        "schema": 1,
+        "digest": "",
+        "bundle": BUNDLE,
+        "model": ModelInfo(
+            name="synthetic", architecture="Synthetic", quant="f32", vocab_size=VOCABULARY, context=CONTEXT,
+            chunk=CHUNK, bos_token_id=None, eos_token_ids=(),
+        ),
+        "device": device,
+        "head": devices[0],
+        "devices": {
+            name: DeviceInfo(
+                name=name, target="x86-64-v3", address=(addresses or {}).get(name, "127.0.0.1:0"), threads=1,
+                memory_bytes=1 << 30,
+            )
+            for name in devices
+        },
+        "library": "lib/model.so",
+        "runtime_library": "lib/libtvm_runtime.so",
+        "tensors": tuple(tensors),
+        "input_ids": IDS,
+        "position_ids": POSITIONS,
+        "logits": LOGITS,
+        "blocks": tuple(
+            BlockEntry(id=i, template=t, file=f"weights/{i}.safetensors", params=(),
+                       caches=caches if t == "t1" else ())
+            for i, t in enumerate(templates)
+        ),
+        "program": DeviceProgram(device=device, epoch=1, steps=programs(devices)[device]),
+        "max_payload_bytes": CHUNK * WIDTH * 4,
+        "files": {},
+    }  # fmt: skip
+    return Slice(**{**fields, **changes})
+
+
+def device(name: str, devices: list[str], functions: Library | None = None, **changes: object) -> Device:
+    described = record(name, devices, **changes)
+    program = build_program(described)
+    parts = weights()
+    blocks = {b.id: Block(b, parts[b.id]) for b in described.blocks if b.id in program.blocks}
+    return Device(described, program, blocks, functions or library())
