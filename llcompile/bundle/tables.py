@@ -13,13 +13,17 @@ from llcompile.bundle.sizes import human_bytes, human_seconds
 from llrun import schema
 
 Measured = Mapping[str, Any]
+_PIPE_WIDTH = 140
 _NUMBERS = ("weights", "cache", "memory", "of", "compute", "bytes", "measured")
 
 
 def print_plan(record: schema.PlanRecord, measured: Measured | None = None) -> None:
     """Print `record` to stdout. `measured`: the object that `llrun --json` prints, to set beside what was
     predicted."""
-    Console(highlight=False).print(plan_text(record, measured))
+    screen = Console(highlight=False)
+    if not screen.is_terminal:
+        screen.width = _PIPE_WIDTH
+    screen.print(plan_text(record, measured))
 
 
 def plan_text(record: schema.PlanRecord, measured: Measured | None = None) -> RenderableType:
@@ -77,10 +81,10 @@ def _stages(record: schema.PlanRecord) -> Table:
 
 
 def _devices(record: schema.PlanRecord, measured: Measured | None) -> Table:
-    headings = ["device", "weights", "cache", "memory used", "of", "compute a token"]
+    headings = ["device", "weights", "cache", "memory", "of", "compute a token"]
     figures: Mapping[str, Mapping[str, float]] = (measured or {}).get("devices", {})
     if measured:
-        headings += ["measured peak", "measured compute a token"]
+        headings += ["measured memory", "measured compute"]
     table = _table(*headings)
     for name, load in sorted(record.devices.items()):
         row = [
