@@ -27,7 +27,8 @@ Examples:
   llcompile plan ./config-only --target devices.json --random-weights 1 --json | jq .tpot_s""",
     "explain": """\b
 Example:
-  llcompile explain bundle/""",
+  llcompile explain bundle/
+  llrun bundle/ --prompt 'def ' --json > run.json; llcompile explain bundle/ --measured run.json""",
     "verify": """\b
 Example:
   llcompile verify bundle/ && rsync -a bundle/devices/pi/ pi:llm/""",
@@ -90,7 +91,7 @@ def build(output: Path, as_json: bool, **arguments: Any) -> None:
     from llcompile import bundle, console, pipeline
 
     options = options_of(arguments)
-    with console.Console(as_json) as screen:
+    with console.Console(debug_level() > 0) as screen:
         planned = pipeline.build(options, output, watch_of(screen), screen.packing)
         record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
     if as_json:
@@ -107,7 +108,7 @@ def plan(as_json: bool, **arguments: Any) -> None:
     from llcompile import bundle, console, pipeline
 
     options = options_of(arguments)
-    with console.Console(as_json) as screen:
+    with console.Console(debug_level() > 0) as screen:
         planned = pipeline.make_plan(options, watch_of(screen))
         record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
     if as_json:
@@ -118,16 +119,19 @@ def plan(as_json: bool, **arguments: Any) -> None:
 
 @main.command(epilog=EPILOG["explain"])
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option("--measured", type=click.Path(path_type=Path), metavar="FILE",
+              help="What `llrun --json` printed, to set beside what was predicted.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def explain(path: Path, as_json: bool) -> None:
-    """The plan of BUNDLE in words and a table."""
+def explain(path: Path, measured: Path | None, as_json: bool) -> None:
+    """The plan of BUNDLE in words and a table; predicted against measured."""
     from llcompile import bundle
 
     record = bundle.read_manifest(path).plan
+    figures = bundle.read_measured(measured) if measured else None
     if as_json:
-        click.echo(json.dumps(bundle.plan_json(record)))
+        click.echo(json.dumps(bundle.plan_json(record) | ({"measured": figures} if figures else {})))
     else:
-        bundle.print_plan(record)
+        bundle.print_plan(record, figures)
 
 
 @main.command(epilog=EPILOG["verify"])
@@ -142,6 +146,14 @@ def verify(path: Path) -> None:
     if violations:
         sys.exit(2)
     click.echo(f"{path}: every file matches the manifest")
+
+
+def debug_level() -> int:
+    """LLC_DEBUG: 1 stages and timings, 2 passes, 3 plan and costs, 4 the program after every pass."""
+    text = os.environ.get("LLC_DEBUG", "0")
+    if text not in ("0", "1", "2", "3", "4"):
+        raise CompileError("E101", f"LLC_DEBUG is {text!r}; set it to 0, 1, 2, 3 or 4")
+    return int(text)
 
 
 def options_of(arguments: dict[str, Any]) -> BuildOptions:

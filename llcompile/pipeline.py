@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llcompile import bundle, cost, frontend, graph, lower, partition
+from llcompile import bundle, cost, frontend, graph, lower, partition, quantize
 from llcompile.ir.cluster import Cluster, Processor
 from llcompile.ir.errors import CompileError
-from llcompile.ir.graph import Graph, Template
+from llcompile.ir.graph import Block, Graph, Template
 from llcompile.ir.model import Model
 from llcompile.ir.packing import LoweredTemplate
 from llcompile.ir.plan import BlockCost, Plan
+from llrun.schema import FileEntry
 
 DEFAULT_CONTEXT = 4096
 CHUNK = 128
@@ -113,7 +114,7 @@ def context_of(options: BuildOptions, model: Model) -> int:
     return options.context
 
 
-def build(options: BuildOptions, out: Path, watch: Stopwatch, progress: bundle.Progress) -> Planned:
+def build(options: BuildOptions, out: Path, watch: Stopwatch, progress: bundle.Progress | None) -> Planned:
     """MODEL and devices.json to a bundle at `out`."""
     bundle.check_destination(out)
     planned = make_plan(options, watch)
@@ -125,12 +126,23 @@ def build(options: BuildOptions, out: Path, watch: Stopwatch, progress: bundle.P
     return planned
 
 
-def write(planned: Planned, compiled: Compiled, out: Path, progress: bundle.Progress, jobs: int) -> None:
+def write(
+    planned: Planned, compiled: Compiled, out: Path, progress: bundle.Progress | None = None, jobs: int = 1
+) -> None:
     """Pack the weights and write the bundle."""
+    model = planned.model
+
+    def pack(
+        path: Path, lowered: LoweredTemplate, template: Template, block: Block, told: Callable[[int], None]
+    ) -> FileEntry:
+        seed = model.random_seed or 0
+        packed = quantize.write_block(path, lowered, template, block, model.weights, seed, told, jobs)
+        return FileEntry(size_bytes=packed.size_bytes, sha256=packed.sha256)
+
     programs, tensors = partition.device_programs(planned.graph, planned.plan, planned.cluster)
     bundle.write_bundle(
         out,
-        model=planned.model,
+        model=model,
         graph=planned.graph,
         costs=planned.costs,
         plan=planned.plan,
@@ -140,8 +152,8 @@ def write(planned: Planned, compiled: Compiled, out: Path, progress: bundle.Prog
         runtime_libraries=compiled.runtime,
         programs=programs,
         tensors=tensors,
+        pack=pack,
         progress=progress,
-        jobs=jobs,
     )
 
 

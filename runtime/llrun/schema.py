@@ -249,7 +249,10 @@ def encode(record: Slice | Manifest) -> bytes:
 
 def decode(text: bytes, kind: type[Sealed]) -> Sealed:
     """Parse and check `text`. Raises ValueError that says what is wrong (msgspec.ValidationError is one)."""
-    record = msgspec.json.decode(text, type=kind)
+    try:
+        record = msgspec.json.decode(text, type=kind)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if record.schema != SCHEMA:
         raise ValueError(f"schema {record.schema}, this version reads schema {SCHEMA}")
     if encode(record) != text:
