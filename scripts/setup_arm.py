@@ -130,7 +130,16 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     """The aarch64 (or pure) CPython 3.11 wheel of `requirement`, by pip and its configuration."""
     tags = [f"--platform={tag}" for tag in GLIBC_TAGS]
     before = set(folder.glob("*.whl"))
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--retries=1",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
     command += [*tags, "--python-version=3.11", "--implementation=cp", f"--dest={folder}", requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     new = sorted(set(folder.glob("*.whl")) - before)
