@@ -25,24 +25,37 @@ def build_graph(model: Model, observe: Observer[Dataflow] | None = None) -> Grap
 
     `observe` sees the dataflow after each pass.
     """
+    flow = simplified_dataflow(model, observe)
+    specs = infer_specs(flow)
+    graph = _assemble(flow, specs, *block_forms(flow, specs))
+    violations = check_graph(graph)
+    if violations:
+        raise CompileError("G106", f"the graph of {model.name}: {'; '.join(violations[:5])}", 1)
+    return graph
+
+
+def simplified_dataflow(model: Model, observe: Observer[Dataflow] | None = None) -> Dataflow:
+    """The model's dataflow without what is dead or repeated, its weights' uses checked."""
     flow = read_dataflow(model)
     violations = check_dataflow(flow)
     if violations:
         raise CompileError("G101", f"the graph of {model.name}: {'; '.join(violations[:5])}", 1)
     flow = run_passes(flow, PASSES, Verifier(check_dataflow), observe)
     _check_roles(flow)
-    specs = infer_specs(flow)
+    return flow
+
+
+def block_forms(
+    flow: Dataflow, specs: Mapping[str, TensorSpec]
+) -> tuple[tuple[Canonical, ...], tuple[str, ...]]:
+    """The canonical form of every block, in execution order, and the outputs of the positions template."""
     pieces = list(find_cuts(flow, specs).pieces())
     tables = _tables(flow, pieces)
-    forms = [
+    forms = (
         canonicalize(flow, specs, piece, outputs, frozenset(tables))
         for piece, outputs in _with_outputs(pieces)
-    ]
-    graph = _assemble(flow, specs, forms, tables)
-    violations = check_graph(graph)
-    if violations:
-        raise CompileError("G106", f"the graph of {model.name}: {'; '.join(violations[:5])}", 1)
-    return graph
+    )
+    return tuple(forms), tables
 
 
 def _check_roles(flow: Dataflow) -> None:

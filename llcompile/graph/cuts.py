@@ -5,12 +5,12 @@ first. So parallel branches never interleave: a GPT-NeoX layer is its whole atte
 Embedding lookups come before all else, so that token ids stay with the first block.
 
 Cuts. Attention nodes are the anchors, one a block. In the gap from one attention node to the next (or to the
-end) two cuts are made, with at least one Linear between them: the layer's MLP is between, and attention has
-both its projections on its own side. Of all such pairs the one with the fewest live bytes is taken. In a
-sequential layer those are the two residual sums, where one tensor is live; in a parallel one the end of the
-layer and the point where attention's output waits beside the residual. Before the first attention node one
-cut ends the embedding. After the last, the same two cuts separate MLP and output head, which holds at least
-one Linear.
+end) two cuts are made that enclose an MLP, which is a Linear fed by a Linear; one of the two has the gap's
+fewest live bytes, and of all such pairs the one with the fewest together is taken. In a sequential layer
+those are the two residual sums, where one tensor is live; in a parallel one the end of the layer and the
+point where attention's output waits beside the residual. A gap without an MLP is cut once. Before the first
+attention node one cut ends the embedding. After the last, the same two cuts separate MLP and output head,
+which holds at least one Linear.
 
 Ties (equal bytes): more Linears before the first cut, as attention's output projection belongs to attention;
 then cuts at tensors that several nodes read, as the residual stream is, so that an embedding's scale or norm,
@@ -47,17 +47,18 @@ class Cuts:
 
 @dataclass(frozen=True)
 class _Curve:
-    """Running sums over the order; entry i holds after node i. `unforked`: live tensors that one node
-    reads."""
+    """Entry i holds after node i. `live`: bytes; `unforked`: live tensors that one node reads; `linears`: how
+    many so far; `chained`: of the Linears so far that are fed by a Linear, the latest start of such a
+    chain."""
 
     live: Sequence[int]
     unforked: Sequence[int]
     linears: Sequence[int]
+    chained: Sequence[int]
 
 
 def find_cuts(flow: Dataflow, specs: Mapping[str, TensorSpec]) -> Cuts:
-    """Cut `flow` into embedding, two blocks a layer, and head. Raises CompileError G105 (no attention, or no
-    room)."""
+    """Cut `flow` into embedding, two blocks a layer, and head. Raises CompileError G105 where it cannot."""
     order = schedule(flow)
     anchors = [i for i, node in enumerate(order) if node.op == ATTENTION]
     if not anchors:
@@ -120,7 +121,18 @@ def _curve(order: Sequence[Node], flow: Dataflow, specs: Mapping[str, TensorSpec
         unforked[born[name]] += single
         unforked[reads[-1]] -= single
     linears = accumulate(int(node.op == LINEAR) for node in order)
-    return _Curve(list(accumulate(live))[:-1], list(accumulate(unforked))[:-1], list(linears))
+    chained = accumulate(_chains(order), max)
+    return _Curve(list(accumulate(live))[:-1], list(accumulate(unforked))[:-1], list(linears), list(chained))
+
+
+def _chains(order: Sequence[Node]) -> Iterator[int]:
+    """For each node that is a Linear fed by a Linear, at whatever distance, the nearest one's position; else
+    -1."""
+    nearest: dict[str, int] = {}
+    for i, node in enumerate(order):
+        before = max((nearest.get(name, -1) for name in node.inputs), default=-1)
+        yield before if node.op == LINEAR else -1
+        nearest.update(dict.fromkeys(node.outputs, i if node.op == LINEAR else before))
 
 
 def _first_cut(order: Sequence[Node], curve: _Curve, anchor: int) -> int:
@@ -134,14 +146,20 @@ def _first_cut(order: Sequence[Node], curve: _Curve, anchor: int) -> int:
 
 
 def _gap_cuts(curve: _Curve, start: int, stop: int, is_last: bool) -> list[int]:
-    """The two cuts in start <= first < second < stop; one where no Linear fits between two."""
-    least = curve.linears[-1] - 1 if is_last else curve.linears[-1]
-    points = [i for i in range(start, stop) if curve.linears[i] <= least]
-    pairs = [(a, b) for a in points for b in points if a < b and curve.linears[a] < curve.linears[b]]
-    if pairs:
-        return list(min(pairs, key=lambda pair: _pair_key(curve, *pair)))
+    """The two cuts in start <= first < second < stop; one where there is no MLP to enclose."""
+    most = curve.linears[-1] - 1 if is_last else curve.linears[-1]
+    points = [i for i in range(start, stop) if curve.linears[i] <= most]
     if not points:
         raise CompileError("G105", "nothing follows an attention node that could be a block of its own", 1)
+    least = min(curve.live[i] for i in points)
+    pairs = [
+        (a, b)
+        for a in points
+        for b in points
+        if a < curve.chained[b] and least in (curve.live[a], curve.live[b])
+    ]
+    if pairs:
+        return list(min(pairs, key=lambda pair: _pair_key(curve, *pair)))
     return [min(points, key=lambda i: (curve.live[i], curve.unforked[i], i))]
 
 
