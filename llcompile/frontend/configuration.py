@@ -1,0 +1,160 @@
+"""config.json as a transformers configuration of a decoder-only language model, checked before it is believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from llcompile.ir.errors import CompileError
+
+_LARGEST_FILE_BYTES = 1 << 24
+_LIMITS = {
+    "num_hidden_layers": 1024,
+    "hidden_size": 1 << 17,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "head_dim": 1 << 14,
+    "intermediate_size": 1 << 20,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 26,
+}
+_REQUIRED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_DATA_DEPENDENT_ROPE = ("dynamic",)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a file. Raises CompileError F110."""
+    size = path.stat().st_size
+    if size > _LARGEST_FILE_BYTES:
+        raise CompileError(
+            "F110", f"{path}: {size} bytes, more than {_LARGEST_FILE_BYTES}: not a configuration."
+        )
+    try:
+        document = json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:
+        raise CompileError("F110", f"{path}: not JSON ({error}).") from None
+    if not isinstance(document, dict):
+        raise CompileError("F110", f"{path}: not a JSON object.")
+    return document
+
+
+def read_configuration(path: Path) -> PretrainedConfig:
+    """The configuration that `path` (config.json) describes, ready for building.
+
+    Raises CompileError: F110 malformed, F111 a value that cannot be, F112 an architecture that is not supported.
+    Code that a checkpoint brings along (auto_map) is never run: the architecture must be one transformers has.
+    """
+    document = read_object(path)
+    kind = document.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        remote = ", and code of the checkpoint's own is never run" if "auto_map" in document else ""
+        raise CompileError("F112", f"{path}: model_type {kind!r} is not known to transformers{remote}.")
+    _require_supported(path, kind, document)
+    try:
+        config = CONFIG_MAPPING[kind].from_dict(dict(document))
+    except (
+        StrictDataclassError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ZeroDivisionError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise CompileError("F111", f"{path}: a value cannot be ({type(error).__name__}: {reason}).") from None
+    _require_sane(path, config)
+    _require_static_rope(path, config)
+    config.use_cache = False
+    return config
+
+
+def _require_supported(path: Path, kind: str, document: Mapping[str, Any]) -> None:
+    native = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    named = document.get("architectures") or [native]
+    if not isinstance(named, list) or not all(isinstance(a, str) for a in named if a is not None):
+        raise CompileError("F110", f'{path}: "architectures" is not a list of names.')
+    if native is None or native not in named:
+        raise CompileError(
+            "F112",
+            f"{path}: architecture {named[0] or kind} is not a decoder-only language model. Use a causal one"
+            f"{f' ({native})' if native else ''}.",
+        )
+    if document.get("is_encoder_decoder") is True or document.get("add_cross_attention") is True:
+        raise CompileError(
+            "F112", f"{path}: {native} attends to an encoder; only decoder-only models are supported."
+        )
+    experts = [key for key in _EXPERTS if isinstance(document.get(key), int) and document[key] > 1]
+    if experts:
+        raise CompileError(
+            "F112",
+            f"{path}: {native} routes tokens to experts ({experts[0]} = {document[experts[0]]}): which weights are read "
+            "depends on the data, which is not supported. Use a dense model.",
+        )
+    if document.get("quantization_config"):
+        raise CompileError(
+            "F112",
+            f"{path}: the checkpoint is quantised. Use the original one (F32, F16 or BF16) with --quant.",
+        )
+
+
+def _require_sane(path: Path, config: PretrainedConfig) -> None:
+    for key, limit in _LIMITS.items():
+        value = getattr(config, key, None)
+        if value is None and key not in _REQUIRED:
+            continue
+        if isinstance(value, list):  # one a layer
+            value = max((v for v in value if isinstance(v, int)), default=0)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
+            raise CompileError("F111", f"{path}: {key} is {value!r}; it must be 1 to {limit}.")
+    heads, width = config.num_attention_heads, config.hidden_size
+    if getattr(config, "head_dim", None) is None and width % heads:
+        raise CompileError(
+            "F111", f"{path}: hidden_size {width} is not a multiple of num_attention_heads {heads}."
+        )
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    if heads % kv_heads:
+        raise CompileError(
+            "F111",
+            f"{path}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}.",
+        )
+
+
+def _rope_kinds(parameters: object) -> set[str]:
+    """The rope types of a parameter set, or of one a layer type."""
+    if not isinstance(parameters, Mapping):
+        return set()
+    kinds = {str(parameters["rope_type"])} if "rope_type" in parameters else set()
+    return kinds.union(*(_rope_kinds(v) for v in parameters.values() if isinstance(v, Mapping)))
+
+
+def _require_static_rope(path: Path, config: PretrainedConfig) -> None:
+    """Frequencies must be constants; those that change with the length of the text are refused."""
+    found = _rope_kinds(getattr(config, "rope_parameters", None)) & set(_DATA_DEPENDENT_ROPE)
+    if found:
+        raise CompileError(
+            "F112",
+            f"{path}: rope_type {sorted(found)[0]!r} changes the rotary embedding's frequencies with the length of "
+            "the text, which is not supported. Use linear, llama3 or yarn.",
+        )
+
+
+def token_ids(directory: Path, config: PretrainedConfig) -> tuple[int | None, tuple[int, ...]]:
+    """(beginning, ends) of text, from generation_config.json where it says so, else from the configuration."""
+    path = directory / "generation_config.json"
+    document = read_object(path) if path.is_file() else {}
+    begin = document.get("bos_token_id", getattr(config, "bos_token_id", None))
+    end = document.get("eos_token_id", getattr(config, "eos_token_id", None))
+    ends = end if isinstance(end, list) else [] if end is None else [end]
+    for value in [*ends, *([] if begin is None else [begin])]:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise CompileError(
+                "F111", f"{path if document else directory}: token id {value!r} is not a number from 0."
+            )
+    return begin, tuple(ends)

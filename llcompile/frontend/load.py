@@ -1,0 +1,101 @@
+"""The stage itself: from a Hugging Face directory or hub id to a Model."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import onnxsim
+from transformers import PretrainedConfig, PreTrainedModel
+
+from llcompile.frontend.canonical import canonical_passes
+from llcompile.frontend.canonical import rewriting as rw
+from llcompile.frontend.checkpoint import read_checkpoint
+from llcompile.frontend.configuration import read_configuration, token_ids
+from llcompile.frontend.export import export_graph
+from llcompile.frontend.functions import local_functions
+from llcompile.frontend.skeleton import aliases, build_skeleton, stored_names
+from llcompile.frontend.source import locate
+from llcompile.frontend.tokenizer import tokenizer_files
+from llcompile.frontend.weights import choose_names, weight_sources
+from llcompile.ir.errors import INTERNAL, CompileError
+from llcompile.ir.model import Model
+from llcompile.passes import Observer, run_passes
+
+_IR_VERSION = 10
+_UNLIMITED_POSITIONS = 1 << 17
+
+
+def load_model(
+    model: str, random_seed: int | None = None, observe: Observer[ir.Model] | None = None
+) -> Model:
+    """The model named `model`: a directory with config.json, safetensors and tokenizer files, or a hub id.
+
+    With `random_seed`, config.json alone is enough and no weight is read. `observe` is called after every pass.
+    Raises CompileError: F10x source, F11x configuration, F12x and F13x a model that cannot be compiled, F14x
+    files of the checkpoint, F15x weights that do not fit the configuration.
+    """
+    directory, name = locate(model, weights=random_seed is None)
+    config = read_configuration(directory / "config.json")
+    stored = read_checkpoint(directory) if random_seed is None else None
+    skeleton, mode = build_skeleton(config)
+    known = stored_names(skeleton, stored or ())
+    names = choose_names(aliases(skeleton), skeleton.base_model_prefix, known)
+    graph = export_graph(skeleton, mode)
+    passes = canonical_passes({f"model.{own}": stored_name for own, stored_name in names.items()})
+    graph = run_passes(graph, passes, observe=observe)
+    _require_attention(graph, config, skeleton)
+    sources = weight_sources(graph, stored, float(getattr(config, "initializer_range", 0.02)), str(directory))
+    begin, ends = token_ids(directory, config)
+    return Model(
+        name=name,
+        architecture=type(skeleton).__name__,
+        onnx=_serialize(graph),
+        weights=sources,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        max_positions=_max_positions(config),
+        bos_token_id=begin,
+        eos_token_ids=ends,
+        tokenizer_files=tokenizer_files(directory),
+        random_seed=random_seed,
+    )
+
+
+def _max_positions(config: PretrainedConfig) -> int:
+    """Positions the model was made for; ALiBi models have no limit of their own, BLOOM calls it seq_length."""
+    found = getattr(config, "max_position_embeddings", None) or getattr(config, "seq_length", None)
+    return int(found or _UNLIMITED_POSITIONS)
+
+
+def _require_attention(graph: ir.Model, config: PretrainedConfig, skeleton: PreTrainedModel) -> None:
+    """Every layer attends through the symbolic node: else some of the cache would be missing."""
+    layers = [node.attributes["layer"].as_int() for node in rw.nodes(graph, "Attention")]
+    if sorted(layers) != list(range(config.num_hidden_layers)):
+        raise CompileError(
+            "F132",
+            f"{type(skeleton).__name__}: {len(layers)} attention nodes for {config.num_hidden_layers} layers; this "
+            "architecture attends in a way that is not supported.",
+        )
+
+
+def _serialize(graph: ir.Model) -> bytes:
+    """Checked, simplified, with bodies for the own operators; free of the exporter's notes."""
+    _clear_notes(graph)
+    proto = ir.to_proto(graph)
+    proto.ir_version = _IR_VERSION
+    proto.producer_name, proto.producer_version = "llcompile", ""
+    proto.functions.extend(local_functions())
+    simplified, same = onnxsim.simplify(proto, check_n=0)
+    if not same:
+        raise CompileError("F121", "the simplified graph differs from the exported one.", INTERNAL)
+    onnx.checker.check_model(simplified, full_check=True)
+    return bytes(simplified.SerializeToString(deterministic=True))
+
+
+def _clear_notes(graph: ir.Model) -> None:
+    for holder in (graph, graph.graph, *graph.graph, *graph.graph.inputs, *graph.graph.initializers.values()):
+        holder.metadata_props.clear()
+    for node in graph.graph:
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()

@@ -1,0 +1,113 @@
+"""A transformers model without weights: parameters are shapes, buffers are real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, apply_renamings
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from llcompile.frontend import attention
+from llcompile.ir.errors import CompileError
+
+
+class _UninitialisedOnMeta(TorchFunctionMode):
+    """Puts `torch.empty` on the meta device: what modules allocate for weights, and nothing that has a value."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is torch.empty:
+            options["device"] = "meta"
+        return func(*args, **options)
+
+
+def build_skeleton(config: PretrainedConfig) -> tuple[PreTrainedModel, FakeTensorMode]:
+    """The model of `config` in float32, attention symbolic, every parameter fake, every buffer with its value.
+
+    Raises CompileError F113 when transformers cannot build it.
+    """
+    attention.register()
+    try:
+        with _UninitialisedOnMeta():
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation=attention.IMPLEMENTATION, dtype=torch.float32
+            )
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        AssertionError,
+    ) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise CompileError("F113", f"a model cannot be built from config.json ({reason}).") from None
+    model.tie_weights()
+    adapt = attention.ADAPTERS.get(type(model).__name__)
+    if adapt:
+        adapt(model)
+    _fix_long_rope(model)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    _replace_parameters(model, mode)
+    return model.eval(), mode
+
+
+def aliases(model: PreTrainedModel) -> list[list[str]]:
+    """The names of each parameter and persistent buffer; tied parameters have several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
+
+
+def stored_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
+    """The checkpoint's name of each tensor by the name that transformers reads it under.
+
+    They differ where a class was renamed since its checkpoints were written (GPT-NeoX's embed_out is lm_head now).
+    """
+    renamings = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]
+    return {apply_renamings(name, renamings): name for name in stored}
+
+
+def _fix_long_rope(model: nn.Module) -> None:
+    """LongRoPE picks its frequencies by the length of the text; here the model's context decides, once.
+
+    Long factors when max_position_embeddings exceeds original_max_position_embeddings, else short ones. So a
+    text within the original length gets the long factors too, unlike in transformers: frequencies that change
+    while text grows would make every cached key wrong.
+    """
+    for module in model.modules():
+        if getattr(module, "rope_type", None) != "longrope":
+            continue
+        config = module.config
+        frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](config, None, seq_len=config.max_position_embeddings)
+        module.register_buffer("inv_freq", frequencies, persistent=False)
+        module.rope_type = "static"
+
+
+def _replace_parameters(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Every parameter becomes a fake one of its shape; a shared (tied) one stays shared."""
+    fakes: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in fakes:
+                with mode:
+                    empty = torch.empty(parameter.shape, dtype=torch.float32)
+                    fakes[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+            module._parameters[name] = fakes[id(parameter)]

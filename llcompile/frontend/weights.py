@@ -1,0 +1,111 @@
+"""Which stored tensor each weight of the graph is: names, shapes and dtypes matched, all misfits told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+from llcompile.frontend.canonical import rewriting as rw
+from llcompile.frontend.checkpoint import StoredTensor, stored_dtype
+from llcompile.ir.errors import CompileError
+from llcompile.ir.model import WeightSource
+
+_SHOWN = 5
+
+
+def _spellings(name: str, prefix: str) -> Iterator[str]:
+    """A parameter's name, and the same with the base model's prefix dropped or added: checkpoints have both."""
+    yield name
+    if name.startswith(f"{prefix}."):
+        yield name.removeprefix(f"{prefix}.")
+    else:
+        yield f"{prefix}.{name}"
+
+
+def choose_names(aliases: Iterable[Sequence[str]], prefix: str, stored: Mapping[str, str]) -> dict[str, str]:
+    """The checkpoint's name of each parameter, by each of the names it has in the model (tied ones have several).
+
+    `stored`: checkpoint names by the names the model knows them under; empty when there is no checkpoint. The
+    first spelling that is stored wins; when none is, the parameter's first name.
+    """
+    chosen: dict[str, str] = {}
+    for names in aliases:
+        candidates = (s for name in names for s in _spellings(name, prefix))
+        found = next((stored[c] for c in candidates if c in stored), names[0])
+        chosen.update(dict.fromkeys(names, found))
+    return chosen
+
+
+def weight_sources(
+    model: ir.Model, stored: Mapping[str, StoredTensor] | None, deviation: float, place: str
+) -> dict[str, WeightSource]:
+    """A source for every weight input of a canonical graph; random ones when `stored` is None.
+
+    `place` names the checkpoint in errors. Raises CompileError F150 (missing), F151 (shape), F142 (dtype).
+    """
+    inputs = [v for v in model.graph.inputs if rw.is_weight(v)]
+    if stored is None:
+        return {str(v.name): _random(v, deviation) for v in inputs}
+    _require_all(inputs, stored, place)
+    return {str(v.name): _stored(v, stored[str(v.name)]) for v in inputs}
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    return tuple(d for d in rw.dims(value) or () if isinstance(d, int))
+
+
+def _file_shape(value: ir.Value) -> tuple[int, ...]:
+    return _shape(value)[::-1] if rw.TRANSPOSED in value.metadata_props else _shape(value)
+
+
+def _stored(value: ir.Value, tensor: StoredTensor) -> WeightSource:
+    name = str(value.name)
+    return WeightSource(
+        name=name,
+        shape=_shape(value),
+        dtype=stored_dtype(name, tensor),
+        path=tensor.path,
+        offset=tensor.offset,
+        transpose=rw.TRANSPOSED in value.metadata_props,
+    )
+
+
+def _initial(value: ir.Value) -> str:
+    """How an untrained model starts: norms at the identity, biases at zero, matrices normal."""
+    use, index = next(iter((use.node, use.idx) for use in value.uses()))
+    if len(_shape(value)) > 1:
+        return "normal"
+    if use.op_type in ("RMSNormalization", "LayerNormalization"):
+        return "ones" if index == 1 else "zeros"
+    scale_less_one = use.op_type == "Add" and any(rw.scalar(v) == 1.0 for v in use.inputs)
+    bias = str(value.name).endswith("bias") or use.op_type == "Linear"
+    return "zeros" if scale_less_one or bias else "ones"
+
+
+def _random(value: ir.Value, deviation: float) -> WeightSource:
+    return WeightSource(str(value.name), _shape(value), "f32", init=_initial(value), std=deviation)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _require_all(inputs: Sequence[ir.Value], stored: Mapping[str, StoredTensor], place: str) -> None:
+    missing = [str(v.name) for v in inputs if v.name not in stored]
+    if missing:
+        raise CompileError(
+            "F150",
+            f"{place}: the checkpoint lacks {len(missing)} of {len(inputs)} weights that config.json asks for: "
+            f"{_listed(missing)}. Fetch it again, or correct config.json.",
+        )
+    misfits = [
+        f"{v.name} is {list(stored[str(v.name)].shape)}, config.json asks for {list(_file_shape(v))}"
+        for v in inputs
+        if stored[str(v.name)].shape != _file_shape(v)
+    ]
+    if misfits:
+        raise CompileError(
+            "F151", f"{place}: {_listed(misfits)}. config.json and the weights are of different models."
+        )
