@@ -65,12 +65,11 @@ def staged(out: Path) -> Iterator[Path]:
 
 def write_error(place: Path, error: OSError) -> CompileError:
     wrong_use = isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError)
-    where = f" ({error.filename})" if error.filename and str(error.filename) != str(place) else ""
     remedy = (
         "choose another place with -o" if wrong_use else "free some space, or choose another place with -o"
     )
     code = USAGE if wrong_use else INTERNAL
-    return CompileError("B102", f"cannot write {place}: {error.strerror}{where}; {remedy}", code)
+    return CompileError("B102", f"cannot write {place}: {error.strerror}; {remedy}", code)
 
 
 def _resolve(out: Path) -> Path:

@@ -62,12 +62,10 @@ def memory_bar(name: str, load: schema.LoadRecord) -> Bar:
     return Bar(name, label, tuple(parts))
 
 
-def deploy_files(
-    head: str, devices: dict[str, schema.DeviceInfo], plan: schema.PlanRecord
-) -> dict[str, tuple[bytes, bool]]:
+def deploy_files(head: str, devices: dict[str, schema.DeviceInfo]) -> dict[str, tuple[bytes, bool]]:
     """Files of deploy/ by name: content, and whether it is executable. Workers get a service; the head is
     run by its user, at a terminal."""
-    files = {"README.md": (_render("deploy.md.j2", head=head, devices=devices, plan=plan), False)}
+    files = {"README.md": (_render("deploy.md.j2", head=head, devices=devices), False)}
     for name, device in sorted(devices.items()):
         files[f"run-{name}.sh"] = (_render("run.sh.j2", device=device, head=head), True)
         if name != head:

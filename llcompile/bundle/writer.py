@@ -122,7 +122,7 @@ def _check_names(contents: Contents) -> None:
 
 def _write_pages(files: FileSet, contents: Contents) -> None:
     files.write("report.html", report_page(contents.model, contents.plan))
-    for name, (data, executable) in deploy_files(contents.head, contents.devices, contents.plan).items():
+    for name, (data, executable) in deploy_files(contents.head, contents.devices).items():
         files.write(f"deploy/{name}", data, executable)
 
 

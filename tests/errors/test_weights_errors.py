@@ -65,7 +65,8 @@ def test_an_unknown_dtype(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(("quant", "role"), [
-    ("q4", "linear"), ("q8", "linear"), ("f16", "linear"), ("f32", "linear"), ("q8", "embedding"), ("f32", "plain"),
+    ("q4", "linear"), ("q8", "linear"), ("f16", "linear"), ("f32", "linear"),
+    ("q8", "embedding"), ("f32", "plain"),
 ])  # fmt: skip
 def test_weights_that_are_not_finite(tmp_path: Path, value: float, quant: str, role: str) -> None:
     values = matrix(32, 64)
@@ -123,7 +124,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     sources = {"w": store(tmp_path / "w.bin", matrix(32, 64))}
     made = checkpoint.template(sources, {"w": "linear"})
     (tmp_path / "b.partial").symlink_to("/dev/full")
-    with pytest.raises(CompileError, match="No space left on device. Free some space") as caught:
+    with pytest.raises(CompileError, match=r"No space left on device\. Free some space") as caught:
         write_block(tmp_path / "b", checkpoint.lower(made, "q4"), made, checkpoint.block(sources), sources)
     assert (caught.value.code, caught.value.exit_code) == ("Q106", 1)
     assert not (tmp_path / "b").exists()

@@ -16,7 +16,8 @@ QUANTISED = [
     Layout("tiled", "q4", 5),
     Layout("rows", "q8"),
 ]
-# Root of the mean squared error of standard normal weights; measured 0.00534 and 0.0811, plain largest/8: 0.0858.
+# Root of the mean squared error of standard normal weights; measured 0.00534 and 0.0811, plain largest/8:
+# 0.0858.
 RMS_BOUND = {"q8": 0.0056, "q4": 0.0825}
 
 
