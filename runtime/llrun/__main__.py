@@ -1,0 +1,5 @@
+"""`python -m llrun`."""
+
+from llrun.cli import main
+
+main()

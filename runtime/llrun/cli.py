@@ -1,0 +1,248 @@
+"""The command line of llrun: options in, exit code out. Only what runs a command imports numpy and the
+rest."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from llrun import __version__
+from llrun.errors import INTERNAL, INTERRUPTED, USAGE, RunError
+
+if TYPE_CHECKING:
+    from llrun.slice import Place
+
+RUN_EXAMPLES = """
+\b
+Examples:
+  llrun bundle/ --local --prompt 'def fibonacci(n):' -n 64   every device as a process of this machine
+  llrun bundle/ --device pi                                  on the device named pi: a worker, until Ctrl-C
+  llrun bundle/ --prompt 'import ' --temperature 0.8         on the head, once the workers listen
+  llrun bundle/                                              on the head, at a terminal: a conversation
+  llrun bundle/ --prompt-ids 1,2,3 --json                    token ids in, one JSON object out
+  llrun bench bundle/ --local -p 128 -n 32                   measure it; see llrun bench --help
+
+`tokens` in the JSON are the ids produced, an end-of-sequence token last where one was produced.
+Exit codes: 0 done, 2 wrong use or input, 1 anything else, 130 interrupted.
+"""
+BENCH_EXAMPLES = """
+\b
+Examples:
+  llrun bench bundle/ --local                        pp512 and tg128 over loopback
+  llrun bench bundle/ --local -p 0 -n 64 -d 1024     decoding behind 1024 tokens
+  llrun bench bundle/ --sequences 4 -o json          four sequences at once, their tokens added up
+
+Before each test one run is made that does not count. Token ids are random, from a fixed seed.
+"""
+
+
+def main() -> None:
+    """Entry point. `bench` as first argument is the other command; anything else is a path."""
+    # Before numpy loads: its BLAS threads would spin on the cores that kernels run on.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["bench"]:
+        sys.exit(_guarded(bench, arguments[1:], "llrun bench"))
+    sys.exit(_guarded(run, arguments, "llrun"))
+
+
+def _guarded(command: click.Command, arguments: Sequence[str], name: str) -> int:
+    """Run a command; its exit code. Known failures become one line."""
+    try:
+        code = command.main(list(arguments), prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+    except RunError as error:
+        click.echo(str(error), err=True)
+        return error.exit_code
+    except click.UsageError as error:
+        click.echo(f"error[R100]: {error.format_message()} See {name} --help.", err=True)
+        return USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except (
+        BrokenPipeError
+    ):  # whoever read our output has gone; keep the interpreter's last flush from failing too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return INTERNAL
+    return code if isinstance(code, int) else 0
+
+
+def _common(command: click.Command) -> click.Command:
+    for option in (
+        click.option("--timeout", type=float, default=600.0, show_default=True, metavar="S",
+                     help="Give up when nothing comes from any device for this long."),
+        click.option("--no-verify", is_flag=True, help="Skip hashing the weights (sizes are still checked)."),
+        click.option("--peer", "peers", multiple=True, metavar="NAME=HOST:PORT",
+                     help="Where a worker listens, when not where the bundle says. Repeatable."),
+        click.option("--local", is_flag=True, help="Every device as a process of this machine, over loopback."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command(epilog=RUN_EXAMPLES, context_settings={"max_content_width": 100})
+@click.argument("path", metavar="BUNDLE_OR_SLICE")
+@click.option("--device", metavar="NAME", help="Which device this is; without it, the head.")
+@click.option("--listen", metavar="HOST:PORT", help="Worker: listen here instead of the bundle's address.")
+@click.option("--announce", hidden=True)
+@click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt. Repeatable.")
+@click.option("--prompt-ids", multiple=True, metavar="1,2,3", help="A prompt as token ids. Repeatable.")
+@click.option(
+    "-n",
+    "tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens to produce.  [default: 128, or what fits]",
+)
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="T",
+    help="0: always the likeliest token.",
+)
+@click.option("--top-k", type=int, default=0, metavar="K", help="Choose among the K likeliest; 0: all.")
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    metavar="P",
+    help="Choose among the likeliest that together have probability P.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of the random choices.")
+@click.option("--stop", "stops", multiple=True, metavar="STR", help="End before this text. Repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+@_common
+@click.version_option(__version__, prog_name="llrun", message="%(prog)s %(version)s")
+def run(path: str, device: str | None, listen: str | None, announce: str | None, texts: tuple[str, ...],
+        prompt_ids: tuple[str, ...], tokens: int | None, temperature: float, top_k: int, top_p: float, seed: int,
+        stops: tuple[str, ...], as_json: bool, local: bool, peers: tuple[str, ...], no_verify: bool,
+        timeout: float) -> None:  # fmt: skip
+    """Run a bundle, or one device's slice of it: the head answers prompts, a worker serves the head.
+
+    Prompts come from --prompt or --prompt-ids, else line by line from standard input, else from a
+    conversation at the terminal.
+    """
+    from llrun import app
+    from llrun.console import Console
+    from llrun.sampling import Sampling
+
+    console = Console(quiet=as_json)
+    place = _place(path, device)
+    wanted = app.Wanted(tokens, Sampling(temperature, top_k, top_p, seed), _checked_stops(stops))
+    if place.device != place.record.head:
+        if texts or prompt_ids or local:
+            raise RunError(
+                "R108", f"{place.device} is a worker: prompts and --local are for {place.record.head}"
+            )
+        app.serve(place, listen, announce, not no_verify, console)
+        return
+    if listen:
+        raise RunError("R108", f"{place.device} is the head, which does not listen: --listen is for workers")
+    where = app.Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"))
+    app.answer_all(place, where, wanted, texts, [_ids(text) for text in prompt_ids], as_json, console)
+
+
+@click.command(epilog=BENCH_EXAMPLES, context_settings={"max_content_width": 100})
+@click.argument("path", metavar="BUNDLE")
+@click.option(
+    "-p",
+    "prompt",
+    type=click.IntRange(min=0),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Prompt tokens of the pp test; 0: no such test.",
+)
+@click.option(
+    "-n",
+    "tokens",
+    type=click.IntRange(min=0),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Tokens of the tg test; 0: no such test.",
+)
+@click.option(
+    "-d",
+    "depth",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Tokens in the cache before each test.",
+)
+@click.option(
+    "-r",
+    "repeats",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Runs of each test.",
+)
+@click.option(
+    "--sequences",
+    type=click.IntRange(min=1, max=64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Sequences in flight at once.",
+)
+@click.option("-o", "output", type=click.Choice(["md", "json"]), default="md", show_default=True)
+@_common
+def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequences: int, output: str, local: bool,
+          peers: tuple[str, ...], no_verify: bool, timeout: float) -> None:  # fmt: skip
+    """Measure prompt processing and text generation, in rows as llama-bench names them."""
+    from llrun import app
+    from llrun.bench import Plan
+    from llrun.console import Console
+
+    place = _place(path, None)
+    where = app.Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"))
+    plan = Plan(prompt, tokens, depth, repeats, sequences)
+    click.echo(app.measure(place, where, plan, output, Console(quiet=True)))
+
+
+def _place(path: str, device: str | None) -> Place:
+    from pathlib import Path
+
+    from llrun.slice import find
+
+    return find(Path(path), device)
+
+
+def _ids(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    for part in parts:
+        digits = part.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit()):
+            raise RunError("R107", f"--prompt-ids takes integers separated by commas, not {part!r}")
+    return [int(part) for part in parts]
+
+
+def _peers(pairs: Sequence[str]) -> dict[str, str]:
+    peers = {}
+    for pair in pairs:
+        name, sign, address = pair.partition("=")
+        if not (name and sign and address):
+            raise RunError("R107", f"--peer takes NAME=HOST:PORT, not {pair!r}")
+        peers[name] = address
+    return peers
+
+
+def _checked_stops(stops: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in stops:
+        raise RunError("R107", "--stop needs a text that is not empty")
+    return stops
+
+
+def _positive(value: float, name: str) -> float:
+    if not 0 < value < float("inf"):
+        raise RunError("R107", f"{name} is {value}, it must be more than 0")
+    return value

@@ -1,0 +1,103 @@
+"""Every worker of a bundle as a process of this machine, over loopback, for as long as the head lives."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from llrun.errors import INTERNAL, USAGE, RunError
+
+START_S = 600.0
+END_S = 3.0
+PR_SET_PDEATHSIG = 1
+Addresses = Callable[[], dict[str, str]]
+
+
+@contextlib.contextmanager
+def workers(path: Path, devices: Sequence[str], options: Sequence[str]) -> Iterator[Addresses]:
+    """Start a worker for each of `devices` on a port of its own choosing. Calling what is yielded waits
+    until all listen, and gives their addresses; it raises RunError R307 when one ends before that.
+
+    The processes end with the context, and with this process however it ends: each asks the system to be
+    killed when its parent is.
+    """
+    children: list[tuple[str, subprocess.Popen[bytes], int]] = []
+    try:
+        for device in devices:
+            children.append((device, *_spawn(path, device, options)))
+        until = time.monotonic() + START_S
+        yield lambda: {
+            device: _await_address(device, process, pipe, until) for device, process, pipe in children
+        }
+    finally:
+        _end([process for _, process, _ in children])
+        for _, _, pipe in children:
+            os.close(pipe)
+
+
+def _spawn(path: Path, device: str, options: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "llrun", str(path), "--device", device, "--listen", "127.0.0.1:0"]
+    command += ["--announce", f"{writing}:{os.getpid()}", *options]
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(writing,))
+    except OSError as error:
+        os.close(reading)
+        raise RunError("R307", f"cannot start device {device}: {error}", INTERNAL) from error
+    finally:
+        os.close(writing)
+    return process, reading
+
+
+def _await_address(device: str, process: subprocess.Popen[bytes], pipe: int, until: float) -> str:
+    """The line that the worker writes into its pipe when it listens."""
+    line = b""
+    while not line.endswith(b"\n"):
+        ready, _, _ = select.select([pipe], [], [], max(until - time.monotonic(), 0))
+        if not ready:
+            raise RunError("R307", f"device {device} did not listen within {START_S:.0f} s", INTERNAL)
+        piece = os.read(pipe, 256)
+        if not piece:
+            raise _early_end(device, process)
+        line += piece
+    return line.decode("ascii").strip()
+
+
+def _early_end(device: str, process: subprocess.Popen[bytes]) -> RunError:
+    code = process.wait(END_S)
+    if code == -signal.SIGILL:
+        hint = "its library has instructions that this machine lacks: choose another target for it"
+        return RunError("R206", f"device {device}: {hint}")
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return RunError(
+        "R307", f"device {device} ended before it listened ({how})", USAGE if code == USAGE else INTERNAL
+    )
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + END_S
+    for process in processes:
+        try:
+            process.wait(max(until - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def end_with_parent(parent: int) -> None:
+    """Be killed when process `parent` ends; called by the worker. Ctrl-C at the terminal is for the head."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the request was made
+        raise SystemExit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
