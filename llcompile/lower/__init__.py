@@ -1,0 +1,29 @@
+"""Lowering: templates -> packed parameters and one shared library a (processor, format, model).
+
+`lower_templates` says how the functions are called and needs no compiler; `compile_library` compiles and links.
+The compiler is loaded by the first call of `compile_library`, not by this import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llcompile.ir.cluster import Processor
+from llcompile.ir.graph import Template
+from llcompile.lower.tiles import lower_templates
+
+__all__ = ["compile_library", "lower_templates"]
+
+
+def compile_library(
+    templates: Sequence[Template], quant: str, processor: Processor, context: int, chunk: int, out: Path
+) -> None:
+    """Compile `templates` into the shared library `out`: `<id>_decode` (n = 1) and `<id>_prefill`
+    (1 <= n <= chunk) of each, called as `lower_templates` says.
+
+    Raises CompileError L1xx that names the operator and the template for what cannot be compiled.
+    """
+    from llcompile.lower.library import compile_library as compile_and_link
+
+    compile_and_link(templates, quant, processor, context, chunk, out)

@@ -1,0 +1,170 @@
+"""Builds one Relax function of a template: reads values, calls kernels, returns outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from tvm import relax, tirx
+
+from llcompile.ir.errors import CompileError
+from llcompile.ir.graph import CacheSpec, Template
+from llcompile.ir.packing import LoweredTemplate, PackedParam
+from llcompile.lower.kernels.isa import Isa
+from llcompile.lower.kernels.vector import Expr
+from llcompile.lower.onnx_graph import Node, OnnxGraph
+from llcompile.lower.values import MAX_COST, Dim, Shape, Value, constant, loop_nest, stored
+
+Extent = int | tirx.Var
+_CHEAP = 4
+
+
+@dataclass
+class Module:
+    """The functions of one library; a kernel is compiled once however many templates call it."""
+
+    builder: relax.BlockBuilder
+    isa: Isa
+    quant: str
+    context: int
+    kernels: dict[Hashable, object] = field(default_factory=dict)
+
+    def kernel(self, key: tuple[Hashable, ...], make: Callable[[], tirx.PrimFunc]) -> object:
+        if key not in self.kernels:
+            self.kernels[key] = self.builder.add_func(make(), str(key[0]))
+        return self.kernels[key]
+
+
+class Emitter:
+    """State while a template's function is built: its values by ONNX name, packed weights, caches left to use."""
+
+    def __init__(self, module: Module, template: Template, graph: OnnxGraph, n: Extent) -> None:
+        self.module = module
+        self.template = template
+        self.graph = graph
+        self.n = n
+        self.values: dict[str, Value] = {name: constant(array) for name, array in graph.constants.items()}
+        self.packed: dict[str, list[tuple[PackedParam, relax.Var]]] = {}
+        self.caches: list[tuple[CacheSpec, relax.Expr, relax.Expr]] = []
+        self.position_ids: relax.Var | None = None
+        self.quantised: dict[relax.Expr, tuple[relax.Expr, ...]] = {}
+
+    @property
+    def decode(self) -> bool:
+        return isinstance(self.n, int)
+
+    def extent(self) -> Extent:
+        """n for a kernel of its own: 1, or a fresh variable."""
+        return 1 if self.decode else tirx.Var("n", "int64")
+
+    def tensor_type(self, shape: Shape, dtype: str) -> relax.TensorType:
+        return relax.TensorType([self.n if d == "n" else d for d in shape], dtype)
+
+    def error(self, code: str, node: Node, reason: str) -> CompileError:
+        where = f"operator {node.op} ({node.name or 'unnamed'}) of template {self.template.id}"
+        return CompileError(code, f"{where}: {reason}")
+
+    def value(self, name: str) -> Value:
+        """The tensor `name`; one that is used often and costs much is put into memory first."""
+        value = self.values[name]
+        if value.source is None and (
+            value.cost > MAX_COST or (value.cost > _CHEAP and self.graph.uses.get(name, 0) > 1)
+        ):
+            self.materialise(value)
+        return value
+
+    def materialise(self, value: Value) -> relax.Expr:
+        """`value` in memory."""
+        if value.source is None:
+            function, arguments = loop_nest(value, self.extent())
+            name = self.module.builder.add_func(function, "fused")
+            value.source = self.emit(name, arguments, [(value.shape, value.dtype)])[0]
+        return value.source
+
+    def call(
+        self,
+        key: tuple[Hashable, ...],
+        make: Callable[[], tirx.PrimFunc],
+        arguments: Sequence[relax.Expr],
+        outputs: Sequence[tuple[Shape, str]],
+    ) -> list[relax.Expr]:
+        """Call the kernel `make` makes, shared under `key`, whose outputs are its last arguments."""
+        kernel = self.module.kernel((*key, self.decode), make)
+        return self.emit(kernel, arguments, outputs)
+
+    def emit(
+        self, kernel: object, arguments: Sequence[relax.Expr], outputs: Sequence[tuple[Shape, str]]
+    ) -> list[relax.Expr]:
+        types = [self.tensor_type(shape, dtype) for shape, dtype in outputs]
+        result = self.module.builder.emit(
+            relax.call_tir(kernel, list(arguments), types if len(types) > 1 else types[0])
+        )
+        if len(types) == 1:
+            return [result]
+        return [self.module.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]
+
+    def rows(self, shape: Shape, n: Extent) -> tuple[Expr | int, tuple[Expr | int, ...]]:
+        """Number of rows (all dimensions but the last) and the shape, for a kernel with new tokens `n`."""
+        dims = tuple(n if d == "n" else d for d in shape)
+        fixed = prod(d for d in shape[:-1] if isinstance(d, int))
+        return (fixed if self.decode or "n" not in shape else n * fixed), dims
+
+
+OpEmitter = Callable[[Emitter, Node], list[Value]]
+
+
+def emit_function(
+    module: Module,
+    template: Template,
+    lowered: LoweredTemplate,
+    graph: OnnxGraph,
+    operators: Mapping[str, OpEmitter],
+    n: Extent,
+) -> None:
+    """Add `<template>_decode` (n is 1) or `<template>_prefill` (n is a variable) to the module."""
+    emitter = Emitter(module, template, graph, n)
+    arguments = [*_bind_inputs(emitter), *_bind_params(emitter, lowered), *_bind_caches(emitter, lowered)]
+    builder = module.builder
+    with builder.function(f"{template.id}_{'decode' if emitter.decode else 'prefill'}", arguments):
+        with builder.dataflow():
+            for node in graph.nodes:
+                if node.op not in operators:
+                    raise emitter.error("L110", node, "this operator cannot be compiled")
+                outputs = operators[node.op](emitter, node)
+                emitter.values.update(zip(node.outputs, outputs, strict=False))
+            results = [emitter.materialise(emitter.values[o.name]) for o in template.outputs]
+            returned = [builder.emit_output(r) for r in results]
+        builder.emit_func_output(returned[0] if len(returned) == 1 else relax.Tuple(returned))
+
+
+def _bind_inputs(emitter: Emitter) -> list[relax.Var]:
+    variables = []
+    for spec in emitter.template.inputs:
+        shape: tuple[Dim, ...] = spec.shape
+        variable = relax.Var(spec.name, emitter.tensor_type(shape, spec.dtype))
+        emitter.values[spec.name] = stored(shape, spec.dtype, variable)
+        if spec.name == "position_ids":
+            emitter.position_ids = variable
+        variables.append(variable)
+    return variables
+
+
+def _bind_params(emitter: Emitter, lowered: LoweredTemplate) -> list[relax.Var]:
+    variables = []
+    for param in lowered.params:
+        weight = emitter.template.weights[param.weight]
+        variable = relax.Var(param.name, relax.TensorType(list(param.shape), param.dtype))
+        emitter.packed.setdefault(weight.name, []).append((param, variable))
+        if weight.role == "plain":
+            emitter.values[weight.name] = stored(weight.shape, "float32", variable)
+        variables.append(variable)
+    return variables
+
+
+def _bind_caches(emitter: Emitter, lowered: LoweredTemplate) -> list[relax.Var]:
+    types = [relax.TensorType(list(shape), lowered.cache_dtype) for shape in lowered.cache_shapes]
+    variables = [relax.Var(f"cache{i}", kind) for i, kind in enumerate(types)]
+    pairs = zip(variables[::2], variables[1::2], strict=True)
+    emitter.caches = [(spec, k, v) for spec, (k, v) in zip(emitter.template.caches, pairs, strict=True)]
+    return variables

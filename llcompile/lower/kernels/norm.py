@@ -1,0 +1,83 @@
+"""Normalisation over the last dimension: RMSNorm and LayerNorm, float32."""
+
+from __future__ import annotations
+
+from math import gcd
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from llcompile.lower.kernels.vector import Expr
+
+Extent = int | tirx.Var | Expr
+
+
+def rms_norm(lanes: int, rows: Extent, shape: tuple[Extent, ...], epsilon: float) -> tirx.PrimFunc:
+    """x `shape` (`rows` rows of d), weight (d,) -> x / sqrt(mean x² + epsilon) * weight. Sums in `lanes` chains."""
+    d = int(shape[-1])
+    width = gcd(d, lanes)
+
+    @T.prim_func(private=True, s_tir=True)
+    def rms_norm(x_: T.handle, weight_: T.handle, out_: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        x_shaped = T.match_buffer(x_, shape, "float32")
+        weight = T.match_buffer(weight_, (d,), "float32")
+        out_shaped = T.match_buffer(out_, shape, "float32")
+        x = T.decl_buffer((rows, d), "float32", data=x_shaped.data)
+        out = T.decl_buffer((rows, d), "float32", data=out_shaped.data)
+        for r in T.parallel(rows):
+            squares = T.alloc_buffer((1,), "float32", scope="local")
+            sums = T.alloc_buffer((width,), "float32", scope="local")
+            sums[T.ramp(0, 1, width)] = T.broadcast(T.float32(0), width)
+            for j in T.serial(d // width):
+                v = x[r, T.ramp(j * width, 1, width)]
+                sums[T.ramp(0, 1, width)] = sums[T.ramp(0, 1, width)] + v * v
+            squares[0] = T.float32(0)
+            for j in T.serial(width):
+                squares[0] = squares[0] + sums[j]
+            factor = T.float32(1) / T.sqrt(squares[0] * T.float32(1 / d) + T.float32(epsilon))
+            for j in T.serial(d):
+                out[r, j] = x[r, j] * factor * weight[j]
+
+    return rms_norm
+
+
+def layer_norm(lanes: int, rows: Extent, shape: tuple[Extent, ...], epsilon: float) -> tirx.PrimFunc:
+    """x `shape` (`rows` rows of d), weight (d,), bias (d,) -> (x - mean) / sqrt(variance + epsilon) * weight + bias.
+
+    Mean and variance take two passes over a row, each summed in `lanes` chains.
+    """
+    d = int(shape[-1])
+    width = gcd(d, lanes)
+
+    @T.prim_func(private=True, s_tir=True)
+    def layer_norm(x_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        x_shaped = T.match_buffer(x_, shape, "float32")
+        weight = T.match_buffer(weight_, (d,), "float32")
+        bias = T.match_buffer(bias_, (d,), "float32")
+        out_shaped = T.match_buffer(out_, shape, "float32")
+        x = T.decl_buffer((rows, d), "float32", data=x_shaped.data)
+        out = T.decl_buffer((rows, d), "float32", data=out_shaped.data)
+        for r in T.parallel(rows):
+            total = T.alloc_buffer((2,), "float32", scope="local")
+            sums = T.alloc_buffer((width,), "float32", scope="local")
+            sums[T.ramp(0, 1, width)] = T.broadcast(T.float32(0), width)
+            for j in T.serial(d // width):
+                sums[T.ramp(0, 1, width)] = sums[T.ramp(0, 1, width)] + x[r, T.ramp(j * width, 1, width)]
+            total[0] = T.float32(0)
+            for j in T.serial(width):
+                total[0] = total[0] + sums[j]
+            mean = total[0] * T.float32(1 / d)
+            sums[T.ramp(0, 1, width)] = T.broadcast(T.float32(0), width)
+            for j in T.serial(d // width):
+                v = x[r, T.ramp(j * width, 1, width)] - T.broadcast(mean, width)
+                sums[T.ramp(0, 1, width)] = sums[T.ramp(0, 1, width)] + v * v
+            total[1] = T.float32(0)
+            for j in T.serial(width):
+                total[1] = total[1] + sums[j]
+            factor = T.float32(1) / T.sqrt(total[1] * T.float32(1 / d) + T.float32(epsilon))
+            for j in T.serial(d):
+                out[r, j] = (x[r, j] - mean) * factor * weight[j] + bias[j]
+
+    return layer_norm

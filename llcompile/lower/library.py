@@ -1,0 +1,94 @@
+"""Templates -> Relax module -> object files -> shared library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+
+from llcompile.ir.cluster import Processor
+from llcompile.ir.errors import INTERNAL, CompileError
+from llcompile.ir.graph import Template
+from llcompile.lower.emitter import Module, emit_function
+from llcompile.lower.kernels.isa import isa_of
+from llcompile.lower.onnx_graph import read_graph
+from llcompile.lower.operators import OPERATORS
+from llcompile.lower.tiles import lower_templates
+
+_LINK_SECONDS = 120
+
+
+def compile_library(
+    templates: Sequence[Template], quant: str, processor: Processor, context: int, chunk: int, out: Path
+) -> None:
+    """See llcompile.lower.compile_library."""
+    module = build_module(templates, quant, processor, context, chunk)
+    executable = relax.build(module, target=target_of(processor), relax_pipeline=_lower_relax)
+    link(executable, out)
+
+
+def target_of(processor: Processor) -> tvm.target.Target:
+    """LLVM code generation for `processor`."""
+    options = {"kind": "llvm", "mtriple": processor.mtriple, "mcpu": processor.mcpu}
+    if processor.mattr:
+        options["mattr"] = list(processor.mattr)
+    return tvm.target.Target(options)
+
+
+def build_module(
+    templates: Sequence[Template], quant: str, processor: Processor, context: int, chunk: int
+) -> tvm.IRModule:
+    """The Relax module with both functions of each template; prefill memory is planned for `chunk` tokens."""
+    module = Module(relax.BlockBuilder(), isa_of(processor.isa), quant, context)
+    lowered = lower_templates(templates, quant, processor, context)
+    for template, convention in zip(templates, lowered, strict=True):
+        graph = read_graph(template)
+        for n in (1, tirx.Var("n", "int64")):
+            emit_function(module, template, convention, graph, OPERATORS, n)
+    built = module.builder.get()
+    for name, function in built.functions.items():
+        if isinstance(function, relax.Function):
+            built.update_func(name, function.with_attr("tir_var_upper_bound", {"n": chunk}))
+    return built
+
+
+@tvm.transform.module_pass(opt_level=0)
+def _lower_relax(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+    """Every operator is a kernel call already: what is left is memory planning and the virtual machine's calls."""
+    passes = [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+    return tvm.transform.Sequential(passes)(module)
+
+
+def link(executable: Any, out: Path) -> None:
+    """Write `executable` as a shared library. Code needs nothing but the runtime library and the C library's
+    memcpy and memset, which every process that loads it has: so no C library is needed here, whatever the target.
+
+    Raises CompileError L130 when the linker fails.
+    """
+
+    def run_linker(output: str, objects: list[str], options: Any = None, **_: Any) -> None:
+        command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "--build-id=none", "-o", output]
+        done = subprocess.run(
+            command + sorted(objects), capture_output=True, text=True, timeout=_LINK_SECONDS
+        )
+        if done.returncode:
+            raise CompileError("L130", f"linking {out.name} failed: {done.stderr.strip()}", INTERNAL)
+
+    run_linker.output_format = "so"  # type: ignore[attr-defined]
+    executable.export_library(str(out), fcompile=run_linker)

@@ -1,0 +1,47 @@
+"""How packed weights and caches look for a processor; needs no compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llcompile.ir.cluster import Processor
+from llcompile.ir.errors import CompileError
+from llcompile.ir.graph import Template
+from llcompile.ir.packing import FORMATS, LoweredTemplate, PackedParam, layout_of, packed_params
+
+TILE_ROWS = {"avx512vnni": 16, "avx2": 8, "neon": 8, "neon_dotprod": 8, "neon_i8mm": 8}
+
+
+def tile_rows(processor: Processor) -> int:
+    """Rows of weights a tile holds. Raises CompileError L101 for an unknown instruction set."""
+    if processor.isa not in TILE_ROWS:
+        known = ", ".join(sorted(TILE_ROWS))
+        raise CompileError("L101", f"no kernels for instruction set {processor.isa!r}: use one of {known}")
+    return TILE_ROWS[processor.isa]
+
+
+def lower_templates(
+    templates: Sequence[Template], quant: str, processor: Processor, context: int
+) -> tuple[LoweredTemplate, ...]:
+    """Calling convention of each template compiled for `processor` in format `quant`, caches of `context` tokens.
+
+    Raises CompileError L101 (instruction set) or L102 (format).
+    """
+    if quant not in FORMATS:
+        raise CompileError("L102", f"unknown weight format {quant!r}: use one of {', '.join(FORMATS)}")
+    rows = tile_rows(processor)
+    return tuple(_lower(template, quant, rows, context) for template in templates)
+
+
+def _lower(template: Template, quant: str, rows: int, context: int) -> LoweredTemplate:
+    params: list[PackedParam] = []
+    for index, weight in enumerate(template.weights):
+        layout = layout_of(weight.role, quant, rows)
+        params.extend(packed_params(index, weight.name, weight.shape, layout))
+    shapes: list[tuple[int, ...]] = []
+    for cache in template.caches:
+        shapes.append((cache.kv_heads, context, cache.key_dim))
+        shapes.append((cache.kv_heads, context, cache.value_dim))
+    return LoweredTemplate(
+        template.id, tuple(params), tuple(shapes), "float32" if quant == "f32" else "float16"
+    )

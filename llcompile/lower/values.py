@@ -1,0 +1,153 @@
+"""Tensors while a function is built: an element as an expression of its indices, materialised only where needed.
+
+Element-wise operators and index arithmetic (reshape, transpose, slice, ...) so fuse into one loop nest, the one
+that writes the tensor which a kernel reads or the function returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import gcd, prod
+from typing import Any
+
+import tvm
+from numpy.typing import NDArray
+from tvm import relax, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as B
+
+from llcompile.lower.kernels.vector import Expr
+
+Dim = int | str  # "n": the new tokens
+Shape = tuple[Dim, ...]
+Index = Sequence[Expr]
+MAX_COST = 64
+_PARALLEL_ELEMENTS = 1 << 15
+_SPLIT = 4096
+
+
+class Loads:
+    """The tensors that a fused loop nest reads, each a buffer argument."""
+
+    def __init__(self, n: Expr | int) -> None:
+        self.n = n
+        self.buffers: dict[relax.Expr, tirx.Buffer] = {}
+
+    def extents(self, shape: Shape) -> tuple[Expr | int, ...]:
+        return tuple(self.n if d == "n" else d for d in shape)
+
+    def load(self, value: Value, index: Index) -> Expr:
+        source = value.source
+        if source not in self.buffers:
+            self.buffers[source] = B.buffer(self.extents(value.shape), value.dtype)
+        return self.buffers[source][tuple(index)]
+
+
+Element = Callable[[Loads, Index], Expr]
+
+
+@dataclass
+class Value:
+    """A tensor. `element` gives one element; once `source` is set the tensor is in memory and is read from there.
+
+    `cost`: operations an element takes. `inner`: index expressions are plain along runs of that many elements
+    of the last dimension (0: the whole dimension). `constant`: its value when it is known here.
+    """
+
+    shape: Shape
+    dtype: str
+    element: Element
+    cost: int = 0
+    inner: int = 0
+    source: relax.Expr | None = None
+    constant: NDArray[Any] | None = field(default=None, repr=False)
+
+    def at(self, loads: Loads, index: Index) -> Expr:
+        if self.source is not None:
+            return loads.load(self, index)
+        return self.element(loads, index)
+
+
+def stored(shape: Shape, dtype: str, source: relax.Expr) -> Value:
+    """A tensor in memory."""
+
+    def unreachable(loads: Loads, index: Index) -> Expr:
+        raise AssertionError("a stored tensor is loaded")
+
+    return Value(shape, dtype, unreachable, source=source)
+
+
+def constant(array: NDArray[Any]) -> Value:
+    """A tensor known at compile time: a number inline, anything larger as a constant of the executable."""
+    dtype = str(array.dtype)
+    if array.size == 1:
+        number = tirx.const(array.reshape(()).item(), dtype)
+        return Value(tuple(array.shape), dtype, lambda loads, index: number, constant=array)
+    value = stored(tuple(array.shape), dtype, relax.const(array))
+    value.constant = array
+    return value
+
+
+def run_length(values: Sequence[Value], last: Dim) -> int:
+    """Longest run along the last dimension for which all `values` have plain indices."""
+    length = gcd(*(v.inner for v in values))
+    return length if isinstance(last, int) and length and last % length == 0 else 0
+
+
+def loop_nest(value: Value, n: Expr | int) -> tuple[tirx.PrimFunc, list[relax.Expr]]:
+    """The function that writes `value`, and the tensors that are its arguments before the output."""
+    loads = Loads(n)
+    loops = _loops(value, n)
+    with IRBuilder() as builder, B.prim_func(private=True, s_tir=True):
+        B.func_attr({"tirx.noalias": True})
+        probe = [tirx.Var(f"p{i}", "int64") for i in range(len(value.shape))]
+        value.at(loads, probe)
+        for number, buffer in enumerate(loads.buffers.values()):
+            B.arg(f"in{number}", buffer)
+        out = B.arg("out", B.buffer(loads.extents(value.shape), value.dtype))
+        _emit(value, loads, out, loops, [])
+    return builder.get(), list(loads.buffers)
+
+
+@dataclass(frozen=True)
+class _Loop:
+    extent: Expr | int
+    parallel: bool
+    axis: int
+    stride: int
+
+
+def _loops(value: Value, n: Expr | int) -> list[_Loop]:
+    extents = [n if d == "n" else d for d in value.shape]
+    loops = [_Loop(e, False, axis, 1) for axis, e in enumerate(extents)]
+    last = value.shape[-1] if value.shape else 1
+    if isinstance(last, int):
+        run = value.inner or (_SPLIT if last % _SPLIT == 0 else last)
+        if 0 < run < last and last % run == 0:
+            axis = len(extents) - 1
+            loops[-1:] = [_Loop(last // run, False, axis, run), _Loop(run, False, axis, 1)]
+    fixed = prod(e for e in extents if isinstance(e, int))
+    if fixed >= _PARALLEL_ELEMENTS or any(not isinstance(e, int) for e in extents):
+        first = next((i for i, loop in enumerate(loops[:-1]) if loop.extent != 1), None)
+        if first is not None:
+            loops[first] = _Loop(loops[first].extent, True, loops[first].axis, loops[first].stride)
+    return loops
+
+
+def _emit(value: Value, loads: Loads, out: tirx.Buffer, loops: list[_Loop], variables: list[Expr]) -> None:
+    if len(variables) < len(loops):
+        loop = loops[len(variables)]
+        with (B.parallel if loop.parallel else B.serial)(
+            tvm.tirx.const(0, "int64"), _long(loop.extent)
+        ) as variable:
+            _emit(value, loads, out, loops, [*variables, variable])
+        return
+    index: list[Any] = [tirx.const(0, "int64")] * len(value.shape)
+    for loop, variable in zip(loops, variables, strict=True):
+        index[loop.axis] = index[loop.axis] + variable * loop.stride
+    B.buffer_store(out, value.at(loads, index), index)
+
+
+def _long(extent: Expr | int) -> Expr:
+    return tirx.const(extent, "int64") if isinstance(extent, int) else extent
