@@ -1,0 +1,92 @@
+"""What whole runs share: clusters, a family compiled once and planned many times, and llrun as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llcompile import cost, frontend, graph, pipeline
+from llcompile.ir.cluster import Cluster
+from llcompile.ir.graph import Graph
+from llcompile.ir.model import Model
+
+CONTEXT = 256
+RATES = (4.0, 1.0, 2.0, 0.5)  # unequal devices
+
+
+def devices_json(path: Path, count: int, target: str = "x86-64-v3", memory_bytes: int = 400_000_000) -> Path:
+    """A cluster of `count` unequal loopback devices; `d0` is the head."""
+    devices = [
+        {
+            "name": f"d{i}",
+            "target": target,
+            "address": f"127.0.0.1:{5700 + i}",
+            "memory_bytes": memory_bytes,
+            "threads": 1,
+            "profile": {
+                "compute_flops": RATES[i] * 1e10,
+                "memory_bytes_per_s": RATES[i] * 1e9,
+                "disk_bytes_per_s": 1e8,
+            },
+        }
+        for i in range(count)
+    ]
+    links = {"default": {"bytes_per_s": 1e8, "latency_s": 1e-4}}
+    path.write_text(json.dumps({"schema": 1, "head": "d0", "devices": devices, "links": links}))
+    return path
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """A model exported and compiled once; `bundle` plans it for another cluster and writes that bundle."""
+
+    model: Model
+    graph: Graph
+    compiled: pipeline.Compiled
+
+    def bundle(self, out: Path, cluster: Cluster, options: pipeline.BuildOptions) -> pipeline.Planned:
+        planned = pipeline.plan_graph(self.model, self.graph, cluster, options)
+        pipeline.write(planned, self.compiled, out)
+        return planned
+
+
+def options(model: Path, target: Path, quant: str, **wishes: Any) -> pipeline.BuildOptions:
+    return pipeline.BuildOptions(str(model), target, quant=quant, context=CONTEXT, **wishes)
+
+
+def compile_model(model: Path, folder: Path, quant: str = "f32") -> CompiledModel:
+    """Export, cut, and compile the model in directory `model` for x86-64-v3; libraries go to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = devices_json(folder / "one.json", 1)
+    loaded = frontend.load_model(str(model))
+    dataflow = graph.build_graph(loaded)
+    planned = pipeline.plan_graph(loaded, dataflow, cost.load_cluster(target), options(model, target, quant))
+    return CompiledModel(loaded, dataflow, pipeline.compile_targets(planned, folder))
+
+
+def llrun(*arguments: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """`llrun ARGUMENTS` in a process of its own."""
+    command = [sys.executable, "-m", "llrun", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+
+
+def llcompile(*arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    """`llcompile ARGUMENTS` in a process of its own."""
+    command = [sys.executable, "-m", "llcompile", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+
+
+def answers(bundle: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Mapping[str, Any]]:
+    """Run `bundle` on local processes over several prompts in a row; one result for each."""
+    asked = [word for ids in prompts for word in ("--prompt-ids", ",".join(map(str, ids)))]
+    done = llrun(bundle, "--local", *asked, "-n", str(new_tokens), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    results: list[Mapping[str, Any]] = found["results"] if len(prompts) > 1 else [found]
+    assert len(results) == len(prompts)
+    return results

@@ -1,0 +1,65 @@
+"""Every family over one to four devices: greedy tokens equal transformers'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llcompile import cost
+from tests.e2e import harness
+from tests.models import FAMILIES, prompt, reference_logits, save
+
+PROMPTS = (1, 7, 61, 200)
+NEW_TOKENS = 24
+LEAST_GAP = 1e-3
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield save(request.param, tmp_path_factory.mktemp(request.param) / request.param)
+
+
+@pytest.fixture(scope="module")
+def compiled(family: Path) -> harness.CompiledModel:
+    return harness.compile_model(family, family.parent / "compiled")
+
+
+@pytest.fixture(scope="module")
+def expected(family: Path) -> list[tuple[list[int], list[int]]]:
+    """Prompts and their greedy continuations by transformers, which are diverse and clear-cut."""
+    pairs = [(prompt(length), greedy(family, prompt(length))) for length in PROMPTS]
+    for _, tokens in pairs:
+        assert len(set(tokens)) >= NEW_TOKENS // 2, f"not diverse: {tokens}"
+    return pairs
+
+
+def greedy(model: Path, ids: Sequence[int]) -> list[int]:
+    """Greedy tokens, with a gap to the second best at each that no rounding can close."""
+    tokens = list(ids)
+    for _ in range(NEW_TOKENS):
+        logits = reference_logits(model, tokens)[-1]
+        second, best = np.partition(logits, -2)[-2:]
+        assert best - second > LEAST_GAP, f"the best two are {best - second:.1e} apart after {len(tokens)} tokens"
+        tokens.append(int(logits.argmax()))
+    return tokens[len(ids) :]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_greedy_tokens_equal_transformers(
+    family: Path,
+    compiled: harness.CompiledModel,
+    expected: list[tuple[list[int], list[int]]],
+    count: int,
+    tmp_path: Path,
+) -> None:
+    target = harness.devices_json(tmp_path / "devices.json", count)
+    options = harness.options(family, target, "f32", use_all=True)
+    planned = compiled.bundle(tmp_path / "bundle", cost.load_cluster(target), options)
+    assert len(planned.plan.devices) == count
+    results = harness.answers(tmp_path / "bundle", [ids for ids, _ in expected], NEW_TOKENS)
+    for (ids, tokens), result in zip(expected, results, strict=True):
+        assert result["tokens"] == tokens, f"prompt of {len(ids)} tokens on {count} devices"
+    assert all(figures["compute_s"] > 0 for figures in results[-1]["devices"].values())
