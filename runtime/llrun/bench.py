@@ -46,8 +46,8 @@ def check_plan(plan: Plan, model: ModelInfo) -> None:
     if longest > model.context:
         raise RunError(
             "R105",
-            f"depth {plan.depth} + {longest - plan.depth} tokens are more than the context of {model.context}:"
-            " give smaller -p, -n or -d",
+            f"depth {plan.depth} + {longest - plan.depth} tokens are more than the context of"
+            f" {model.context}: give smaller -p, -n or -d",
         )
     if not plan.prompt and not plan.tokens:
         raise RunError("R108", "-p 0 and -n 0 leave nothing to measure")

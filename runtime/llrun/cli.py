@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -71,14 +71,14 @@ def _guarded(command: click.Command, arguments: Sequence[str], name: str) -> int
     return code if isinstance(code, int) else 0
 
 
-def _common(command: click.Command) -> click.Command:
+def _common(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--timeout", type=float, default=600.0, show_default=True, metavar="S",
                      help="Give up when nothing comes from any device for this long."),
         click.option("--no-verify", is_flag=True, help="Skip hashing the weights (sizes are still checked)."),
         click.option("--peer", "peers", multiple=True, metavar="NAME=HOST:PORT",
                      help="Where a worker listens, when not where the bundle says. Repeatable."),
-        click.option("--local", is_flag=True, help="Every device as a process of this machine, over loopback."),
+        click.option("--local", is_flag=True, help="Run every device as a process of this machine."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -119,10 +119,10 @@ def _common(command: click.Command) -> click.Command:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 @_common
 @click.version_option(__version__, prog_name="llrun", message="%(prog)s %(version)s")
-def run(path: str, device: str | None, listen: str | None, announce: str | None, texts: tuple[str, ...],
-        prompt_ids: tuple[str, ...], tokens: int | None, temperature: float, top_k: int, top_p: float, seed: int,
-        stops: tuple[str, ...], as_json: bool, local: bool, peers: tuple[str, ...], no_verify: bool,
-        timeout: float) -> None:  # fmt: skip
+def run(path: str, device: str | None, listen: str | None, announce: str | None,
+        texts: tuple[str, ...], prompt_ids: tuple[str, ...], tokens: int | None, temperature: float,
+        top_k: int, top_p: float, seed: int, stops: tuple[str, ...], as_json: bool, local: bool,
+        peers: tuple[str, ...], no_verify: bool, timeout: float) -> None:  # fmt: skip
     """Run a bundle, or one device's slice of it: the head answers prompts, a worker serves the head.
 
     Prompts come from --prompt or --prompt-ids, else line by line from standard input, else from a
@@ -196,8 +196,8 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
 )
 @click.option("-o", "output", type=click.Choice(["md", "json"]), default="md", show_default=True)
 @_common
-def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequences: int, output: str, local: bool,
-          peers: tuple[str, ...], no_verify: bool, timeout: float) -> None:  # fmt: skip
+def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequences: int, output: str,
+          local: bool, peers: tuple[str, ...], no_verify: bool, timeout: float) -> None:  # fmt: skip
     """Measure prompt processing and text generation, in rows as llama-bench names them."""
     from llrun import app
     from llrun.bench import Plan

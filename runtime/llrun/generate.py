@@ -53,8 +53,9 @@ def tokens_allowed(prompt: int, wanted: int | None, model: ModelInfo, used: int 
         before = f"{used} earlier tokens + " if used else ""
         raise RunError(
             "R105",
-            f"{before}{prompt} prompt tokens + {1 if wanted is None else wanted} new ones are more than the context of"
-            f" {model.context}: shorten the prompt, ask for fewer (-n), or build with a larger --context",
+            f"{before}{prompt} prompt tokens + {1 if wanted is None else wanted} new ones are more than the"
+            f" context of {model.context}: shorten the prompt, ask for fewer (-n), or build with a larger"
+            " --context",
         )
     return min(DEFAULT_TOKENS, room) if wanted is None else wanted
 

@@ -1,0 +1,64 @@
+"""llrun runs where there is no torch, onnx, solver or TVM compiler: imported with those blocked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BLOCKED = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "tvm", "transformers", "ortools",
+           "networkx", "jinja2", "rich", "safetensors", "llcompile")  # fmt: skip
+
+SCRIPT = """
+import importlib, pkgutil, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+import llrun
+for module in pkgutil.iter_modules(llrun.__path__):
+    if module.name != "__main__":
+        importlib.import_module(f"llrun.{{module.name}}")
+{extra}
+"""
+
+
+def python(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+
+
+def test_every_module_imports_without_the_compilers_libraries():
+    result = python(SCRIPT.format(blocked=BLOCKED, extra="import tvm_ffi"))
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_blocking_blocks():
+    result = python(SCRIPT.format(blocked=BLOCKED, extra="import jinja2"))
+    assert "jinja2 is blocked" in result.stderr
+
+
+def test_loading_the_library_does_not_load_torch():
+    result = python(
+        "import sys\n"
+        "from llrun.library import _without_torch\n"
+        "with _without_torch():\n"
+        "    import tvm_ffi\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert not any(name.startswith('torch.') for name in sys.modules)\n"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_help_and_version_need_neither_numpy_nor_tokenizers():
+    extra = "assert not {'numpy', 'tokenizers', 'tvm_ffi'} & sys.modules.keys(), sorted(sys.modules)"
+    result = python(f"import sys\nimport llrun.cli\n{extra}")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_worker_needs_no_tokenizers():
+    result = python(
+        SCRIPT.format(blocked=(*BLOCKED, "tokenizers"), extra="import llrun.worker, llrun.app, llrun.local")
+    )
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,126 @@
+"""Devices that die, freeze or leave: the request ends in time and names them; the others serve the next
+head."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy_model
+import pytest
+
+from llrun.errors import RunError
+from llrun.generate import generate
+from llrun.head import Session
+from llrun.sampling import Sampling
+from llrun.transport import Tcp
+
+HERE = Path(__file__).parent
+NAMES = ["head", "anna", "bert"]
+
+
+class Processes:
+    def __init__(self) -> None:
+        self.running: dict[str, subprocess.Popen[str]] = {}
+        self.addresses: dict[str, str] = {}
+        for name in NAMES[1:]:
+            self.start(name)
+
+    def start(self, name: str) -> None:
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "numpy_worker.py"), name, ",".join(NAMES)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout
+        self.running[name] = process
+        self.addresses[name] = process.stdout.readline().strip()
+
+    def end(self) -> None:
+        for process in self.running.values():
+            process.kill()
+            process.communicate()
+
+    def session(self) -> Session:
+        return Session(numpy_model.device("head", NAMES), Tcp(), self.addresses, 30.0)
+
+
+@pytest.fixture
+def workers():
+    processes = Processes()
+    yield processes
+    processes.end()
+
+
+def fail_while_generating(workers: Processes, harm, after_s: float = 0.3) -> tuple[RunError, float]:
+    """The error of a long request during which `harm` is done, and the seconds from the harm to the error."""
+    harmed = []
+
+    def later() -> None:
+        harmed.append(time.monotonic())
+        harm()
+
+    timer = threading.Timer(after_s, later)
+    with workers.session() as session:
+        timer.start()
+        with pytest.raises(RunError) as caught:
+            generate(session, [1, 2, 3], 200, Sampling(), lambda token: True)
+        return caught.value, time.monotonic() - harmed[0]
+
+
+def next_request_works(workers: Processes) -> None:
+    with workers.session() as session:
+        result = generate(session, [5, 6, 7], 4, Sampling(), lambda token: True)
+    assert list(result.tokens) == numpy_model.greedy([5, 6, 7], 4)
+
+
+@pytest.mark.parametrize("victim", ["anna", "bert"])
+def test_killed_worker_is_named_and_the_other_serves_on(workers, victim):
+    error, seconds = fail_while_generating(workers, workers.running[victim].kill)
+    assert victim in error.message
+    assert error.exit_code == 1
+    assert seconds < 5
+    workers.running.pop(victim).communicate()
+    workers.start(victim)
+    next_request_works(workers)
+
+
+def test_frozen_worker_is_named_within_five_seconds(workers):
+    pid = workers.running["bert"].pid
+    error, seconds = fail_while_generating(workers, lambda: os.kill(pid, signal.SIGSTOP))
+    assert "bert" in error.message
+    assert seconds < 5
+    os.kill(pid, signal.SIGCONT)
+    next_request_works(workers)
+
+
+def test_workers_drop_a_head_that_is_gone(workers):
+    script = (
+        "import os, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import numpy_model\n"
+        "from llrun.head import Session; from llrun.transport import Tcp\n"
+        "addresses = dict(pair.split('=') for pair in sys.argv[2].split(','))\n"
+        "head = numpy_model.device('head', ['head', 'anna', 'bert'])\n"
+        "with Session(head, Tcp(), addresses, 9.0) as session:\n"
+        "    session.feed(session.open(), [1, 2, 3, 4] * 20, 0)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    pairs = ",".join(f"{name}={address}" for name, address in workers.addresses.items())
+    died = subprocess.run([sys.executable, "-c", script, str(HERE), pairs], capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    next_request_works(workers)
+
+
+def test_unreachable_worker_is_named(monkeypatch):
+    monkeypatch.setattr("llrun.head.REACH_S", 0.3)
+    listener = Tcp().listen("127.0.0.1:0")
+    address = listener.address
+    listener.close()
+    session = Session(numpy_model.device("head", NAMES), Tcp(), {"anna": address, "bert": address}, 5.0)
+    with pytest.raises(RunError, match="cannot reach device anna") as caught, session:
+        pass
+    assert caught.value.code == "R302"

@@ -1,0 +1,100 @@
+"""Frames: what is written is read back, and nothing malformed passes."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+
+from llrun.protocol import (
+    ALL_ROWS,
+    CONTROL,
+    CONTROL_LIMIT,
+    HEADER_BYTES,
+    TENSOR,
+    Configure,
+    Figures,
+    Header,
+    Hello,
+    Opened,
+    ProtocolError,
+    decode_control,
+    encode_control,
+    pack_header,
+    unpack_header,
+)
+
+GOOD = Header(TENSOR, ALL_ROWS, 1, 7, 3, 100, 8, 12, 512)
+
+
+def test_header_round_trip():
+    assert unpack_header(pack_header(GOOD)) == GOOD
+    assert len(pack_header(GOOD)) == HEADER_BYTES == 32
+
+
+@pytest.mark.parametrize(
+    ("offset", "byte", "reason"),
+    [(0, 0, "not a frame"), (4, 9, "version 9"), (5, 7, "kind 7"), (6, 0x80, "flags 0x80")],
+)
+def test_wrong_header_is_refused_by_name(offset, byte, reason):
+    data = bytearray(pack_header(GOOD))
+    data[offset] = byte
+    with pytest.raises(ProtocolError, match=reason):
+        unpack_header(data)
+
+
+def test_oversized_control_message_is_refused_before_it_is_read():
+    huge = pack_header(GOOD._replace(kind=CONTROL, flags=0, length=CONTROL_LIMIT + 1))
+    with pytest.raises(ProtocolError, match="limit is 1048576"):
+        unpack_header(huge)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Hello("b", "head", "control"),
+        Configure("s", 1, {"pi": "10.0.0.1:5700"}),
+        Opened(3, Figures(1.5, 0.25, 1 << 40, 1 << 30)),
+    ],
+)
+def test_control_round_trip(message):
+    frame = encode_control(message)
+    header = unpack_header(frame[:HEADER_BYTES])
+    assert header.length == len(frame) - HEADER_BYTES
+    assert decode_control(frame[HEADER_BYTES:]) == message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "hello"},
+        {"type": "open", "sequence": -1},
+        {"type": "open", "sequence": 1 << 40},
+        {"type": "open", "sequence": "1"},
+        {"type": "open", "sequence": 1, "more": 2},
+        {"type": "exec", "code": "1"},
+        {"type": "hello", "bundle": "", "sender": "a", "role": "data"},
+        {"type": "hello", "bundle": "b" * 257, "sender": "a", "role": "data"},
+        ["open", 1],
+        None,
+    ],
+)
+def test_control_of_another_shape_is_refused(value):
+    with pytest.raises(ProtocolError, match="malformed"):
+        decode_control(msgspec.msgpack.encode(value))
+
+
+def test_random_bytes_never_pass_and_never_raise_anything_else():
+    draw = random.Random(5)
+    for _ in range(3000):
+        data = draw.randbytes(draw.randrange(64))
+        with pytest.raises(ProtocolError):
+            decode_control(data)
+        with pytest.raises(ProtocolError):
+            unpack_header(data.ljust(HEADER_BYTES, b"\0")[:HEADER_BYTES])
+
+
+def test_deep_nesting_is_refused():
+    with pytest.raises(ProtocolError):
+        decode_control(b"\x91" * 100_000)
