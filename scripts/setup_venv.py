@@ -91,9 +91,13 @@ def install_torch() -> None:
     wanted = pin("torch")
     say(f"installing {wanted}, CPU build (190 MB)")
     build = f"{wanted}+cpu" if (sys.platform, platform.machine()) == ("linux", "x86_64") else wanted
-    if works(pip_command("install", "--no-deps", build)):
+    command = pip_command("install", "--no-deps", build)
+    if works(command) or works([*command, "--extra-index-url", TORCH_CPU_INDEX]):
         return
-    pip("install", "--no-deps", "--extra-index-url", TORCH_CPU_INDEX, build)
+    raise SetupError(
+        f"{build} is neither where pip's configuration looks nor at {TORCH_CPU_INDEX}. Put that address in "
+        f"reach, or set PIP_FIND_LINKS to a folder that holds the wheel"
+    )
 
 
 def install_packages() -> None:
