@@ -47,7 +47,7 @@ def _check_template(template: Template) -> Iterator[str]:
         if weight.role not in ROLES:
             yield f"{place}: weight {weight.name} has the role {weight.role}, known are {', '.join(ROLES)}"
         if weight.role != "plain" and len(weight.shape) != 2:
-            yield f"{place}: {weight.role} weight {weight.name} has {len(weight.shape)} dimensions, expected 2"
+            yield f"{place}: {weight.role} weight {weight.name} has {len(weight.shape)} dimensions, not 2"
     if template.caches and (not template.inputs or template.inputs[-1].name != POSITION_IDS):
         yield f"{place} has a cache, but {POSITION_IDS} is not its last input"
     if not template.onnx:
@@ -84,10 +84,11 @@ def _check_block(block: Block, graph: Graph) -> Iterator[str]:
             if spec is None:
                 yield f"block {block.id}: {kind} {name} has no entry in tensors"
             elif (spec.dtype, spec.shape) != (expected.dtype, expected.shape):
-                found, wanted = f"{spec.dtype} {spec.shape}", f"{expected.dtype} {expected.shape}"
-                yield f"block {block.id}: {kind} {name} is {found}, {template.id} wants {wanted}"
-    if len(block.weights) != len(template.weights):
-        yield f"block {block.id} has {len(block.weights)} weights, template {template.id} {len(template.weights)}"
+                found, expects = f"{spec.dtype} {spec.shape}", f"{expected.dtype} {expected.shape}"
+                yield f"block {block.id}: {kind} {name} is {found}, {template.id} expects {expects}"
+    weights, wanted = len(block.weights), len(template.weights)
+    if weights != wanted:
+        yield f"block {block.id} has {weights} weights, template {template.id} {wanted}"
 
 
 def _check_order(graph: Graph) -> Iterator[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from llcompile.ir.graph import Graph, Template
+from llcompile.ir.graph import Graph, Template, TensorSpec
 from llcompile.ir.model import Model
 
 Arrays = Mapping[str, np.ndarray]
@@ -26,8 +26,15 @@ def whole(model: Model, ids: Arrays, weights: Arrays) -> np.ndarray:
     return logits
 
 
-def chained(graph: Graph, ids: Arrays, weights: Arrays) -> np.ndarray:
-    """Logits by the positions template and then every block's template, each as a model of its own."""
+def last_row(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    return array.take([-1], axis=spec.shape.index("n"))
+
+
+def chained(graph: Graph, ids: Arrays, weights: Arrays, is_prefill: bool = False) -> np.ndarray:
+    """Logits by the positions template and then every block's template, each as a model of its own.
+
+    With `is_prefill`, the blocks that need the last row only are given no more.
+    """
     sessions = {id: session(template.onnx) for id, template in graph.templates.items()}
     tensors = dict(ids)
     if graph.positions:
@@ -37,6 +44,8 @@ def chained(graph: Graph, ids: Arrays, weights: Arrays) -> np.ndarray:
     for block in graph.blocks:
         template = graph.templates[block.template]
         feeds = {spec.name: tensors[name] for spec, name in zip(template.inputs, block.inputs, strict=True)}
+        if is_prefill and block.last_row_only:
+            feeds = {spec.name: last_row(feeds[spec.name], spec) for spec in template.inputs}
         feeds |= {w.name: weights[name] for w, name in zip(template.weights, block.weights, strict=True)}
         made = sessions[block.template].run([spec.name for spec in template.outputs], feeds)
         tensors.update(zip(block.outputs, made, strict=True))

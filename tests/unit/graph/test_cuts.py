@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -45,7 +46,7 @@ def test_two_blocks_a_layer_embedding_and_head(structure: str, layers: int) -> N
 
 def test_one_tensor_crosses_each_cut_of_a_sequential_model() -> None:
     graph = build_graph(decoder(3))
-    for before, after in zip(graph.blocks, graph.blocks[1:], strict=False):
+    for before, after in pairwise(graph.blocks):
         assert len(before.outputs) == 1
         assert before.outputs[0] == after.inputs[0]
 
@@ -62,7 +63,7 @@ def test_the_cuts_hold_the_fewest_bytes_between_two_attentions() -> None:
     flow = simplified_dataflow(decoder(4))
     cuts = find_cuts(flow, infer_specs(flow))
     anchors = [i for i, node in enumerate(cuts.order) if node.op == ATTENTION]
-    for start, stop in zip(anchors, anchors[1:], strict=False):
+    for start, stop in pairwise(anchors):
         least = min(cuts.live_bytes[start:stop])
         inside = [cut - 1 for cut in cuts.stops if start < cut <= stop]
         assert [cuts.live_bytes[i] for i in inside] == [least, least]

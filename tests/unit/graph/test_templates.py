@@ -142,6 +142,8 @@ def test_chained_blocks_give_the_models_logits(structure: Callable[..., str], le
     expected = whole(model, ids, weights)
     assert expected.std() > 0.1
     np.testing.assert_array_equal(chained(graph, ids, weights), expected)
+    prefilled = chained(graph, ids, weights, is_prefill=True)
+    np.testing.assert_allclose(prefilled[0], expected[0, -1:], rtol=1e-4, atol=1e-5)
 
 
 def test_fields_of_an_attention_template() -> None:
@@ -155,8 +157,12 @@ def test_fields_of_an_attention_template() -> None:
     assert [spec.name for spec in template.inputs] == ["x0", "p0", "p1", "position_ids"]
     assert template.caches == (CacheSpec(heads=4, kv_heads=2, key_dim=4, value_dim=4, window=8),)
     assert [(weight.role, weight.shape) for weight in template.weights] == [
-        ("plain", (16,)), ("linear", (16, 16)), ("linear", (8, 16)), ("linear", (8, 16)), ("linear", (16, 16)),
-    ]  # fmt: skip
+        ("plain", (16,)),
+        ("linear", (16, 16)),
+        ("linear", (8, 16)),
+        ("linear", (8, 16)),
+        ("linear", (16, 16)),
+    ]
     matrices = 16 * 16 + 8 * 16 + 8 * 16 + 16 * 16
     norm, reshapes, rotary, attention, sums = 16, 2 * (16 + 8 + 8), 16 + 8, 3 * 16, 16
     assert template.linear_flops == 2 * matrices + norm + reshapes + rotary + attention + sums
