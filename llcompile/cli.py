@@ -13,7 +13,9 @@ import click
 from llcompile.ir.errors import CompileError
 
 if TYPE_CHECKING:
-    from llcompile.pipeline import BuildOptions, Stopwatch
+    from llcompile.console import Console
+    from llcompile.pipeline import BuildOptions
+    from llcompile.trace import Trace
 
 EPILOG = {
     "build": """\b
@@ -86,13 +88,13 @@ def planning(command: Any) -> Any:
 @main.command(epilog=EPILOG["build"])
 @planning
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True)
-def build(output: Path, as_json: bool, **arguments: Any) -> None:
+def build(output: Path, as_json: bool, dump_dir: Path | None, **arguments: Any) -> None:
     """Build MODEL (a Hugging Face directory or hub id) into a bundle for the devices of --target."""
     from llcompile import bundle, console, pipeline
 
     options = options_of(arguments)
-    with console.Console(debug_level() > 0) as screen:
-        planned = pipeline.build(options, output, watch_of(screen), screen.packing)
+    with console.Console() as screen:
+        planned = pipeline.build(options, output, trace_of(screen, dump_dir), screen.packing)
         record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
     if as_json:
         click.echo(json.dumps(bundle.plan_json(record) | {"bundle": str(output)}))
@@ -103,13 +105,13 @@ def build(output: Path, as_json: bool, **arguments: Any) -> None:
 
 @main.command(epilog=EPILOG["plan"])
 @planning
-def plan(as_json: bool, **arguments: Any) -> None:
+def plan(as_json: bool, dump_dir: Path | None, **arguments: Any) -> None:
     """Plan alone: which device would compute what, and how fast. Nothing is compiled."""
     from llcompile import bundle, console, pipeline
 
     options = options_of(arguments)
-    with console.Console(debug_level() > 0) as screen:
-        planned = pipeline.make_plan(options, watch_of(screen))
+    with console.Console() as screen:
+        planned = pipeline.make_plan(options, trace_of(screen, dump_dir))
         record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
     if as_json:
         click.echo(json.dumps(bundle.plan_json(record)))
@@ -119,8 +121,12 @@ def plan(as_json: bool, **arguments: Any) -> None:
 
 @main.command(epilog=EPILOG["explain"])
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
-@click.option("--measured", type=click.Path(path_type=Path), metavar="FILE",
-              help="What `llrun --json` printed, to set beside what was predicted.")
+@click.option(
+    "--measured",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What `llrun --json` printed, to set beside what was predicted.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def explain(path: Path, measured: Path | None, as_json: bool) -> None:
     """The plan of BUNDLE in words and a table; predicted against measured."""
@@ -162,7 +168,8 @@ def options_of(arguments: dict[str, Any]) -> BuildOptions:
     return BuildOptions(**arguments)
 
 
-def watch_of(screen: Any) -> Stopwatch:
-    from llcompile.pipeline import Stopwatch
+def trace_of(screen: Console, dump_dir: Path | None) -> Trace:
+    from llcompile.trace import STAGES, Trace
 
-    return Stopwatch(screen.stage_done)
+    # At a terminal a person waits: stages are shown there unasked.
+    return Trace(screen.line, max(debug_level(), STAGES if screen.is_terminal else 0), dump_dir)

@@ -1,4 +1,4 @@
-"""Progress on stderr: a line for each stage as it ends, and a bar while weights are packed."""
+"""Progress on stderr: lines as stages end, and a bar while weights are packed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 
 class Console:
-    """Shows where a build is. On a terminal: a spinner line and a bar; elsewhere one plain line a stage."""
+    """Shows where a build is: lines, and on a terminal a bar below them."""
 
-    def __init__(self, verbose: bool) -> None:
-        """`verbose`: print stage timings even where stderr is no terminal."""
-        self._terminal = Terminal(stderr=True, highlight=False)
-        self._verbose = verbose or self._terminal.is_terminal
+    def __init__(self) -> None:
+        self._terminal = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -35,9 +33,12 @@ class Console:
     ) -> None:
         self._progress.stop()
 
-    def stage_done(self, stage: str, seconds: float) -> None:
-        if self._verbose:
-            self._terminal.print(f"  {stage:<8} {seconds:6.1f} s")
+    @property
+    def is_terminal(self) -> bool:
+        return self._terminal.is_terminal
+
+    def line(self, text: str) -> None:
+        self._terminal.print(text)
 
     def packing(self, done: int, total: int) -> None:
         """Weights packed so far, and in all."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ from llcompile.ir.graph import Block, Graph, Template
 from llcompile.ir.model import Model
 from llcompile.ir.packing import LoweredTemplate
 from llcompile.ir.plan import BlockCost, Plan
+from llcompile.ir.printer import print_graph, print_planned
+from llcompile.trace import Trace
 from llrun.schema import FileEntry
 
 DEFAULT_CONTEXT = 4096
 CHUNK = 128
-
-Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -58,29 +57,18 @@ class Compiled:
     runtime: Mapping[str, Path]
 
 
-class Stopwatch:
-    """Reports each stage's name and seconds as it ends."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-        self.start = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.report(stage, now - self.start)
-        self.start = now
-
-
-def make_plan(options: BuildOptions, watch: Stopwatch) -> Planned:
+def make_plan(options: BuildOptions, trace: Trace) -> Planned:
     """MODEL and devices.json to a plan; nothing is compiled."""
     cluster = cost.load_cluster(options.target)
-    watch.lap("devices")
-    model = frontend.load_model(options.model, options.random_seed)
-    watch.lap("export")
-    dataflow = graph.build_graph(model)
-    watch.lap("graph")
+    trace.lap("devices")
+    model = frontend.load_model(options.model, options.random_seed, trace.passes(frontend.text))
+    trace.lap("export")
+    dataflow = graph.build_graph(model, trace.passes(graph.print_dataflow))
+    trace.program("blocks", print_graph(dataflow))
+    trace.lap("graph")
     planned = plan_graph(model, dataflow, cluster, options)
-    watch.lap("plan")
+    trace.plan(lambda: print_planned(planned.plan, planned.costs))
+    trace.lap("plan")
     return planned
 
 
@@ -114,15 +102,15 @@ def context_of(options: BuildOptions, model: Model) -> int:
     return options.context
 
 
-def build(options: BuildOptions, out: Path, watch: Stopwatch, progress: bundle.Progress | None) -> Planned:
+def build(options: BuildOptions, out: Path, trace: Trace, progress: bundle.Progress | None) -> Planned:
     """MODEL and devices.json to a bundle at `out`."""
     bundle.check_destination(out)
-    planned = make_plan(options, watch)
+    planned = make_plan(options, trace)
     with tempfile.TemporaryDirectory(prefix="llcompile-") as scratch:
         compiled = compile_targets(planned, Path(scratch))
-        watch.lap("compile")
+        trace.lap("compile")
         write(planned, compiled, out, progress, options.jobs)
-    watch.lap("pack")
+    trace.lap("pack")
     return planned
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from llcompile.ir.graph import Block, CacheSpec, Graph, Template, TensorSpec, WeightParam
+from llcompile.ir.plan import BlockCost, Plan
 
 
 def print_graph(graph: Graph) -> str:
@@ -53,3 +54,22 @@ def _block_line(block: Block) -> str:
     return (
         f"{block.id} {block.template}({', '.join(block.inputs)}) -> {', '.join(block.outputs)}{weights}{last}"
     )
+
+
+def print_planned(plan: Plan, costs: Sequence[BlockCost]) -> str:
+    """Stages and transmissions of `plan`, and the costs it was made from."""
+    head = f"plan {plan.status} objective {plan.objective:.6g} bound {plan.bound:.6g} gap {plan.gap:.3g}"
+    lines = [
+        f"{head} ttft {plan.ttft_s:.6g} s tpot {plan.tpot_s:.6g} s",
+        *(f"  stage {s.start}:{s.stop} on {', '.join(s.devices)}" for s in plan.stages),
+        *(f"  send {t.tensor} {t.source} -> {t.destination} {t.kind} {t.bytes}" for t in plan.transmissions),
+        *(f"  unused {name}: {reason}" for name, reason in plan.unused.items()),
+        *(f"  cost {_cost(cost)}" for cost in costs),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cost(cost: BlockCost) -> str:
+    memory = f"weights {cost.weights_bytes} cache {cost.cache_bytes} activations {cost.activation_bytes}"
+    decode = f"decode {cost.decode_bytes:.6g} bytes {cost.decode_flops:.6g} flops"
+    return f"{cost.block}: {memory}; {decode}; prefill {cost.prefill_bytes:.6g} bytes {cost.prefill_flops:.6g} flops"
