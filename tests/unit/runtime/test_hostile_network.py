@@ -6,6 +6,7 @@ import random
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import numpy_model
 import pytest
@@ -18,6 +19,7 @@ from llrun.protocol import (
     CONTROL,
     ONE_ROW,
     TENSOR,
+    Failed,
     Header,
     Hello,
     ProtocolError,
@@ -131,20 +133,20 @@ def test_dripping_bytes_do_not_extend_a_handshake(cluster, monkeypatch):
     sock = raw(cluster(NAMES).addresses["anna"])
     start = time.monotonic()
     frame = encode_control(hello("control"))
-    with pytest.raises(OSError):  # noqa: PT011
+    with suppress(ConnectionError):
         for byte in frame:
             sock.sendall(bytes([byte]))
             time.sleep(0.1)
-    assert time.monotonic() - start < 0.1 * len(frame)
+    assert time.monotonic() - start < 0.08 * len(frame)
 
 
 def test_an_unexpected_message_of_the_head_ends_its_session_only(cluster):
     workers = cluster(NAMES)
     control = dial(Tcp(), "anna", workers.addresses["anna"], hello("control"), 5.0)
     control.send(encode_control(Refused("R1", "no")))
-    with pytest.raises(ConnectionLost):
-        while True:
-            read_message(control)
+    with suppress(ConnectionLost):
+        while not isinstance(read_message(control), Failed):
+            pass
     with workers.session() as session:
         assert len(generate(session, [1], 3, Sampling(), lambda token: True).tokens) == 3
 

@@ -1,0 +1,89 @@
+"""Programs: how they are split, and the faults that are found before anything runs."""
+
+from __future__ import annotations
+
+import numpy_model
+import pytest
+from numpy_model import FIRST, IDS, LOGITS, POSITIONS, TABLE
+
+from llrun.errors import RunError
+from llrun.program import build_program
+from llrun.schema import AllReduce, DeviceProgram, Load, Receive, Release, Run, Send, Tensor
+
+NAMES = ["head", "anna", "bert"]
+MIX = Run(template="t1", block=3, inputs=(FIRST + 2, TABLE, POSITIONS), outputs=(FIRST + 3,))
+TABLES = Run(template="positions", block=None, inputs=(POSITIONS,), outputs=(TABLE,))
+TAKE = Receive(tensor=FIRST + 2, source="anna")
+
+
+def build(*steps, **changes):
+    program = DeviceProgram(device="bert", epoch=1, steps=steps)
+    return build_program(numpy_model.record("bert", NAMES, program=program, **changes))
+
+
+def test_segments_begin_at_receives_that_follow_other_steps():
+    program = build(
+        Load(block=3),
+        TABLES,
+        TAKE,
+        Receive(tensor=FIRST, source="head"),
+        MIX,
+        Receive(tensor=FIRST + 1, source="anna"),
+        Send(tensor=FIRST + 3, destination="head"),
+    )
+    assert [sorted(segment.waits) for segment in program.segments] == [[], [FIRST, FIRST + 2], [FIRST + 1]]
+    assert [len(segment.operations) for segment in program.segments] == [1, 1, 1]
+    assert program.sources == {FIRST: "head", FIRST + 1: "anna", FIRST + 2: "anna"}
+    assert program.segment_of == {FIRST: 1, FIRST + 2: 1, FIRST + 1: 2}
+    assert program.neighbours == {"head", "anna"}
+
+
+def test_only_tensors_of_last_rows_need_not_come_early():
+    head = build_program(numpy_model.record("head", NAMES))
+    assert head.segments[1].waits_last == {FIRST + 4}
+    assert build_program(numpy_model.record("bert", NAMES)).segments[1].waits_last == set()
+
+
+def test_tables_that_token_ids_index_are_known():
+    assert build_program(numpy_model.record("head", NAMES)).reads_tokens == {0}
+    assert build_program(numpy_model.record("anna", NAMES)).reads_tokens == set()
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        ([Load(block=9)], "step 0 of bert's program: block 9 is not in the slice"),
+        ([TAKE, TABLES, MIX], "block 3 is run but was not loaded"),
+        ([Load(block=3), TAKE, MIX], "tensor table is used before"),
+        ([Send(tensor=FIRST, destination="head")], "tensor h0 is used before"),
+        ([TAKE, Release(tensor=FIRST + 2), Send(tensor=FIRST + 2, destination="head")], "after its release"),
+        ([Receive(tensor=99, source="anna")], "tensor 99 is not described"),
+        ([Receive(tensor=FIRST, source="carl")], "device carl is not another device"),
+        ([Receive(tensor=FIRST, source="bert")], "device bert is not another device"),
+        ([TAKE, Send(tensor=FIRST + 2, destination="carl")], "device carl"),
+        ([TAKE, Send(tensor=FIRST + 2, destination="head", rows="some")], "rows is 'some'"),
+        ([TAKE, AllReduce(tensor=FIRST + 2, group=("anna", "bert"))], "all_reduce"),
+        (
+            [Run(template="t0", block=None, inputs=(IDS,), outputs=(LOGITS,))],
+            "tensor input_ids is used before",
+        ),
+    ],
+)
+def test_faults_are_named(steps, reason):
+    with pytest.raises(RunError, match=reason) as caught:
+        build(*steps)
+    assert (caught.value.code, caught.value.exit_code) == ("R207", 2)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (Tensor(id=FIRST, name="h", dtype="complex64", shape=(1, -1)), "dtype complex64"),
+        (Tensor(id=FIRST, name="h", dtype="float32", shape=(1, 4)), "one -1"),
+        (Tensor(id=FIRST, name="h", dtype="float32", shape=(-1, -1)), "one -1"),
+        (Tensor(id=FIRST, name="h", dtype="float32", shape=(-1, 0)), "the rest positive"),
+    ],
+)
+def test_tensors_without_a_size_are_refused(tensor, reason):
+    with pytest.raises(RunError, match=reason):
+        build(tensors=(tensor,))
