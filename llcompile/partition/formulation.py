@@ -1,0 +1,298 @@
+"""The MIP: which devices, in which order, and where the blocks are cut.
+
+Variables, for device d and block b (all binary):
+  begin[d,b]  d's stage has begun at or before b. For the head: its last stage has begun (its first begins at 0).
+  end[d,b]    d's stage has ended before b. For the head: its first stage has ended.
+  move[b,d,e] d hands over to e just before b (continuous; follows from the others).
+Both are steps from 0 to 1, so a stage is consecutive by construction, d has b when begin - end = 1 (head: 1 - end +
+begin), and a start or a stop is a difference of neighbours. This is the description of start-up and shut-down in unit
+commitment (Rajan and Takriti, IBM RC23628, 2005), where it gives the convex hull of one unit's schedules.
+
+Memory enters as reach: blocks start..b fit on d together exactly if start >= first_start[d][b], so whoever began
+earlier has ended by b: end[d,b] >= begin[d, first_start - 1]. Activations count as their true maximum that way and each
+device's relaxation stays integral, where a row of bytes would leave a knapsack. The head's two stages share its
+memory: leaving it at `stop` or later excludes returning before first_return[stop].
+
+A link costs only through `move` (a hop: latency and bytes), and through `copy` and `skip`, for a tensor that more
+than the next block uses: copy[t,d,e] is 1 when d sends t to e (bytes), skip[t,d,e] when e is not the next stage (latency
+of its own). `slowest` is the busiest device or link, `alone` a constant 1 that carries the head's fixed cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import log2
+
+from llcompile.ir.cluster import Link
+from llcompile.ir.plan import Flow
+from llcompile.partition.mip import INFINITY, Mip
+from llcompile.partition.problem import HEAD, Problem
+
+Pair = tuple[int, int]
+UNITS = 1024.0  # about what the objective amounts to in the solver's eyes
+
+
+@dataclass
+class _Model:
+    problem: Problem
+    mip: Mip
+    slowest: int = 0
+    constant: int = 0
+    begin: dict[Pair, int] = field(default_factory=dict)
+    end: dict[Pair, int] = field(default_factory=dict)
+    move: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    copy: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    skip: dict[tuple[str, int, int], int] = field(default_factory=dict)
+
+    def has(self, device: int, block: int) -> dict[int, float]:
+        """1 when `block` is on `device`."""
+        terms = {self.begin[device, block]: 1.0, self.end[device, block]: -1.0}
+        return terms | {self.constant: 1.0} if device == HEAD else terms
+
+    def pairs(self) -> list[Pair]:
+        count = range(len(self.problem.devices))
+        return [(d, e) for d in count for e in count if d != e]
+
+
+def add(*parts: Mapping[int, float]) -> dict[int, float]:
+    """Sum of linear expressions."""
+    total: dict[int, float] = {}
+    for part in parts:
+        for column, value in part.items():
+            total[column] = total.get(column, 0.0) + value
+    return total
+
+
+def scaled(terms: Mapping[int, float], factor: float) -> dict[int, float]:
+    return {column: value * factor for column, value in terms.items()}
+
+
+def formulate(problem: Problem) -> Mip:
+    """The whole MIP of `problem`."""
+    model = _Model(problem, Mip("plan", _scale(problem)))
+    _columns(model)
+    _steps(model)
+    _one_device_each(model)
+    _reach(model)
+    _head_memory(model)
+    _wishes(model)
+    _cover(model)
+    _twins(model)
+    _moves(model)
+    for flow in problem.long_flows:
+        _copies(model, flow)
+    _busy(model)
+    return model.mip
+
+
+def _scale(problem: Problem) -> float:
+    least = sum(min(costs) for costs in zip(*problem.block_cost, strict=True))
+    return 2.0 ** round(log2(least / UNITS)) if least > 0 else 1.0
+
+
+def _columns(model: _Model) -> None:
+    problem, mip = model.problem, model.mip
+    costs = problem.block_cost
+    for d in range(len(problem.devices)):
+        for b in range(problem.blocks):
+            # Nothing begins or ends before block 0: the head has it.
+            upper = 0.0 if b == 0 else 1.0
+            model.begin[d, b] = mip.column(f"begin_{b}_{d}", costs[d][b], upper, integer=True)
+            model.end[d, b] = mip.column(f"end_{b}_{d}", -costs[d][b], upper, integer=True)
+    model.constant = mip.column("alone", sum(costs[HEAD]), lower=1.0)
+    model.slowest = mip.column("slowest", problem.weights.slowest * mip.scale, INFINITY)
+
+
+def _steps(model: _Model) -> None:
+    """Steps rise; a worker ends only after it began, the head returns only after it left; all ends with the head."""
+    problem, mip = model.problem, model.mip
+    for d in range(len(problem.devices)):
+        begin, end = model.begin, model.end
+        for b in range(1, problem.blocks):
+            mip.row(f"begun_{b}_{d}", {begin[d, b]: 1.0, begin[d, b - 1]: -1.0}, lower=0.0)
+            mip.row(f"ended_{b}_{d}", {end[d, b]: 1.0, end[d, b - 1]: -1.0}, lower=0.0)
+            later, sooner = (begin, end) if d == HEAD else (end, begin)
+            mip.row(f"order_{b}_{d}", {sooner[d, b - 1]: 1.0, later[d, b]: -1.0}, lower=0.0)
+        last = problem.blocks - 1
+        mip.row(f"close_{d}", {begin[d, last]: 1.0, end[d, last]: -1.0}, 0.0, 0.0)
+
+
+def _one_device_each(model: _Model) -> None:
+    for b in range(model.problem.blocks):
+        parts = [model.has(d, b) for d in range(len(model.problem.devices))]
+        model.mip.row(f"place_{b}", add(*parts), 1.0, 1.0)
+
+
+def _reach(model: _Model) -> None:
+    problem = model.problem
+    for d in problem.workers:
+        for b in range(1, problem.blocks):
+            first = problem.first_start[d][b]
+            if first > 0:
+                terms = {model.end[d, b]: 1.0, model.begin[d, min(first - 1, b)]: -1.0}
+                model.mip.row(f"reach_{b}_{d}", terms, lower=0.0)
+
+
+def _head_memory(model: _Model) -> None:
+    problem, mip = model.problem, model.mip
+    begin, end = model.begin, model.end
+    for stop in range(1, problem.blocks):
+        start = problem.first_return[stop]
+        if start == problem.blocks:
+            mip.row(f"leave_{stop}", {end[HEAD, stop - 1]: 1.0}, lower=1.0)
+            break
+        # Not ended before stop - 1 means that the first stage ends at `stop` or later.
+        mip.row(f"room_{stop}", {end[HEAD, stop - 1]: 1.0, begin[HEAD, start - 1]: -1.0}, lower=0.0)
+    if not problem.head_alone:
+        mip.row("share", {end[HEAD, problem.blocks - 1]: 1.0}, lower=1.0)
+
+
+def _wishes(model: _Model) -> None:
+    """--use-all and --pin."""
+    problem, mip = model.problem, model.mip
+    if problem.options.use_all:
+        for d in problem.workers:
+            mip.row(f"use_{d}", {model.begin[d, problem.blocks - 1]: 1.0}, lower=1.0)
+    numbers = {device.name: d for d, device in enumerate(problem.devices)}
+    for b, name in sorted({(b, pin.device) for pin in problem.options.pins for b in range(pin.start, pin.stop)}):
+        mip.row(f"pin_{b}", model.has(numbers[name], b), 1.0, 1.0)
+
+
+def _cover(model: _Model) -> None:
+    """Valid inequality: so many workers at least, as each takes no more blocks than its longest stage that fits."""
+    problem = model.problem
+    count = least_workers(problem)
+    if count:
+        last = problem.blocks - 1
+        model.mip.row("cover", {model.begin[d, last]: 1.0 for d in problem.workers}, lower=float(count))
+
+
+def longest_stages(problem: Problem) -> tuple[int, ...]:
+    """The most blocks that fit on each worker, wherever they begin."""
+    blocks = range(1, problem.blocks - 1)
+    starts = (problem.first_start[d] for d in problem.workers)
+    return tuple(max((b + 1 - max(first[b], 1) for b in blocks), default=0) for first in starts)
+
+
+def least_workers(problem: Problem) -> int:
+    """A lower bound on the number of workers, from the number of blocks; the number of workers + 1: infeasible."""
+    if problem.head_alone:
+        return 0
+    stops = range(1, problem.blocks)
+    head = max(stop + problem.blocks - problem.first_return[stop] for stop in stops) if stops else 0
+    left, count = problem.blocks - head, 0
+    for longest in sorted(longest_stages(problem), reverse=True):
+        if left <= 0:
+            break
+        left, count = left - longest, count + 1
+    return max(count, 1) if left <= 0 else len(problem.workers) + 1
+
+
+def _twins(model: _Model) -> None:
+    """Symmetry: of workers that differ in nothing, the first named begins first."""
+    problem = model.problem
+    for first, second in twins(problem):
+        for b in range(1, problem.blocks):
+            terms = {model.begin[first, b]: 1.0, model.begin[second, b]: -1.0}
+            model.mip.row(f"twin_{b}_{first}_{second}", terms, lower=0.0)
+
+
+def twins(problem: Problem) -> tuple[Pair, ...]:
+    """Pairs of successive workers that may change places without any figure changing."""
+    pinned = {pin.device for pin in problem.options.pins}
+    return tuple(
+        (d, d + 1)
+        for d in problem.workers[:-1]
+        if not {problem.devices[d].name, problem.devices[d + 1].name} & pinned and _interchangeable(problem, d, d + 1)
+    )
+
+
+def _interchangeable(problem: Problem, d: int, e: int) -> bool:
+    figures = problem.free, problem.block_cost, problem.load
+    others = [o for o in range(len(problem.devices)) if o not in (d, e)]
+    return (
+        all(figure[d] == figure[e] for figure in figures)
+        and problem.link(d, e) == problem.link(e, d)
+        and all(problem.link(d, o) == problem.link(e, o) for o in others)
+        and all(problem.link(o, d) == problem.link(o, e) for o in others)
+    )
+
+
+# --- links ---------------------------------------------------------------------------------------------------------
+
+
+def _hop_cost(problem: Problem, block: int, link: Link) -> float:
+    flows = problem.hop_flows[block]
+    size = sum(flow.decode_bytes for flow in flows), sum(flow.prefill_bytes for flow in flows)
+    return problem.latency_cost(link) + problem.bytes_cost(size, link)
+
+
+def _moves(model: _Model) -> None:
+    problem, mip = model.problem, model.mip
+    for b in range(1, problem.blocks):
+        for d, e in model.pairs():
+            cost = _hop_cost(problem, b, problem.link(d, e))
+            model.move[b, d, e] = mip.column(f"move_{b}_{d}_{e}", cost)
+        for d in range(len(problem.devices)):
+            others = [e for e in range(len(problem.devices)) if e != d]
+            left = {model.move[b, d, e]: 1.0 for e in others}
+            joined = {model.move[b, e, d]: 1.0 for e in others}
+            ends = {model.end[d, b]: -1.0, model.end[d, b - 1]: 1.0}
+            begins = {model.begin[d, b]: -1.0, model.begin[d, b - 1]: 1.0}
+            mip.row(f"from_{b}_{d}", add(left, ends), 0.0, 0.0)
+            mip.row(f"to_{b}_{d}", add(joined, begins), 0.0, 0.0)
+
+
+def _copies(model: _Model, flow: Flow) -> None:
+    """`copy` and `skip` of one flow that more than the next block uses."""
+    problem, mip = model.problem, model.mip
+    key = f"{flow.producer}_{problem.flows.index(flow)}"
+    size = flow.decode_bytes, flow.prefill_bytes
+    for d, e in model.pairs():
+        link = problem.link(d, e)
+        copy = mip.column(f"copy_{key}_{d}_{e}", problem.bytes_cost(size, link))
+        skip = mip.column(f"skip_{key}_{d}_{e}", problem.latency_cost(link))
+        model.copy[flow.tensor, d, e], model.skip[flow.tensor, d, e] = copy, skip
+        for c in flow.consumers:
+            between = {model.move[b, d, e]: -1.0 for b in range(flow.producer + 1, c + 1)}
+            here = add(model.has(d, flow.producer), model.has(e, c), {model.constant: -1.0})
+            mip.row(f"copies_{key}_{d}_{e}_{c}", add({copy: 1.0}, scaled(here, -1.0)), lower=0.0)
+            mip.row(f"skips_{key}_{d}_{e}_{c}", add({skip: 1.0}, scaled(here, -1.0), scaled(between, -1.0)), lower=0.0)
+        _direct_copies(model, flow, copy, (d, e))
+
+
+def _direct_copies(model: _Model, flow: Flow, copy: int, pair: Pair) -> None:
+    """Valid inequality: a hop from d to e before a consumer carries the tensor unless d began after its producer."""
+    d, e = pair
+    for c in flow.consumers:
+        began = {model.begin[d, c - 1]: 1.0, model.begin[d, flow.producer]: -1.0}
+        terms = add({copy: 1.0, model.move[c, d, e]: -1.0}, began)
+        model.mip.row(f"direct_{copy}_{c}", terms, lower=0.0)
+
+
+def _busy(model: _Model) -> None:
+    """`slowest` is no less than what each device and each link is busy."""
+    problem, mip = model.problem, model.mip
+    unit = {model.slowest: mip.scale}
+    blocks = range(problem.blocks)
+    for d in range(len(problem.devices)):
+        loads = (scaled(model.has(d, b), -problem.load[d][b]) for b in blocks)
+        mip.row(f"device_{d}", scaled(add(unit, *loads), 1 / mip.scale), lower=0.0)
+    for d, e in model.pairs():
+        link = problem.link(d, e)
+        hops = {
+            model.move[b, d, e]: -sum(problem.busy(flow, link) for flow in problem.hop_flows[b]) for b in blocks if b
+        }
+        copies = {model.copy[flow.tensor, d, e]: -problem.busy(flow, link) for flow in problem.long_flows}
+        mip.row(f"link_{d}_{e}", scaled(add(unit, hops, copies), 1 / mip.scale), lower=0.0)
+    if problem.weights.by_token:
+        _token_row(model)
+
+
+def _token_row(model: _Model) -> None:
+    """`slowest` is no less than a token's seconds / sequences. A token's seconds: the other costs / their weight."""
+    mip, problem = model.mip, model.problem
+    factor = mip.scale / (problem.weights.token * problem.weights.sequences)
+    costs = {i: -column.cost * factor for i, column in enumerate(mip.columns) if i != model.slowest}
+    mip.row("token", scaled(add({model.slowest: mip.scale}, costs), 1 / mip.scale), lower=0.0)

@@ -1,0 +1,165 @@
+"""The planner's question as numbers: what each block takes on each device, and which runs of blocks fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+from llcompile.ir.cluster import Cluster, Device, Link
+from llcompile.ir.plan import BlockCost, Flow
+from llcompile.partition.evaluate import TOKEN_WEIGHT, decode_seconds, in_flight_bytes, prefill_seconds
+from llcompile.partition.options import PlanOptions
+
+HEAD = 0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The objective is fill x (seconds a chunk takes from end to end) + token x (seconds of a token) + slowest x
+    (the slowest device or link). `by_token`: the slowest is meant for a token, not for a chunk; it then is at
+    least a token's seconds / `sequences`."""
+
+    fill: float
+    token: float
+    slowest: float
+    by_token: bool
+    sequences: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Devices are numbers from here on: 0 is the head, then the workers in the cluster's order."""
+
+    costs: tuple[BlockCost, ...]
+    flows: tuple[Flow, ...]
+    cluster: Cluster
+    options: PlanOptions
+
+    @property
+    def blocks(self) -> int:
+        return len(self.costs)
+
+    @cached_property
+    def devices(self) -> tuple[Device, ...]:
+        head = self.cluster.device(self.cluster.head)
+        return (head, *(device for device in self.cluster.devices if device.name != head.name))
+
+    @property
+    def workers(self) -> range:
+        return range(1, len(self.devices))
+
+    @cached_property
+    def weights(self) -> Weights:
+        options = self.options
+        if options.objective == "latency":
+            return Weights(1.0, float(options.new_tokens), options.chunks - 1, False, options.sequences)
+        return Weights(0.0, TOKEN_WEIGHT, 1.0, True, options.sequences)
+
+    # --- seconds -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def decode(self) -> tuple[tuple[float, ...], ...]:
+        """Seconds of a token, [device][block]."""
+        return tuple(tuple(decode_seconds(cost, device) for cost in self.costs) for device in self.devices)
+
+    @cached_property
+    def prefill(self) -> tuple[tuple[float, ...], ...]:
+        """Seconds of a chunk, [device][block]."""
+        return tuple(tuple(prefill_seconds(cost, device) for cost in self.costs) for device in self.devices)
+
+    @property
+    def load(self) -> tuple[tuple[float, ...], ...]:
+        """Seconds that count towards the slowest device, [device][block]."""
+        return self.decode if self.weights.by_token else self.prefill
+
+    @cached_property
+    def block_cost(self) -> tuple[tuple[float, ...], ...]:
+        """What a block on a device adds to the objective, the slowest aside, [device][block]."""
+        w = self.weights
+        rows = zip(self.prefill, self.decode, strict=True)
+        return tuple(tuple(w.fill * p + w.token * d for p, d in zip(*row, strict=True)) for row in rows)
+
+    def link(self, source: int, destination: int) -> Link:
+        return self.cluster.link(self.devices[source].name, self.devices[destination].name)
+
+    @cached_property
+    def hop_flows(self) -> tuple[tuple[Flow, ...], ...]:
+        """[block]: the flows that cross only if the block begins a stage: made just before it, used by it alone."""
+        found: list[list[Flow]] = [[] for _ in self.costs]
+        for flow in self.flows:
+            if flow.consumers == (flow.producer + 1,):
+                found[flow.producer + 1].append(flow)
+        return tuple(map(tuple, found))
+
+    @cached_property
+    def long_flows(self) -> tuple[Flow, ...]:
+        """The other flows: what they cost depends on more than one cut."""
+        return tuple(flow for flow in self.flows if flow.consumers != (flow.producer + 1,))
+
+    def bytes_cost(self, flow_bytes: tuple[int, int], link: Link) -> float:
+        """What moving (decode, prefill) bytes over a link adds to the objective."""
+        decode, prefill = flow_bytes
+        return (self.weights.token * decode + self.weights.fill * prefill) / link.bytes_per_s
+
+    def latency_cost(self, link: Link) -> float:
+        return (self.weights.token + self.weights.fill) * link.latency_s
+
+    def busy(self, flow: Flow, link: Link) -> float:
+        """Seconds a flow keeps a link busy, as the slowest counts them."""
+        return (flow.decode_bytes if self.weights.by_token else flow.prefill_bytes) / link.bytes_per_s
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def free(self) -> tuple[int, ...]:
+        """Bytes each device has for weights, cache and activations."""
+        buffers = in_flight_bytes(self.flows, self.cluster)
+        return tuple(device.memory_bytes - device.runtime_bytes - buffers for device in self.devices)
+
+    @cached_property
+    def _stored(self) -> tuple[int, ...]:
+        """Weights and cache of the blocks before each."""
+        return (0, *accumulate(cost.weights_bytes + cost.cache_bytes for cost in self.costs))
+
+    def needed(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Bytes that the blocks of `ranges` need together on one device."""
+        stored = sum(self._stored[stop] - self._stored[start] for start, stop in ranges)
+        active = (self.costs[b].activation_bytes for start, stop in ranges for b in range(start, stop))
+        return stored + max(active, default=0)
+
+    @cached_property
+    def first_start(self) -> tuple[tuple[int, ...], ...]:
+        """[device][block]: the earliest start of a stage that still holds the block; block + 1: it does not fit."""
+        return tuple(self._first_start(device) for device in range(len(self.devices)))
+
+    def _first_start(self, device: int) -> tuple[int, ...]:
+        found, start = [], 0
+        for block in range(self.blocks):
+            while start <= block and self.needed([(start, block + 1)]) > self.free[device]:
+                start += 1
+            found.append(start)
+        return tuple(found)
+
+    @cached_property
+    def first_return(self) -> tuple[int, ...]:
+        """[stop]: the earliest block at which the head's last stage may begin when its first ends before `stop`.
+
+        `blocks` (past the last) means that the first stage leaves no room for the last block. Index 0 is unused.
+        """
+        found, start = [0], 1
+        for stop in range(1, self.blocks):
+            start = max(start, stop)
+            while start < self.blocks and not self.head_fits(stop, start):
+                start += 1
+            found.append(start)
+        return tuple(found)
+
+    def head_fits(self, stop: int, start: int) -> bool:
+        """Whether the head holds the blocks before `stop` and those from `start` on."""
+        return self.needed([(0, stop), (start, self.blocks)]) <= self.free[HEAD]
+
+    @property
+    def head_alone(self) -> bool:
+        return self.head_fits(self.blocks, self.blocks)

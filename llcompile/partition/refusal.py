@@ -1,0 +1,126 @@
+"""Why no plan is feasible: both numbers, the cause, the remedy."""
+
+from __future__ import annotations
+
+from llcompile.ir.errors import INFEASIBLE, CompileError
+from llcompile.partition.formulation import least_workers, longest_stages
+from llcompile.partition.problem import HEAD, Problem
+
+_NO_PLAN = "P201"
+_REMEDY = "Use --quant q4, a smaller --context, or add a device"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 4.10 GiB, 512.0 MiB, 10 KiB."""
+    for unit, name, digits in ((2**30, "GiB", 2), (2**20, "MiB", 1), (2**10, "KiB", 0)):
+        if count >= unit:
+            return f"{count / unit:.{digits}f} {name}"
+    return f"{max(count, 0):.0f} bytes"
+
+
+def check_possible(problem: Problem) -> None:
+    """Raises CompileError P201 for the causes that need no solver."""
+    for fault in (_too_many_devices, _head_too_small, _block_too_large, _too_little_memory, _wish_too_large):
+        text = fault(problem)
+        if text:
+            raise _error(text)
+
+
+def refuse(problem: Problem, status: str, seconds: float) -> CompileError:
+    """The error for a problem that the solver found infeasible, or had no plan for when its time ran out."""
+    if status == "infeasible":
+        return _error(_no_arrangement(problem))
+    return _error(f"none was found in {seconds:.0f} s, and none was ruled out. Use fewer devices or pins")
+
+
+def _error(text: str) -> CompileError:
+    return CompileError(_NO_PLAN, f"no feasible plan: {text}", INFEASIBLE)
+
+
+def _too_many_devices(problem: Problem) -> str | None:
+    """--use-all: the head has the first and the last block, each worker at least one between them."""
+    if not problem.options.use_all or len(problem.workers) <= max(problem.blocks - 2, 0):
+        return None
+    return (
+        f"--use-all gives each of {len(problem.devices)} devices a block, with the first and the last of the model's "
+        f"{problem.blocks} blocks on the head: at most {max(problem.blocks - 2, 0) + 1} devices. List fewer devices"
+    )
+
+
+def _head_too_small(problem: Problem) -> str | None:
+    ends = [(0, 1), (problem.blocks - 1, problem.blocks)] if problem.blocks > 1 else [(0, 1)]
+    need, free = problem.needed(ends), problem.free[HEAD]
+    if need <= free:
+        return None
+    name = problem.devices[HEAD].name
+    return (
+        f"the first and the last block (embedding and output head) need {size(need)} on the head, {name} has "
+        f"{_free_text(free)} free. Use --quant q4, or make a device with more memory the head"
+    )
+
+
+def _block_too_large(problem: Problem) -> str | None:
+    largest = max(range(len(problem.free)), key=lambda d: problem.free[d])
+    block = max(range(problem.blocks), key=lambda b: problem.needed([(b, b + 1)]))
+    need = problem.needed([(block, block + 1)])
+    if need <= problem.free[largest]:
+        return None
+    return (
+        f"block {block} needs {size(need)}, the largest device ({problem.devices[largest].name}) has "
+        f"{_free_text(problem.free[largest])} free. {_REMEDY}"
+    )
+
+
+def _too_little_memory(problem: Problem) -> str | None:
+    weights = sum(cost.weights_bytes for cost in problem.costs)
+    cache = sum(cost.cache_bytes for cost in problem.costs)
+    free = sum(max(0, bytes_) for bytes_ in problem.free)
+    if weights + cache <= free:
+        return None
+    return f"{_model_text(problem)}, the devices have {size(free)} free. {_REMEDY}"
+
+
+def _wish_too_large(problem: Problem) -> str | None:
+    """A pinned run of blocks on a device that cannot hold it; a device of --use-all that can hold none."""
+    numbers = {device.name: d for d, device in enumerate(problem.devices)}
+    for pin in problem.options.pins:
+        d = numbers[pin.device]
+        ends = [(0, 1), (problem.blocks - 1, problem.blocks)] if d == HEAD else []
+        ranges = [(b, b + 1) for b in sorted({b for r in [*ends, (pin.start, pin.stop)] for b in range(*r)})]
+        need = problem.needed(ranges)
+        if need > problem.free[d]:
+            with_ends = " with the first and last" if d == HEAD else ""
+            return (
+                f"{pin} needs {size(need)}{with_ends} on {pin.device}, which has {_free_text(problem.free[d])} "
+                "free. Pin fewer blocks"
+            )
+    if problem.options.use_all:
+        for d, longest in zip(problem.workers, longest_stages(problem), strict=True):
+            if longest == 0:
+                least = min(problem.needed([(b, b + 1)]) for b in range(1, problem.blocks - 1))
+                return (
+                    f"--use-all: the smallest block needs {size(least)}, {problem.devices[d].name} has "
+                    f"{_free_text(problem.free[d])} free. Leave out --use-all, or the device"
+                )
+    return None
+
+
+def _no_arrangement(problem: Problem) -> str:
+    free = sum(max(0, bytes_) for bytes_ in problem.free)
+    wishes = [str(pin) for pin in problem.options.pins] + (["--use-all"] if problem.options.use_all else [])
+    text = f"{_model_text(problem)}, the devices have {size(free)} free in all"
+    if wishes:
+        return f"{text}, but no consecutive stages of whole blocks fit with {', '.join(wishes)}. Leave out one of these"
+    if least_workers(problem) > len(problem.workers):
+        return f"{text}, but less in whole blocks: too few blocks fit on the devices together. {_REMEDY}"
+    return f"{text}, but no consecutive stages of whole blocks fit into them. {_REMEDY}"
+
+
+def _model_text(problem: Problem) -> str:
+    weights = sum(cost.weights_bytes for cost in problem.costs)
+    cache = sum(cost.cache_bytes for cost in problem.costs)
+    return f"the model needs {size(weights + cache)} (weights {size(weights)}, cache {size(cache)})"
+
+
+def _free_text(free: int) -> str:
+    return size(max(free, 0))
