@@ -30,17 +30,34 @@ def main(target: str, devices: int, quant: str, prompt: int, new: int, runs: int
     with tempfile.TemporaryDirectory() as scratch:
         model = model_directory(Path(scratch) / "tinyllama", TINYLLAMA)
         entries = [
-            {"name": f"device-{i}", "target": target, "memory_bytes": MEMORY_BYTES[i] if devices > 1 else 8 * 10**9}
+            {
+                "name": f"device-{i}",
+                "target": target,
+                "memory_bytes": MEMORY_BYTES[i] if devices > 1 else 8 * 10**9,
+            }
             | {"threads": 1}
             for i in range(devices)
         ]
         target_file = devices_file(Path(scratch) / "devices.json", entries)
         bundle = str(Path(scratch) / "bundle")
         command = [tool("llcompile"), "build", str(model), "--target", str(target_file), "-o", bundle]
-        build = measured([*command, "--quant", quant, "--random-weights", "1", *(["--use-all"] * (devices > 1))])
+        build = measured(
+            [*command, "--quant", quant, "--random-weights", "1", *(["--use-all"] * (devices > 1))]
+        )
         sys.stdout.write(build.stdout)
         sys.stdout.write(f"build: {build.seconds:.1f} s, {build.peak_bytes / 1e9:.2f} GB peak\n")
-        bench = [tool("llrun"), "bench", bundle, "--local", "-p", str(prompt), "-n", str(new), "-r", str(runs)]
+        bench = [
+            tool("llrun"),
+            "bench",
+            bundle,
+            "--local",
+            "-p",
+            str(prompt),
+            "-n",
+            str(new),
+            "-r",
+            str(runs),
+        ]
         sys.stdout.write(measured(bench).stdout)
 
 
