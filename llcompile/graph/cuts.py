@@ -14,8 +14,8 @@ which holds at least one Linear.
 
 Ties (equal bytes): more Linears before the first cut, as attention's output projection belongs to attention;
 then cuts at tensors that several nodes read, as the residual stream is, so that an embedding's scale or norm,
-and a norm after a sum, stay with what they follow; then the earlier cut, so that the last norm goes with the
-output head.
+and a norm after a sum, stay with what they follow; then as many nodes between as in the gap before, so that
+equal layers give equal blocks to the last; then the earlier cut, so that the last norm goes with the head.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def find_cuts(flow: Dataflow, specs: Mapping[str, TensorSpec]) -> Cuts:
     curve = _curve(order, flow, specs)
     cuts = [_first_cut(order, curve, anchors[0])]
     for start, stop in zip(anchors, [*anchors[1:], len(order)], strict=True):
-        cuts += _gap_cuts(curve, start, stop - 1, is_last=stop == len(order))
+        length = cuts[-1] - cuts[-2] if len(cuts) > 2 else 0
+        cuts += _gap_cuts(curve, start, stop - 1, length, is_last=stop == len(order))
     return Cuts(order, tuple(curve.live), (*(cut + 1 for cut in cuts), len(order)))
 
 
@@ -145,7 +146,7 @@ def _first_cut(order: Sequence[Node], curve: _Curve, anchor: int) -> int:
     return min(range(start, anchor), key=lambda i: (curve.live[i], curve.unforked[i], -i))
 
 
-def _gap_cuts(curve: _Curve, start: int, stop: int, is_last: bool) -> list[int]:
+def _gap_cuts(curve: _Curve, start: int, stop: int, length: int, is_last: bool) -> list[int]:
     """The two cuts in start <= first < second < stop; one where there is no MLP to enclose."""
     most = curve.linears[-1] - 1 if is_last else curve.linears[-1]
     points = [i for i in range(start, stop) if curve.linears[i] <= most]
@@ -159,15 +160,16 @@ def _gap_cuts(curve: _Curve, start: int, stop: int, is_last: bool) -> list[int]:
         if a < curve.chained[b] and least in (curve.live[a], curve.live[b])
     ]
     if pairs:
-        return list(min(pairs, key=lambda pair: _pair_key(curve, *pair)))
+        return list(min(pairs, key=lambda pair: _pair_key(curve, *pair, length)))
     return [min(points, key=lambda i: (curve.live[i], curve.unforked[i], i))]
 
 
-def _pair_key(curve: _Curve, a: int, b: int) -> tuple[int, ...]:
+def _pair_key(curve: _Curve, a: int, b: int, length: int) -> tuple[int, ...]:
     return (
         curve.live[a] + curve.live[b],
         -curve.linears[a],
         curve.unforked[a] + curve.unforked[b],
+        abs(b - a - length) if length else 0,
         a,
         b,
     )

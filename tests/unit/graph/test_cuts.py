@@ -44,6 +44,12 @@ def test_two_blocks_a_layer_embedding_and_head(structure: str, layers: int) -> N
     assert [b.last_row_only for b in graph.blocks] == [False] * (2 * layers) + [True] * 2
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_equal_layers_are_equal_blocks_from_first_to_last(structure: str) -> None:
+    graph = build_graph(decoder(4, STRUCTURES[structure]))
+    assert [block.template for block in graph.blocks] == ["t0", *["t1", "t2"] * 4, "t3"]
+
+
 def test_one_tensor_crosses_each_cut_of_a_sequential_model() -> None:
     graph = build_graph(decoder(3))
     for before, after in pairwise(graph.blocks):
@@ -170,6 +176,14 @@ def test_capped_logits_belong_to_the_head() -> None:
     w.op("Mul", capped, w.constant(30.0), name="logits")
     graph = build_graph(w.model())
     assert ops(graph, 3) == ("RMSNormalization", LINEAR, "Div", "Tanh", "Mul")
+
+
+def test_the_head_keeps_its_matrix_where_logits_are_narrow() -> None:
+    """Five logits are fewer bytes than the hidden state, and yet no place to cut."""
+    w = Writer(vocab=5)
+    x = sequential(w, w.embedding("input_ids", "embed", 5), 0, w.rotary_table())
+    w.op("Tanh", w.linear(w.norm(x, "norm"), "lm_head", 5, w.hidden), name="logits")
+    assert ops(build_graph(w.model()), 3) == ("RMSNormalization", LINEAR, "Tanh")
 
 
 def test_two_residual_streams_still_give_two_blocks_a_layer() -> None:
