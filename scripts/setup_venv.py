@@ -101,7 +101,7 @@ def install_torch() -> None:
 
 
 def install_packages() -> None:
-    say("installing everything else that constraints.txt pins (about 600 MB on disk)")
+    say("installing everything else that constraints.txt pins (2 GB on disk)")
     runtime, compiler = f"{REPOSITORY / 'runtime'}[head]", f"{REPOSITORY}[dev]"
     pip("install", "--no-build-isolation", "--editable", runtime, "--editable", compiler)
 
