@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py [--model examples/python-llama] [--tokens 8192] [--target x86-64-v3]
 
-Builds the model four times for one device, feeds the held-out text in windows, and prints a table. The reference
-row is transformers in float32 on the same tokens.
+Builds the model four times for one device, feeds the held-out text in windows, and prints a table. The
+reference row is transformers in float32 on the same tokens.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ LLAMA_70B = TINYLLAMA | {
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished command: stdout, wall-clock seconds, and the largest resident set among it and its children."""
+    """A finished command: stdout, wall-clock seconds, largest resident set among it and its children."""
 
     stdout: str
     seconds: float
@@ -58,7 +58,8 @@ def model_directory(path: Path, config: Mapping[str, object]) -> Path:
 def measured(command: Sequence[str]) -> Measured:
     """Run `command`; raises CalledProcessError when it fails. Progress stays visible on stderr.
 
-    RUSAGE_CHILDREN keeps the maximum over all children so far: measure the largest command in a process of its own.
+    RUSAGE_CHILDREN keeps the maximum over all children so far: measure the largest command first, or in a
+    process of its own.
     """
     start = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

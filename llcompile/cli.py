@@ -62,7 +62,8 @@ def planning(command: Any) -> Any:
     options = [
         click.argument("model"),
         click.option("--target", required=True, type=click.Path(path_type=Path), help="devices.json"),
-        click.option("--quant", type=click.Choice(["q4", "q8", "f16", "f32"]), default="q4", show_default=True),
+        click.option("--quant", type=click.Choice(["q4", "q8", "f16", "f32"]), default="q4", show_default=True,
+                     help="How weights are stored and read."),
         click.option("--context", type=click.IntRange(min=1), help="Tokens a sequence may hold."),
         click.option(
             "--objective",

@@ -12,8 +12,8 @@ T = TypeVar("T")
 class Pass(Protocol[T]):
     """A frozen dataclass with a `name`, a before/after docstring, and what it `requires` and `ensures`.
 
-    `requires` and `ensures` are names of properties: a pass may run only when all it requires have been ensured by
-    the input or an earlier pass.
+    `requires` and `ensures` are names of properties: a pass may run only when all it requires have been
+    ensured by the input or an earlier pass.
     """
 
     @property

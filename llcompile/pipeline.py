@@ -24,7 +24,7 @@ CHUNK = 128
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the command line asks for. `context` None: the model's own limit, at most DEFAULT_CONTEXT tokens."""
+    """What the command line asks for. `context` None: the model's limit, at most DEFAULT_CONTEXT."""
 
     model: str
     target: Path
@@ -121,10 +121,14 @@ def write(
     model = planned.model
 
     def pack(
-        path: Path, lowered: LoweredTemplate, template: Template, block: Block, told: Callable[[int], None]
+        path: Path,
+        lowered: LoweredTemplate,
+        template: Template,
+        block: Block,
+        progress: Callable[[int], None],
     ) -> FileEntry:
         seed = model.random_seed or 0
-        packed = quantize.write_block(path, lowered, template, block, model.weights, seed, told, jobs)
+        packed = quantize.write_block(path, lowered, template, block, model.weights, seed, progress, jobs)
         return FileEntry(size_bytes=packed.size_bytes, sha256=packed.sha256)
 
     programs, tensors = partition.device_programs(planned.graph, planned.plan, planned.cluster)
@@ -146,7 +150,7 @@ def write(
 
 
 def compile_targets(planned: Planned, scratch: Path) -> Compiled:
-    """Compile every template once for each distinct processor in use; targets that share one share its library."""
+    """Compile every template once for each distinct processor; targets that share one share its library."""
     plan = planned.plan
     templates: list[Template] = list(planned.graph.templates.values())
     positions = [planned.graph.positions] if planned.graph.positions else []

@@ -17,8 +17,11 @@ STAGES, PASSES, PLAN, PROGRAMS = 1, 2, 3, 4
 
 @dataclass
 class Trace:
-    """Says what happened. `level`: 1 stages and their seconds, 2 also passes, 3 also plan and costs, 4 also the
-    program after every pass. `dump_dir`: a file NN-pass.txt for every pass, in order. `write` shows a line."""
+    """Says what happened, a line at a time, through `write`.
+
+    `level`: 1 stages and their seconds, 2 also passes, 3 also plan and costs, 4 also the program after every
+    pass. `dump_dir`: a file NN-pass.txt for every pass, in order.
+    """
 
     write: Callable[[str], None]
     level: int = 0

@@ -9,6 +9,7 @@ terminal
 """
 
 from llcompile.bundle.destination import check_destination
+from llcompile.bundle.measured import read_measured
 from llcompile.bundle.records import plan_json, plan_record
 from llcompile.bundle.runtime_library import runtime_library
 from llcompile.bundle.sizes import human_bytes, human_seconds
@@ -27,6 +28,7 @@ __all__ = [
     "plan_text",
     "print_plan",
     "read_manifest",
+    "read_measured",
     "runtime_library",
     "verify",
     "write_bundle",

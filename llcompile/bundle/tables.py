@@ -31,10 +31,13 @@ def plan_text(record: schema.PlanRecord, measured: Measured | None = None) -> Re
     parts: list[RenderableType] = [Text(summary(record)), _stages(record), _devices(record, measured)]
     if record.transmissions:
         parts.append(_transmissions(record))
-    parts += [Text(f"{name} is not used: {reason}") for name, reason in sorted(record.unused.items())]
+    if record.unused:
+        unused = [f"{name} is not used: {reason}" for name, reason in sorted(record.unused.items())]
+        parts.append(Text("\n".join(unused)))
     if measured:
         parts.append(Text(_comparison(record, measured)))
-    return Group(*parts)
+    blank = Text("")
+    return Group(*(piece for part in parts for piece in (part, blank)))
 
 
 def summary(record: schema.PlanRecord) -> str:

@@ -2,8 +2,8 @@
 
 transformers asks a registry for its attention and mask functions by name (AttentionInterface,
 AttentionMaskInterface). Under `IMPLEMENTATION` the mask is nothing at all, and attention is the node
-`llcompile::Attention`, which carries what a runtime must know as attributes. A model whose attention code does
-not ask the registry needs an adapter: `ADAPTERS`.
+`llcompile::Attention`, which carries what a runtime must know as attributes. A model whose attention code
+does not ask the registry needs an adapter: `ADAPTERS`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _node(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attributes: dict[st
 def _attributes(
     module: nn.Module, scale: float, window: int | None, softcap: float | None, alibi: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """The node's attributes; refuses a module that does not mean causal attention over its own layer's cache."""
+    """The node's attributes; refuses a module that does not mean causal attention over a layer's cache."""
     layer, name = getattr(module, "layer_idx", None), type(module).__name__
     if layer is None or not getattr(module, "is_causal", True):
         raise CompileError(
@@ -58,7 +58,7 @@ def _attention(
     softcap: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function: see AttentionInterface. Options that change the result are refused."""
+    """transformers' attention function (see AttentionInterface); what the node cannot express is refused."""
     sinks = {"s_aux", "sinks", "position_bias", "bias"} & {k for k, v in options.items() if v is not None}
     if sinks or attention_mask is not None:
         what = ", ".join(sorted(sinks)) or "a mask of its own"
@@ -74,17 +74,17 @@ def _no_mask(*_args: Any, **_options: Any) -> None:
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """The slope of each head's linear bias, for any number of heads (Press et al., arXiv 2108.12409, section 3).
+    """The slope of each head's linear bias (Press et al., arXiv 2108.12409, section 3).
 
-    For a power of two: the geometric sequence of first term and ratio 2^(-8/heads). Else the slopes of the next
-    lower power of two, then every other slope of the next higher one.
+    For a power of two heads: the geometric sequence of first term and ratio 2^(-8/heads). Else the slopes of
+    the next lower power of two, then every other slope of the next higher one.
     """
     power = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     return slopes + [2.0 ** (-4.0 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
 
 
-class _BloomAttention(nn.Module):
+class _BloomAttention(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """BLOOM's attention module over the symbolic node: fused qkv per head, ALiBi, residual added inside."""
 
     def __init__(self, module: nn.Module) -> None:

@@ -54,9 +54,8 @@ def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
     if pickled:
         raise CompileError(
             "F141",
-            f"{directory} holds only a pickled checkpoint ({pickled[0]}), which is never read because unpickling "
-            "runs code. Convert it with transformers: from_pretrained(...), then save_pretrained(...), which "
-            "writes safetensors.",
+            f"{directory} holds only a pickled checkpoint ({pickled[0]}), never read because unpickling runs "
+            "code. Convert it with transformers: from_pretrained(...), then save_pretrained(...).",
         )
     raise CompileError(
         "F141",
@@ -79,7 +78,8 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
         if missing:
             raise CompileError(
                 "F140",
-                f"{path}: {INDEX} places tensor {missing[0]} here, but it is not in the file ({len(missing)} such).",
+                f"{path}: {INDEX} places tensor {missing[0]} here, but the file lacks it "
+                f"({len(missing)} such). Fetch the checkpoint again.",
             )
         tensors.update((name, held[name]) for name in wanted)
     return tensors
@@ -100,7 +100,7 @@ def _read_weight_map(index: Path) -> dict[str, str]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file. Raises CompileError F140 for anything that does not hold together."""
+    """The tensors of one safetensors file. Raises CompileError F140 when something does not hold together."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -183,6 +183,7 @@ def stored_dtype(name: str, tensor: StoredTensor) -> str:
     if known is None:
         raise CompileError(
             "F142",
-            f"{tensor.path}: tensor {name} is {tensor.dtype}; weights may be F32, F16 or BF16. Convert the checkpoint.",
+            f"{tensor.path}: tensor {name} is {tensor.dtype}; weights may be F32, F16 or BF16. "
+            "Convert the checkpoint.",
         )
     return known

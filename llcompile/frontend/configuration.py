@@ -1,4 +1,4 @@
-"""config.json as a transformers configuration of a decoder-only language model, checked before it is believed."""
+"""config.json as the configuration of a decoder-only language model, checked before it is believed."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_configuration(path: Path) -> PretrainedConfig:
     """The configuration that `path` (config.json) describes, ready for building.
 
-    Raises CompileError: F110 malformed, F111 a value that cannot be, F112 an architecture that is not supported.
-    Code that a checkpoint brings along (auto_map) is never run: the architecture must be one transformers has.
+    Raises CompileError: F110 malformed, F111 a value that cannot be, F112 an unsupported architecture. Code
+    that a checkpoint brings along (auto_map) is never run: the architecture must be one transformers has.
     """
     document = read_object(path)
     kind = document.get("model_type")
@@ -70,6 +70,7 @@ def read_configuration(path: Path) -> PretrainedConfig:
         reason = " ".join(str(error).split())
         raise CompileError("F111", f"{path}: a value cannot be ({type(error).__name__}: {reason}).") from None
     _require_sane(path, config)
+    _require_dense(path, config)
     _require_static_rope(path, config)
     config.use_cache = False
     return config
@@ -89,13 +90,6 @@ def _require_supported(path: Path, kind: str, document: Mapping[str, Any]) -> No
     if document.get("is_encoder_decoder") is True or document.get("add_cross_attention") is True:
         raise CompileError(
             "F112", f"{path}: {native} attends to an encoder; only decoder-only models are supported."
-        )
-    experts = [key for key in _EXPERTS if isinstance(document.get(key), int) and document[key] > 1]
-    if experts:
-        raise CompileError(
-            "F112",
-            f"{path}: {native} routes tokens to experts ({experts[0]} = {document[experts[0]]}): which weights are read "
-            "depends on the data, which is not supported. Use a dense model.",
         )
     if document.get("quantization_config"):
         raise CompileError(
@@ -126,6 +120,18 @@ def _require_sane(path: Path, config: PretrainedConfig) -> None:
         )
 
 
+def _require_dense(path: Path, config: PretrainedConfig) -> None:
+    for key in _EXPERTS:
+        count = getattr(config, key, None)
+        if isinstance(count, int) and count > 1:
+            architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
+            raise CompileError(
+                "F112",
+                f"{path}: {architecture} routes tokens to experts ({key} = {count}): the weights read depend on "
+                "the data, which is not supported. Use a dense model.",
+            )
+
+
 def _rope_kinds(parameters: object) -> set[str]:
     """The rope types of a parameter set, or of one a layer type."""
     if not isinstance(parameters, Mapping):
@@ -140,13 +146,13 @@ def _require_static_rope(path: Path, config: PretrainedConfig) -> None:
     if found:
         raise CompileError(
             "F112",
-            f"{path}: rope_type {sorted(found)[0]!r} changes the rotary embedding's frequencies with the length of "
-            "the text, which is not supported. Use linear, llama3 or yarn.",
+            f"{path}: rope_type {sorted(found)[0]!r} makes the rotary embedding's frequencies depend on the "
+            "length of the text, which is not supported. Use linear, llama3 or yarn.",
         )
 
 
 def token_ids(directory: Path, config: PretrainedConfig) -> tuple[int | None, tuple[int, ...]]:
-    """(beginning, ends) of text, from generation_config.json where it says so, else from the configuration."""
+    """(beginning, ends) of text, from generation_config.json where it says so, else from `config`."""
     path = directory / "generation_config.json"
     document = read_object(path) if path.is_file() else {}
     begin = document.get("bos_token_id", getattr(config, "bos_token_id", None))

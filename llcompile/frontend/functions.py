@@ -1,6 +1,6 @@
 """The operators of domain `llcompile` as functions of standard operators: what they mean, runnable anywhere.
 
-Attention's body attends over what it is given, so it holds for an empty cache and positions from 0: an oracle.
+Attention's body attends over what it is given: it holds for an empty cache and positions from 0.
 `scale`, `window`, `softcap` and `alibi` mean what the package's docstring says; `layer` and `causal` are for
 readers of the graph.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 import onnxsim
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from llcompile.frontend.canonical import canonical_passes
 from llcompile.frontend.canonical import rewriting as rw
@@ -30,9 +30,9 @@ def load_model(
 ) -> Model:
     """The model named `model`: a directory with config.json, safetensors and tokenizer files, or a hub id.
 
-    With `random_seed`, config.json alone is enough and no weight is read. `observe` is called after every pass.
-    Raises CompileError: F10x source, F11x configuration, F12x and F13x a model that cannot be compiled, F14x
-    files of the checkpoint, F15x weights that do not fit the configuration.
+    With `random_seed`, config.json alone is enough and no weight is read. `observe` is called after every
+    pass. Raises CompileError: F10x source, F11x configuration, F12x and F13x a model that cannot be compiled,
+    F14x files of the checkpoint, F15x weights that do not fit the configuration.
     """
     directory, name = locate(model, weights=random_seed is None)
     config = read_configuration(directory / "config.json")
@@ -43,7 +43,7 @@ def load_model(
     graph = export_graph(skeleton, mode)
     passes = canonical_passes({f"model.{own}": stored_name for own, stored_name in names.items()})
     graph = run_passes(graph, passes, observe=observe)
-    _require_attention(graph, config, skeleton)
+    _require_attention(graph, config, type(skeleton).__name__)
     sources = weight_sources(graph, stored, float(getattr(config, "initializer_range", 0.02)), str(directory))
     begin, ends = token_ids(directory, config)
     return Model(
@@ -62,20 +62,31 @@ def load_model(
 
 
 def _max_positions(config: PretrainedConfig) -> int:
-    """Positions the model was made for; ALiBi models have no limit of their own, BLOOM calls it seq_length."""
+    """Positions the model was made for; ALiBi has no limit of its own, and BLOOM calls it seq_length."""
     found = getattr(config, "max_position_embeddings", None) or getattr(config, "seq_length", None)
     return int(found or _UNLIMITED_POSITIONS)
 
 
-def _require_attention(graph: ir.Model, config: PretrainedConfig, skeleton: PreTrainedModel) -> None:
-    """Every layer attends through the symbolic node: else some of the cache would be missing."""
-    layers = [node.attributes["layer"].as_int() for node in rw.nodes(graph, "Attention")]
-    if sorted(layers) != list(range(config.num_hidden_layers)):
+def _require_attention(graph: ir.Model, config: PretrainedConfig, architecture: str) -> None:
+    """Every layer attends through the symbolic node, over the window that the configuration gives it."""
+    windows = {
+        n.attributes["layer"].as_int(): n.attributes["window"].as_int() for n in rw.nodes(graph, "Attention")
+    }
+    layers, count = config.num_hidden_layers, len(list(rw.nodes(graph, "Attention")))
+    if sorted(windows) != list(range(layers)) or count != layers:
         raise CompileError(
             "F132",
-            f"{type(skeleton).__name__}: {len(layers)} attention nodes for {config.num_hidden_layers} layers; this "
-            "architecture attends in a way that is not supported.",
+            f"{architecture}: {count} attention nodes for {layers} layers; this architecture attends in a "
+            "way that is not supported.",
         )
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        expected = {"full_attention": 0, "sliding_attention": getattr(config, "sliding_window", None) or 0}
+        if windows[layer] != expected.get(kind, -1):
+            raise CompileError(
+                "F133",
+                f"{architecture}: layer {layer} is of type {kind}, but its attention has window "
+                f"{windows[layer]} (0: all); this mask is not supported.",
+            )
 
 
 def _serialize(graph: ir.Model) -> bytes:

@@ -13,13 +13,14 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, apply_renamings
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llcompile.frontend import attention
 from llcompile.ir.errors import CompileError
 
 
-class _UninitialisedOnMeta(TorchFunctionMode):
-    """Puts `torch.empty` on the meta device: what modules allocate for weights, and nothing that has a value."""
+class _UninitialisedOnMeta(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped here
+    """Puts `torch.empty` on the meta device: what modules allocate for weights, nothing that has a value."""
 
     def __torch_function__(
         self,
@@ -35,11 +36,12 @@ class _UninitialisedOnMeta(TorchFunctionMode):
 
 
 def build_skeleton(config: PretrainedConfig) -> tuple[PreTrainedModel, FakeTensorMode]:
-    """The model of `config` in float32, attention symbolic, every parameter fake, every buffer with its value.
+    """The model of `config` in float32: attention symbolic, parameters fake, buffers with their values.
 
-    Raises CompileError F113 when transformers cannot build it.
+    Raises CompileError F113 when transformers cannot build it, F134 when its attention cannot be replaced.
     """
     attention.register()
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
     try:
         with _UninitialisedOnMeta():
             model = AutoModelForCausalLM.from_config(
@@ -54,8 +56,13 @@ def build_skeleton(config: PretrainedConfig) -> tuple[PreTrainedModel, FakeTenso
         ArithmeticError,
         AssertionError,
     ) as error:
+        if error.args == (attention.IMPLEMENTATION,):
+            raise CompileError(
+                "F134",
+                f"{architecture} has attention code of its own, which is not supported. Use another model.",
+            ) from None
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise CompileError("F113", f"a model cannot be built from config.json ({reason}).") from None
+        raise CompileError("F113", f"{architecture} cannot be built from config.json ({reason}).") from None
     model.tie_weights()
     adapt = attention.ADAPTERS.get(type(model).__name__)
     if adapt:
@@ -77,7 +84,7 @@ def aliases(model: PreTrainedModel) -> list[list[str]]:
 def stored_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
     """The checkpoint's name of each tensor by the name that transformers reads it under.
 
-    They differ where a class was renamed since its checkpoints were written (GPT-NeoX's embed_out is lm_head now).
+    They differ where a module was renamed since checkpoints were written (GPT-NeoX's embed_out, now lm_head).
     """
     renamings = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]
     return {apply_renamings(name, renamings): name for name in stored}

@@ -15,5 +15,5 @@ _FILES = (
 
 
 def tokenizer_files(directory: Path) -> tuple[str, ...]:
-    """Absolute paths of the files that `directory` has; without tokenizer.json a model takes token ids only."""
+    """Absolute paths of those that `directory` has; without tokenizer.json a model takes token ids only."""
     return tuple(str(directory / name) for name in _FILES if (directory / name).is_file())

@@ -1,4 +1,4 @@
-"""Which stored tensor each weight of the graph is: names, shapes and dtypes matched, all misfits told at once."""
+"""Which stored tensor each weight of the graph is: names, shapes and dtypes matched, misfits told at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOWN = 5
 
 
 def _spellings(name: str, prefix: str) -> Iterator[str]:
-    """A parameter's name, and the same with the base model's prefix dropped or added: checkpoints have both."""
+    """A parameter's name, and the same with the base model's prefix dropped or added: both occur."""
     yield name
     if name.startswith(f"{prefix}."):
         yield name.removeprefix(f"{prefix}.")
@@ -24,7 +24,7 @@ def _spellings(name: str, prefix: str) -> Iterator[str]:
 
 
 def choose_names(aliases: Iterable[Sequence[str]], prefix: str, stored: Mapping[str, str]) -> dict[str, str]:
-    """The checkpoint's name of each parameter, by each of the names it has in the model (tied ones have several).
+    """The checkpoint's name of each parameter, by each of the names it has in the model (tied: several).
 
     `stored`: checkpoint names by the names the model knows them under; empty when there is no checkpoint. The
     first spelling that is stored wins; when none is, the parameter's first name.
@@ -97,7 +97,7 @@ def _require_all(inputs: Sequence[ir.Value], stored: Mapping[str, StoredTensor],
     if missing:
         raise CompileError(
             "F150",
-            f"{place}: the checkpoint lacks {len(missing)} of {len(inputs)} weights that config.json asks for: "
+            f"{place}: the checkpoint lacks {len(missing)} of {len(inputs)} weights: "
             f"{_listed(missing)}. Fetch it again, or correct config.json.",
         )
     misfits = [

@@ -37,6 +37,7 @@ UNITS = 1024.0  # about what the objective amounts to in the solver's eyes
 class _Model:
     problem: Problem
     mip: Mip
+    limit: float
     slowest: int = 0
     constant: int = 0
     begin: dict[Pair, int] = field(default_factory=dict)
@@ -68,9 +69,10 @@ def scaled(terms: Mapping[int, float], factor: float) -> dict[int, float]:
     return {column: value * factor for column, value in terms.items()}
 
 
-def formulate(problem: Problem) -> Mip:
-    """The whole MIP of `problem`."""
-    model = _Model(problem, Mip("plan", _scale(problem)))
+def formulate(problem: Problem, limit: float = INFINITY) -> Mip:
+    """The whole MIP of `problem`. `limit`: seconds that the slowest device and link stay within in any plan worth
+    considering; it shortens the stages that need to be considered."""
+    model = _Model(problem, Mip("plan", _scale(problem)), limit)
     _columns(model)
     _steps(model)
     _one_device_each(model)
@@ -79,7 +81,10 @@ def formulate(problem: Problem) -> Mip:
     _wishes(model)
     _cover(model)
     _twins(model)
-    _moves(model)
+    if problem.uniform:
+        _cuts(model)
+    else:
+        _moves(model)
     for flow in problem.long_flows:
         _copies(model, flow)
     _busy(model)
@@ -101,7 +106,7 @@ def _columns(model: _Model) -> None:
             model.begin[d, b] = mip.column(f"begin_{b}_{d}", costs[d][b], upper, integer=True)
             model.end[d, b] = mip.column(f"end_{b}_{d}", -costs[d][b], upper, integer=True)
     model.constant = mip.column("alone", sum(costs[HEAD]), lower=1.0)
-    model.slowest = mip.column("slowest", problem.weights.slowest * mip.scale, INFINITY)
+    model.slowest = mip.column("slowest", problem.weights.slowest * mip.scale, model.limit / mip.scale)
 
 
 def _steps(model: _Model) -> None:
@@ -127,9 +132,8 @@ def _one_device_each(model: _Model) -> None:
 def _reach(model: _Model) -> None:
     problem = model.problem
     for d in problem.workers:
-        for b in range(1, problem.blocks):
-            first = problem.first_start[d][b]
-            if first > 0:
+        for b, first in enumerate(problem.first_starts(d, model.limit)):
+            if b and first > 0:
                 terms = {model.end[d, b]: 1.0, model.begin[d, min(first - 1, b)]: -1.0}
                 model.mip.row(f"reach_{b}_{d}", terms, lower=0.0)
 
@@ -137,14 +141,15 @@ def _reach(model: _Model) -> None:
 def _head_memory(model: _Model) -> None:
     problem, mip = model.problem, model.mip
     begin, end = model.begin, model.end
+    returns = problem.first_returns(model.limit)
     for stop in range(1, problem.blocks):
-        start = problem.first_return[stop]
+        start = returns[stop]
         if start == problem.blocks:
             mip.row(f"leave_{stop}", {end[HEAD, stop - 1]: 1.0}, lower=1.0)
             break
         # Not ended before stop - 1 means that the first stage ends at `stop` or later.
         mip.row(f"room_{stop}", {end[HEAD, stop - 1]: 1.0, begin[HEAD, start - 1]: -1.0}, lower=0.0)
-    if not problem.head_alone:
+    if not problem.head_alone(model.limit):
         mip.row("share", {end[HEAD, problem.blocks - 1]: 1.0}, lower=1.0)
 
 
@@ -162,27 +167,26 @@ def _wishes(model: _Model) -> None:
 def _cover(model: _Model) -> None:
     """Valid inequality: so many workers at least, as each takes no more blocks than its longest stage that fits."""
     problem = model.problem
-    count = least_workers(problem)
+    count = least_workers(problem, model.limit)
     if count:
         last = problem.blocks - 1
         model.mip.row("cover", {model.begin[d, last]: 1.0 for d in problem.workers}, lower=float(count))
 
 
-def longest_stages(problem: Problem) -> tuple[int, ...]:
-    """The most blocks that fit on each worker, wherever they begin."""
-    blocks = range(1, problem.blocks - 1)
-    starts = (problem.first_start[d] for d in problem.workers)
-    return tuple(max((b + 1 - max(first[b], 1) for b in blocks), default=0) for first in starts)
+def longest_stages(problem: Problem, limit: float = INFINITY) -> tuple[int, ...]:
+    """The most blocks of one stage on each worker, wherever it begins."""
+    starts = (problem.first_starts(d, limit) for d in problem.workers)
+    return tuple(max(block + 1 - start for block, start in enumerate(first)) for first in starts)
 
 
-def least_workers(problem: Problem) -> int:
+def least_workers(problem: Problem, limit: float = INFINITY) -> int:
     """A lower bound on the number of workers, from the number of blocks; the number of workers + 1: infeasible."""
-    if problem.head_alone:
+    if problem.head_alone(limit):
         return 0
-    stops = range(1, problem.blocks)
-    head = max(stop + problem.blocks - problem.first_return[stop] for stop in stops) if stops else 0
+    returns = problem.first_returns(limit)
+    head = max((stop + problem.blocks - start for stop, start in enumerate(returns) if stop), default=0)
     left, count = problem.blocks - head, 0
-    for longest in sorted(longest_stages(problem), reverse=True):
+    for longest in sorted(longest_stages(problem, limit), reverse=True):
         if left <= 0:
             break
         left, count = left - longest, count + 1
@@ -226,6 +230,22 @@ def _hop_cost(problem: Problem, block: int, link: Link) -> float:
     flows = problem.hop_flows[block]
     size = sum(flow.decode_bytes for flow in flows), sum(flow.prefill_bytes for flow in flows)
     return problem.latency_cost(link) + problem.bytes_cost(size, link)
+
+
+def _cuts(model: _Model) -> None:
+    """All links alike: a cut costs the same between any two devices, so that `begin` alone carries the cost."""
+    problem, mip = model.problem, model.mip
+    if len(problem.devices) == 1:
+        return
+    link = problem.link(0, 1)
+    for b in range(1, problem.blocks):
+        devices = range(len(problem.devices))
+        cost = _hop_cost(problem, b, link)
+        cut = mip.column(f"cut_{b}", cost)
+        here = ({model.begin[d, b]: -1.0, model.begin[d, b - 1]: 1.0} for d in devices)
+        mip.row(f"cuts_{b}", add({cut: 1.0}, *here), 0.0, 0.0)
+        busy = sum(problem.busy(flow, link) for flow in problem.hop_flows[b])
+        mip.row(f"line_{b}", {model.slowest: 1.0, cut: -busy / mip.scale}, lower=0.0)
 
 
 def _moves(model: _Model) -> None:
@@ -279,7 +299,7 @@ def _busy(model: _Model) -> None:
     for d in range(len(problem.devices)):
         loads = (scaled(model.has(d, b), -problem.load[d][b]) for b in blocks)
         mip.row(f"device_{d}", scaled(add(unit, *loads), 1 / mip.scale), lower=0.0)
-    for d, e in model.pairs():
+    for d, e in model.pairs() if model.move else ():
         link = problem.link(d, e)
         hops = {
             model.move[b, d, e]: -sum(problem.busy(flow, link) for flow in problem.hop_flows[b]) for b in blocks if b

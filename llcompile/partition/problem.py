@@ -13,6 +13,7 @@ from llcompile.partition.evaluate import TOKEN_WEIGHT, decode_seconds, in_flight
 from llcompile.partition.options import PlanOptions
 
 HEAD = 0
+INFINITY = float("inf")
 
 
 @dataclass(frozen=True)
@@ -130,36 +131,62 @@ class Problem:
         return stored + max(active, default=0)
 
     @cached_property
-    def first_start(self) -> tuple[tuple[int, ...], ...]:
-        """[device][block]: the earliest start of a stage that still holds the block; block + 1: it does not fit."""
-        return tuple(self._first_start(device) for device in range(len(self.devices)))
-
-    def _first_start(self, device: int) -> tuple[int, ...]:
-        found, start = [], 0
-        for block in range(self.blocks):
-            while start <= block and self.needed([(start, block + 1)]) > self.free[device]:
-                start += 1
-            found.append(start)
-        return tuple(found)
+    def _loads(self) -> tuple[tuple[float, ...], ...]:
+        """Seconds towards the slowest of the blocks before each, [device][block]."""
+        return tuple((0.0, *accumulate(loads)) for loads in self.load)
 
     @cached_property
-    def first_return(self) -> tuple[int, ...]:
-        """[stop]: the earliest block at which the head's last stage may begin when its first ends before `stop`.
+    def owners(self) -> tuple[int | None, ...]:
+        """[block]: the device it is pinned to; the ends are the head's in any case."""
+        numbers = {device.name: d for d, device in enumerate(self.devices)}
+        found: list[int | None] = [None] * self.blocks
+        for pin in self.options.pins:
+            found[pin.start : pin.stop] = [numbers[pin.device]] * (pin.stop - pin.start)
+        found[0] = found[-1] = HEAD
+        return tuple(found)
 
-        `blocks` (past the last) means that the first stage leaves no room for the last block. Index 0 is unused.
-        """
-        found, start = [0], 1
-        for stop in range(1, self.blocks):
-            start = max(start, stop)
-            while start < self.blocks and not self.head_fits(stop, start):
+    def holds(self, device: int, ranges: Sequence[tuple[int, int]], limit: float = INFINITY) -> bool:
+        """Whether blocks fit on a device together and keep it busy for no more than `limit` seconds."""
+        busy = sum(self._loads[device][stop] - self._loads[device][start] for start, stop in ranges)
+        return self.needed(ranges) <= self.free[device] and busy <= limit
+
+    def first_starts(self, device: int, limit: float = INFINITY) -> tuple[int, ...]:
+        """[block]: the earliest start of a stage of `device` that includes the block; block + 1: there is none."""
+        found, start = [], 0
+        for block, owner in enumerate(self.owners):
+            if owner not in (None, device):
+                start = block + 1
+            while start <= block and not self.holds(device, [(start, block + 1)], limit):
                 start += 1
             found.append(start)
         return tuple(found)
 
-    def head_fits(self, stop: int, start: int) -> bool:
-        """Whether the head holds the blocks before `stop` and those from `start` on."""
-        return self.needed([(0, stop), (start, self.blocks)]) <= self.free[HEAD]
+    def first_returns(self, limit: float = INFINITY) -> tuple[int, ...]:
+        """[stop]: the earliest start of the head's last stage when its first ends before `stop`, 1 <= stop < blocks.
 
-    @property
-    def head_alone(self) -> bool:
-        return self.head_fits(self.blocks, self.blocks)
+        `blocks` (past the last) means that such a first stage leaves no room for the last block, or none at all.
+        """
+        foreign = [block for block, owner in enumerate(self.owners) if owner not in (None, HEAD)]
+        found, start = [0], max([0, *foreign]) + 1
+        for stop in range(1, self.blocks):
+            start = max(start, stop)
+            if foreign and stop > foreign[0]:
+                start = self.blocks
+            while start < self.blocks and not self.head_holds(stop, start, limit):
+                start += 1
+            found.append(start)
+        return tuple(found)
+
+    def head_holds(self, stop: int, start: int, limit: float = INFINITY) -> bool:
+        """Whether the head holds the blocks before `stop` and those from `start` on."""
+        return self.holds(HEAD, [(0, stop), (start, self.blocks)], limit)
+
+    def head_alone(self, limit: float = INFINITY) -> bool:
+        """Whether the head may have every block."""
+        return set(self.owners) <= {None, HEAD} and self.head_holds(self.blocks, self.blocks, limit)
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether a cut costs the same whichever devices it lies between."""
+        count = range(len(self.devices))
+        return not self.long_flows and len({self.link(d, e) for d in count for e in count if d != e}) <= 1

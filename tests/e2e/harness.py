@@ -72,13 +72,17 @@ def compile_model(model: Path, folder: Path, quant: str = "f32") -> CompiledMode
 def llrun(*arguments: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     """`llrun ARGUMENTS` in a process of its own."""
     command = [sys.executable, "-m", "llrun", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+    )
 
 
 def llcompile(*arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     """`llcompile ARGUMENTS` in a process of its own."""
     command = [sys.executable, "-m", "llcompile", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+    )
 
 
 def answers(bundle: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,8 @@ LEAST_GAP = 1e-3
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield save(request.param, tmp_path_factory.mktemp(request.param) / request.param)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(request.param, tmp_path_factory.mktemp(request.param) / request.param)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,9 @@ def greedy(model: Path, ids: Sequence[int]) -> list[int]:
     for _ in range(NEW_TOKENS):
         logits = reference_logits(model, tokens)[-1]
         second, best = np.partition(logits, -2)[-2:]
-        assert best - second > LEAST_GAP, f"the best two are {best - second:.1e} apart after {len(tokens)} tokens"
+        assert best - second > LEAST_GAP, (
+            f"the best two are {best - second:.1e} apart after {len(tokens)} tokens"
+        )
         tokens.append(int(logits.argmax()))
     return tokens[len(ids) :]
 

@@ -10,11 +10,13 @@ import onnx_ir as ir
 from llcompile.frontend.canonical import rewriting as rw
 from llcompile.ir.errors import CompileError
 
-STANDARD = frozenset(
-    "Add Cast Concat Cos Div Erf Exp Expand Gather Gelu LayerNormalization MatMul Mul Neg Pow RMSNormalization "
-    "Reciprocal ReduceMean Relu Reshape RotaryEmbedding Sigmoid Sin Slice Softplus Split Sqrt Sub Tanh Transpose "
-    "Unsqueeze".split()
+_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "ReduceMean", "Reciprocal", "Sqrt", "Pow"})
+_ARITHMETIC = frozenset({"Add", "Cos", "Div", "MatMul", "Mul", "Neg", "Sin", "Sub", "Cast"})
+_ACTIVATIONS = frozenset({"Erf", "Exp", "Gelu", "Relu", "Sigmoid", "Softplus", "Tanh"})
+_LAYOUT = frozenset(
+    {"Concat", "Expand", "Gather", "Reshape", "RotaryEmbedding", "Slice", "Split", "Transpose", "Unsqueeze"}
 )
+STANDARD = _NORMS | _ARITHMETIC | _ACTIVATIONS | _LAYOUT
 OWN = frozenset({"Attention", "Embedding", "Linear"})
 _LARGEST_CONSTANT_BYTES = 1 << 20
 

@@ -137,7 +137,7 @@ class SequencesToSplits:
         self, model: ir.Model, node: ir.Node, uses: list[ir.Node], sizes: tuple[int, ...], axis: int
     ) -> None:
         source = node.inputs[0]
-        assert source is not None and source.shape is not None
+        assert source is not None
         operand = rw.add_constant(model, f"{node.name}_sizes", np.array(sizes, np.int64))
         like = [self._part(node, source, i, size, axis) for i, size in enumerate(sizes)]
         split = rw.insert(node, "Split", [source, operand], like, {"axis": axis})

@@ -62,7 +62,7 @@ _FOLDS: dict[str, Callable[[list[rw.Array], ir.Node], rw.Array]] = {
     "Identity": lambda xs, _: xs[0],
     "Unsqueeze": lambda xs, _: np.expand_dims(xs[0], tuple(int(a) for a in xs[1])),
     "Squeeze": lambda xs, _: np.squeeze(xs[0], tuple(int(a) for a in xs[1]) if len(xs) > 1 else None),
-    "Neg": lambda xs, _: np.negative(xs[0]),  # type: ignore[call-overload]
+    "Neg": lambda xs, _: np.negative(xs[0]),
     "Add": lambda xs, _: np.add(xs[0], xs[1]),
     "Sub": lambda xs, _: np.subtract(xs[0], xs[1]),
     "Mul": lambda xs, _: np.multiply(xs[0], xs[1]),
@@ -73,7 +73,7 @@ _FOLDS: dict[str, Callable[[list[rw.Array], ir.Node], rw.Array]] = {
 
 @dataclass(frozen=True)
 class FoldConstants:
-    """Nodes over constants alone become initializers. Weights have no values here, so nothing large is touched.
+    """Nodes over constants alone become initializers; weights have no values here, so nothing large is.
 
     before: a = Constant(3); b = Cast(a); c = Reshape(b, [-1]); y = Slice(x, ..., c)
     after:  y = Slice(x, ..., c)     with initializer c = [3]
@@ -99,7 +99,7 @@ class FoldConstants:
 
 @dataclass(frozen=True)
 class StaticShapes:
-    """Shape operands are read off the shapes the exporter proved: at most one dimension is symbolic, written -1.
+    """Shape operands are read off the shapes the exporter proved: a symbolic dimension is written -1.
 
     before: s = Concat([1], Reshape(Squeeze(Shape(ids))), [-1], [16]); y (1, n, 6, 16) = Reshape(x, s)
     after:  y = Reshape(x, [1, -1, 6, 16])

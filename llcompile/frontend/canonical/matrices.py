@@ -108,8 +108,22 @@ class GathersToEmbedding:
 
 
 _ROWWISE = frozenset(
-    "Add Sub Mul Div Relu Sigmoid Tanh Gelu Erf Pow Sqrt Neg Identity Reciprocal Exp Cast CastLike".split()
-)
+    {
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Sqrt",
+        "Neg",
+        "Reciprocal",
+        "Exp",
+        "Erf",
+        "Identity",
+        "Cast",
+        "CastLike",
+    }
+) | {"Relu", "Sigmoid", "Tanh", "Gelu"}
 
 
 def _is_rows(value: ir.Value | None) -> bool:

@@ -1,4 +1,4 @@
-"""Small vocabulary that the passes share: constants, shapes, replacing nodes. All in place on onnx_ir graphs."""
+"""Small vocabulary that the passes share: constants, shapes, replacing nodes; in place on onnx_ir graphs."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def attribute_ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
 
 
 def module_path(node: ir.Node) -> str:
-    """Where in the model a node comes from, as its modules name it; its own name when the exporter did not say."""
+    """Where in the model a node comes from, as its modules name it; else its own name."""
     scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
-    path = scopes[-2] if len(scopes) > 1 else ""
+    path = scopes[-2] if len(scopes) > 1 and scopes[-2].startswith("model") else ""
     return path.removeprefix("model").removeprefix(".") or str(node.name)

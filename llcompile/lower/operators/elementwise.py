@@ -11,7 +11,7 @@ import onnx
 from tvm import tirx
 
 from llcompile.lower.emitter import Emitter, OpEmitter
-from llcompile.lower.kernels.vector import Expr, exp, let, sigmoid, splat, tanh
+from llcompile.lower.kernels.vector import Expr, cos, erf, exp, let, sigmoid, sin, splat, tanh
 from llcompile.lower.onnx_graph import Node
 from llcompile.lower.values import Dim, Index, Loads, Shape, Value, run_length
 
@@ -133,10 +133,6 @@ def _identity(emitter: Emitter, node: Node) -> list[Value]:
     return [emitter.values[node.inputs[0]]]
 
 
-def erf(x: Expr) -> Expr:
-    return tirx.erf(x)
-
-
 ELEMENTWISE: Mapping[str, OpEmitter] = {
     "Add": _simple(lambda a, b: a + b),
     "Sub": _simple(lambda a, b: a - b),
@@ -153,8 +149,8 @@ ELEMENTWISE: Mapping[str, OpEmitter] = {
     "Sigmoid": _float(sigmoid, _COSTLY),
     "Tanh": _float(tanh, _COSTLY),
     "Erf": _float(erf, _COSTLY),
-    "Cos": _float(tirx.cos, _COSTLY),
-    "Sin": _float(tirx.sin, _COSTLY),
+    "Cos": _float(cos, _COSTLY),
+    "Sin": _float(sin, _COSTLY),
     "Less": _simple(lambda a, b: a < b, dtype="bool"),
     "LessOrEqual": _simple(lambda a, b: a <= b, dtype="bool"),
     "Greater": _simple(lambda a, b: a > b, dtype="bool"),
