@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 USAGE, INTERNAL, INTERRUPTED = 2, 1, 130
+LOST = "R301"
 
 
 class RunError(Exception):
     """A failure that ends a request or the program; the command line prints it as `error[CODE]: message`.
 
     Codes: R1xx use and input, R2xx bundle and library, R3xx devices and links, R4xx protocol, R5xx execution.
-    `exit_code`: 2 for wrong use or input, 1 for anything else.
+    `exit_code`: 2 for wrong use or input, 1 for anything else. `device`: the one that was lost.
     """
 
-    def __init__(self, code: str, message: str, exit_code: int = USAGE) -> None:
+    def __init__(self, code: str, message: str, exit_code: int = USAGE, device: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.exit_code = exit_code
+        self.device = device
 
     def __str__(self) -> str:
         return f"error[{self.code}]: {self.message}"
@@ -24,4 +26,4 @@ class RunError(Exception):
 
 def lost(device: str, reason: str) -> RunError:
     """The request cannot go on because `device` is gone."""
-    return RunError("R301", f"device {device} was lost: {reason}", INTERNAL)
+    return RunError(LOST, f"device {device} was lost: {reason}", INTERNAL, device)

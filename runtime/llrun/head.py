@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llrun.device import Device
 from llrun.engine import Asking, Closing, Engine, Event, Fed, Opening, Stop
-from llrun.errors import INTERNAL, RunError, lost
+from llrun.errors import INTERNAL, LOST, RunError, lost
 from llrun.links import Links, Pulse, dial, read_message, send_message
 from llrun.memory import Array, empty
 from llrun.protocol import (
@@ -48,6 +48,7 @@ SET_UP_S = 20.0
 RETRY_S = 0.1
 GOODBYE_S = 0.2
 COMPUTE_END_S = 5.0
+GRACE_S = 0.25
 BUSY = "R306"
 Ids = Sequence[int]
 
@@ -62,6 +63,14 @@ class Logits:
 
 
 Reply = tuple[str, AnyMessage] | Logits | RunError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error, and the worker that reported it (None: seen from here)."""
+
+    device: str | None
+    error: RunError
 
 
 class Outbound:
@@ -192,19 +201,37 @@ class Session:
             raise RunError(
                 "R305", f"nothing came from any device for {self._timeout_s:g} s; see --timeout", INTERNAL
             ) from None
-        if isinstance(reply, RunError):
-            raise reply
+        failure = _failure(reply)
+        if failure:
+            raise self._cause(failure)
         if isinstance(reply, Logits):
             self._ready.append(reply)
+        if not isinstance(reply, tuple):
             return None
         device, message = reply
-        if isinstance(message, Failed):
-            raise RunError(message.code, f"device {device}: {message.reason}", INTERNAL)
         if isinstance(message, Opened | StepDone | Measured):
             self.figures[device] = message.figures
         if isinstance(message, StepDone):
             self._chunk_done((message.sequence, message.position))
         return message
+
+    def _cause(self, first: Failure) -> RunError:
+        """Why the session ended. A device that fails, or misses another, says so and closes its
+        connections: the cause is what is not a loss, else the loss of a device that did not say anything
+        itself."""
+        failures = [first]
+        until = time.monotonic() + GRACE_S
+        while (left_s := until - time.monotonic()) > 0:
+            try:
+                other = _failure(self._replies.get(timeout=left_s))
+            except Empty:
+                break
+            if other:
+                failures.append(other)
+        spoke = {failure.device for failure in failures}
+        causes = [f.error for f in failures if f.error.code != LOST]
+        causes += [f.error for f in failures if f.error.device not in spoke]
+        return (causes or [first.error])[0]
 
     def _gather(self, kind: type[Message]) -> None:
         """Take replies until every device has sent one of `kind`."""
@@ -318,6 +345,18 @@ class Session:
         self._controls.clear()
         if self._compute.is_alive():
             self._compute.join(COMPUTE_END_S)
+
+
+def _failure(reply: Reply) -> Failure | None:
+    """The failure that a reply stands for, if any. That a device was lost is about that one, whoever
+    says it."""
+    if isinstance(reply, RunError):
+        return Failure(None, reply)
+    if isinstance(reply, tuple) and isinstance(reply[1], Failed):
+        device, said = reply[0], reply[1]
+        reason = said.reason if said.code == LOST else f"device {device}: {said.reason}"
+        return Failure(device, RunError(said.code, reason, INTERNAL, said.lost or None))
+    return None
 
 
 def workers_of(device: Device) -> list[str]:

@@ -165,8 +165,11 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
 
 
 class Failed(Message, frozen=True, tag="failed"):
+    """The session cannot go on. `lost`: the device that is gone, where that is the reason."""
+
     code: Name
     reason: Text
+    lost: Text = ""
 
 
 class Goodbye(Message, frozen=True, tag="goodbye"):

@@ -122,7 +122,7 @@ class WorkerSession:
 
     def _tell(self, error: RunError) -> None:
         with suppress(ConnectionLost):  # the head may be what was lost
-            send_message(self._control, Failed(error.code, error.message[:REASON_LIMIT]))
+            send_message(self._control, Failed(error.code, error.message[:REASON_LIMIT], error.device or ""))
 
     def _listen(self) -> None:
         try:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
+import msgspec
 import numpy as np
 import numpy_model as synthetic
 import pytest
 
-from llrun.generate import generate
+from llrun.bench import Plan, check_plan, run_bench, table
+from llrun.errors import RunError
+from llrun.generate import Conversation, generate
+from llrun.head import Session
+from llrun.protocol import HEADER_BYTES
 from llrun.sampling import Sampling
+from llrun.transport import Tcp
 
 NAMES = ["head", "anna", "bert", "cora"]
 
@@ -35,3 +43,166 @@ def test_logits_of_every_position(cluster, count):
     ids = prompt(29)
     with cluster(NAMES[:count]).session() as session:
         np.testing.assert_allclose(session.logits(ids), synthetic.reference(ids), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_many_sequences_in_flight_do_not_disturb_each_other(cluster, count):
+    prompts = [prompt(length, seed=length) for length in (1, 5, 9, 17, 30)]
+    tokens = {}
+    with cluster(NAMES[:count]).session() as session:
+        numbers = {session.open(): ids for ids in prompts}
+        history = {number: list(ids) for number, ids in numbers.items()}
+        for number, ids in numbers.items():
+            session.feed(number, ids, 0)
+        for _ in range(6 * len(prompts)):
+            logits = session.next_logits()
+            ids = history[logits.sequence]
+            ids.append(int(np.argmax(logits.rows[-1])))
+            session.feed(logits.sequence, ids[-1:], len(ids) - 1)
+        for number, ids in numbers.items():
+            tokens[tuple(ids)] = history[number][len(ids) :]
+    for ids in prompts:
+        assert tokens[tuple(ids)][:6] == synthetic.greedy(ids, 6)
+
+
+def test_a_conversation_goes_on_where_it_was(cluster):
+    first, second = prompt(11, seed=1), prompt(13, seed=2)
+    with cluster(NAMES[:3]).session() as session:
+        talk = Conversation(session)
+        answer = talk.ask(first, 5, Sampling(), lambda token: True).tokens
+        assert list(answer) == synthetic.greedy(first, 5)
+        assert talk.used == len(first) + 5
+        history = [*first, *answer, *second]
+        assert list(talk.ask(second, 5, Sampling(), lambda token: True).tokens) == synthetic.greedy(
+            history, 5
+        )
+
+
+def test_an_end_of_sequence_token_ends_and_is_the_last(cluster):
+    ids = prompt(9)
+    expected = synthetic.greedy(ids, 8)
+    end = expected[3]
+    model = msgspec.structs.replace(synthetic.record("head", ["head"]).model, eos_token_ids=(end,))
+    part = synthetic.device("head", ["head"], model=model)
+    with Session(part, Tcp(), {}, 5.0) as session:
+        result = generate(session, ids, 8, Sampling(), lambda token: True)
+    assert list(result.tokens) == expected[: expected.index(end) + 1]
+
+
+def test_a_sink_may_end_a_request(cluster):
+    with cluster(NAMES[:2]).session() as session:
+        seen = []
+        result = generate(
+            session, prompt(4), 50, Sampling(), lambda token: seen.append(token) or len(seen) < 3
+        )
+        assert len(result.tokens) == 3
+        assert list(generate(session, prompt(4), 3, Sampling(), lambda _: True).tokens) == list(result.tokens)
+
+
+def test_a_seed_decides_the_tokens(cluster):
+    with cluster(NAMES[:2]).session() as session:
+
+        def tokens(seed: int) -> tuple[int, ...]:
+            return generate(session, prompt(4), 20, Sampling(1.5, seed=seed), lambda token: True).tokens
+
+        assert tokens(1) == tokens(1) != tokens(2)
+
+
+def test_figures_are_of_the_request_alone(cluster):
+    with cluster(NAMES[:3]).session() as session:
+        long = generate(session, prompt(61), 10, Sampling(), lambda token: True)
+        short = generate(session, prompt(1), 1, Sampling(), lambda token: True)
+    chunks, row = 8, HEADER_BYTES + synthetic.WIDTH * 4
+    assert short.devices["head"].sent_bytes == short.devices["anna"].sent_bytes == row
+    assert long.devices["anna"].sent_bytes == chunks * HEADER_BYTES + 61 * synthetic.WIDTH * 4 + 9 * row
+    assert long.devices["bert"].sent_bytes == 10 * row
+    for figures in long.devices.values():
+        assert figures.compute_s > 0
+        assert figures.wait_s > 0
+        assert figures.peak_memory_bytes > 1 << 20
+    assert short.tpot_s is None
+    assert 0 < long.tpot_s < long.ttft_s + 10 * long.tpot_s
+
+
+@pytest.mark.parametrize(
+    ("ids", "wanted", "code", "reason"),
+    [
+        ([], 1, "R103", "empty"),
+        ([1, 97], 1, "R104", "token 1 of the prompt is 97, the vocabulary has 97 ids"),
+        ([-1], 1, "R104", "token 0 of the prompt is -1"),
+        ([1] * 250, 7, "R105", "250 prompt tokens . 7 new ones are more than the context of 256"),
+        ([1] * 256, None, "R105", "256 prompt tokens . 1 new ones"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(ids, wanted, code, reason):
+    with Session(synthetic.device("head", ["head"]), Tcp(), {}, 5.0) as session:
+        with pytest.raises(RunError, match=reason) as caught:
+            generate(session, ids, wanted, Sampling(), lambda token: True)
+        assert (caught.value.code, caught.value.exit_code) == (code, 2)
+        assert session.measure()["head"].compute_s == 0
+
+
+def test_the_context_can_be_filled_to_its_last_position(cluster):
+    ids = prompt(250)
+    with cluster(NAMES[:2]).session() as session:
+        assert len(generate(session, ids, None, Sampling(), lambda token: True).tokens) == 6
+
+
+def test_a_device_that_fails_is_named_and_serves_on(cluster):
+    calls = []
+
+    def sometimes(*arguments):
+        calls.append(1)
+        if len(calls) == 9:
+            raise RuntimeError("a kernel's complaint")
+        return synthetic.mix(*arguments)
+
+    broken = synthetic.device("bert", NAMES[:3], synthetic.library(t1=sometimes))
+    workers = cluster(NAMES[:3], {"bert": broken})
+    with workers.session() as session, pytest.raises(RunError, match=r"device bert: .*a kernel's complaint"):
+        generate(session, prompt(3), 20, Sampling(), lambda token: True)
+    with workers.session() as session:
+        result = generate(session, prompt(3), 5, Sampling(), lambda token: True)
+    assert list(result.tokens) == synthetic.greedy(prompt(3), 5)
+    assert any("a kernel's complaint" in note for note in workers.notes)
+
+
+def test_waiting_has_a_deadline(cluster):
+    slow = synthetic.library(t1=lambda *arguments: time.sleep(2) or synthetic.mix(*arguments))
+    workers = cluster(NAMES[:2], {"anna": synthetic.device("anna", NAMES[:2], slow)})
+    with workers.session(timeout_s=0.3) as session, pytest.raises(RunError, match=r"nothing came .* 0\.3 s"):
+        generate(session, prompt(3), 5, Sampling(), lambda token: True)
+
+
+def test_a_long_prompt_is_not_sent_faster_than_it_is_taken(cluster):
+    """Chunks under way are bounded, whatever the prompt's length."""
+    waiting = []
+    workers = cluster(NAMES[:3])
+    with workers.session() as session:
+        feed = session._release
+        session._release = lambda: (feed(), waiting.append(len(session._chunks)))
+        session.feed(session.open(), prompt(240), 0)
+        session.next_logits()
+    assert max(waiting) == 6
+    assert len(waiting) > 20
+
+
+def test_bench_rows(cluster):
+    with cluster(NAMES[:3]).session() as session:
+        rows = run_bench(session, Plan(prompt=40, tokens=6, depth=10, repeats=2, sequences=3))
+    assert [(row.test, row.depth, row.sequences, row.runs) for row in rows] == [
+        ("pp40", 10, 3, 2),
+        ("tg6", 10, 3, 2),
+    ]
+    assert all(row.tokens_per_s > 0 for row in rows)
+    text = table(rows, "synthetic f32", 3)
+    assert "| pp40 @ d10 |" in text
+    assert len(text.splitlines()) == 4
+
+
+def test_bench_that_does_not_fit():
+    model = synthetic.record("head", ["head"]).model
+    with pytest.raises(RunError, match=r"depth 200 \+ 128 tokens are more than the context of 256"):
+        check_plan(Plan(128, 16, 200, 1, 1), model)
+    with pytest.raises(RunError, match="nothing to measure"):
+        check_plan(Plan(0, 0, 0, 1, 1), model)
