@@ -127,8 +127,8 @@ def _require_dense(path: Path, config: PretrainedConfig) -> None:
             architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
             raise CompileError(
                 "F112",
-                f"{path}: {architecture} routes tokens to experts ({key} = {count}): the weights read depend on "
-                "the data, which is not supported. Use a dense model.",
+                f"{path}: {architecture} routes tokens to experts ({key} = {count}): the weights read depend "
+                "on the data, which is not supported. Use a dense model.",
             )
 
 

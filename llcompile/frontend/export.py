@@ -67,7 +67,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _module_at_fault(error: BaseException, names: Mapping[int, str]) -> str | None:
-    """The innermost module that was being traced, or whose operator was being translated, when `error` rose."""
+    """The innermost module being traced, or whose operator was being translated, when `error` rose."""
     found = None
     for frame, _ in walk_tb(error.__traceback__):
         this, node = frame.f_locals.get("self"), frame.f_locals.get("node")
@@ -88,8 +88,8 @@ def _untraceable(model: PreTrainedModel, error: OnnxExporterError) -> CompileErr
     reason = (str(causes[-1]).strip().splitlines() or [""])[0]
     return CompileError(
         "F122",
-        f"{type(model).__name__} cannot be compiled: module {place or type(model).__name__} decides by the data, or "
-        f"uses an operator without an ONNX form ({type(causes[-1]).__name__}: {reason}). Use another architecture.",
+        f"{type(model).__name__} cannot be compiled: module {place or 'outermost'} decides by the data, or uses "
+        f"an operator without an ONNX form ({type(causes[-1]).__name__}: {reason}). Use another architecture.",
     )
 
 
