@@ -89,10 +89,10 @@ class Block:
 class Graph:
     """Blocks in execution order. Block 0 consumes `input_ids`, the last one makes `logits`.
 
-    `tensors` holds every tensor that crosses a block boundary, the positions tensors among them. `positions` is
-    the template of what is computed from `position_ids` alone and used by more than one block (rotary tables):
-    run on each device that needs it, never sent; None when there is no such thing. Its outputs bear the graph's
-    tensor names.
+    `tensors` holds every tensor that crosses a block boundary: every name in the blocks' inputs and outputs, so
+    also the positions tensors, `input_ids`, `position_ids` and `logits`. `positions` is the template of what is
+    computed from `position_ids` alone and used by more than one block (rotary tables): run on each device that
+    needs it, never sent; None when there is no such thing. Its outputs bear the graph's tensor names.
     """
 
     blocks: tuple[Block, ...]
