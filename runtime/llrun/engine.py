@@ -232,7 +232,10 @@ class Engine:
     def _ready(self, sequence: Sequence, step: StepState) -> bool:
         segment = self._segments[step.cursor]
         waits = segment.waits if step.flags & FINAL else segment.waits_early
-        return sequence.frontier[step.cursor] == step.position and step.values.keys() >= waits
+        frontier = sequence.frontier[step.cursor]
+        # A device that only has rows of the last chunk to compute never hears of the others.
+        in_order = frontier == step.position or not self._program.every_chunk
+        return in_order and step.values.keys() >= waits
 
     def _perform(
         self, operation: Call | Send | Release, number: int, sequence: Sequence, step: StepState

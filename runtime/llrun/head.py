@@ -124,6 +124,7 @@ class Session:
         self._next = 0
         self._waiting: deque[Fed] = deque()
         self._chunks: dict[tuple[int, int], int] = {}
+        self._partial: set[str] = set()  # devices that take part in a prompt's last chunk alone
         self._ready: deque[Logits] = deque()
         self.figures: dict[str, Figures] = {}
 
@@ -211,6 +212,8 @@ class Session:
         device, message = reply
         if isinstance(message, Opened | StepDone | Measured):
             self.figures[device] = message.figures
+        if isinstance(message, Configured) and not message.every_chunk:
+            self._partial.add(device)
         if isinstance(message, StepDone):
             self._chunk_done((message.sequence, message.position))
         return message
@@ -253,7 +256,8 @@ class Session:
         while self._waiting and (self._waiting[0].ids.shape[1] == 1 or len(self._chunks) < 2 * devices):
             fed = self._waiting.popleft()
             if fed.ids.shape[1] > 1:
-                self._chunks[fed.sequence, fed.position] = devices
+                absent = 0 if fed.flags & (LAST_CHUNK | ALL_ROWS) else len(self._partial)
+                self._chunks[fed.sequence, fed.position] = devices - absent
             self._engine.inbox.put(fed)
 
     def _tell(self, message: Message, event: Event) -> None:

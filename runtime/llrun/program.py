@@ -60,6 +60,11 @@ class Program:
     position_ids: int
     logits: int
 
+    @property
+    def every_chunk(self) -> bool:
+        """Whether this device takes part in a prompt's every chunk, or only in the last."""
+        return any(not one.waits or one.waits - one.waits_last for one in self.segments)
+
 
 def build_program(record: Slice) -> Program:
     """Check the slice's program and split it. Raises RunError R207 that names the step at fault."""

@@ -118,7 +118,10 @@ class Configure(Message, frozen=True, tag="configure"):
 
 
 class Configured(Message, frozen=True, tag="configured"):
-    """The session's name is known: data connections may come."""
+    """The session's name is known: data connections may come. `every_chunk`: whether this device takes part
+    in a prompt's every chunk, or only in the last."""
+
+    every_chunk: bool
 
 
 class Connect(Message, frozen=True, tag="connect"):

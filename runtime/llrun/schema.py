@@ -261,4 +261,6 @@ def decode(text: bytes, kind: type[Sealed]) -> Sealed:
 
 
 def _canonical(record: Slice | Manifest) -> bytes:
-    return msgspec.json.encode(record, order="sorted")
+    # Through its own type once: an int in a float's place would be written as 3 and read back as 3.0.
+    exact = msgspec.convert(msgspec.to_builtins(record), type(record))
+    return msgspec.json.encode(exact, order="sorted")

@@ -160,7 +160,7 @@ class WorkerSession:
         if missing:
             raise ProtocolError(f"no address given for {', '.join(sorted(missing))}")
         self._configuration = message
-        self._outside.reply(Configured())
+        self._outside.reply(Configured(self._device.program.every_chunk))
 
     def _connect(self) -> None:
         """Dial the neighbours that come later in the alphabet; the earlier ones, and the head, dial this
