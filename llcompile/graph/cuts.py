@@ -160,11 +160,12 @@ def _gap_cuts(curve: _Curve, start: int, stop: int, length: int, is_last: bool) 
         if a < curve.chained[b] and least in (curve.live[a], curve.live[b])
     ]
     if pairs:
-        return list(min(pairs, key=lambda pair: _pair_key(curve, *pair, length)))
+        return list(min(pairs, key=lambda pair: _pair_key(curve, pair, length)))
     return [min(points, key=lambda i: (curve.live[i], curve.unforked[i], i))]
 
 
-def _pair_key(curve: _Curve, a: int, b: int, length: int) -> tuple[int, ...]:
+def _pair_key(curve: _Curve, pair: tuple[int, int], length: int) -> tuple[int, ...]:
+    a, b = pair
     return (
         curve.live[a] + curve.live[b],
         -curve.linears[a],
