@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -110,7 +110,6 @@ class StaticShapes:
     name: str = "static-shapes"
     requires: frozenset[str] = frozenset({"constants-are-initializers"})
     ensures: frozenset[str] = frozenset({"static-shapes"})
-    shared: tuple[str, ...] = field(default=("Reshape",))
 
     def run(self, value: ir.Model) -> ir.Model:
         made: dict[tuple[int, ...], ir.Value] = {}
