@@ -160,7 +160,8 @@ def _gap_cuts(curve: _Curve, start: int, stop: int, length: int, is_last: bool) 
         if a < curve.chained[b] and least in (curve.live[a], curve.live[b])
     ]
     if pairs:
-        return list(min(pairs, key=lambda pair: _pair_key(curve, pair, length)))
+        best = min(pairs, key=lambda pair: _pair_key(curve, pair, length))
+        return list(best)
     return [min(points, key=lambda i: (curve.live[i], curve.unforked[i], i))]
 
 
