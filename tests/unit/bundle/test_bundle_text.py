@@ -53,13 +53,17 @@ stage  devices  blocks    weights
 0      laptop   0 (1)      1000 B
 1      pi       1-2 (2)  4.88 KiB
 2      laptop   3 (1)    3.91 KiB
+
 device   weights  cache    memory             of  compute a token
 laptop  4.88 KiB    0 B  57.2 MiB  1.00 GiB (6%)          1.00 ms
 pi      4.88 KiB  128 B  66.8 MiB  512 MiB (13%)          2.00 ms
+
 tensor  from    to      kind        bytes a token
 h0      laptop  pi      sequential          128 B
 h2      pi      laptop  sequential          128 B
+
 phone is not used: its link adds <9 ms> a token & saves 2 ms
+
 """
 
 
