@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
+Seen = TypeVar("Seen", contravariant=True)
 
 
 class Pass(Protocol[T]):
@@ -25,10 +26,10 @@ class Pass(Protocol[T]):
     def run(self, value: T) -> T: ...
 
 
-class Observer(Protocol[T]):
+class Observer(Protocol[Seen]):
     """Called after every pass with its position, name, result and duration; dumps and timings hang here."""
 
-    def __call__(self, index: int, name: str, value: T, seconds: float) -> None: ...
+    def __call__(self, index: int, name: str, value: Seen, seconds: float) -> None: ...
 
 
 class PassOrderError(ValueError):
