@@ -89,7 +89,7 @@ def _check_schema(faults: Faults, fields: Record) -> None:
     schema = fields.get("schema")
     if isinstance(schema, bool) or schema != SCHEMA or not isinstance(schema, int):
         found = shown(schema) if "schema" in fields else "nothing"
-        faults.add("schema", f"expected {SCHEMA}, found {found}. Write \"schema\": {SCHEMA}")
+        faults.add("schema", f'expected {SCHEMA}, found {found}. Write "schema": {SCHEMA}')
 
 
 def _head(faults: Faults, fields: Record, names: tuple[str, ...]) -> str | None:
@@ -98,7 +98,9 @@ def _head(faults: Faults, fields: Record, names: tuple[str, ...]) -> str | None:
         return None
     head = text(faults, fields["head"], "head")
     if head is not None and head not in names:
-        faults.add("head", f"{shown(head)} is not a device{suggestion(head, names)}. Devices: {', '.join(names)}")
+        faults.add(
+            "head", f"{shown(head)} is not a device{suggestion(head, names)}. Devices: {', '.join(names)}"
+        )
     return head
 
 
@@ -205,7 +207,9 @@ def _check_unique(faults: Faults, entries: Sequence[_Entry]) -> None:
             # Folders are called by these names, and some file systems ignore case.
             first = names.setdefault(entry.name.lower(), entry.place)
             if first != entry.place:
-                faults.add(f"{entry.place}.name", f"{shown(entry.name)} is also {first}. Give each its own name")
+                faults.add(
+                    f"{entry.place}.name", f"{shown(entry.name)} is also {first}. Give each its own name"
+                )
         if entry.address is not None:
             first = addresses.setdefault(_same_place(entry.address), entry.place)
             if first != entry.place:
@@ -233,7 +237,9 @@ def _device(faults: Faults, entry: _Entry, target: Target) -> Device | None:
     figures = {**target.figures, **entry.given}
     for key in FIGURES:
         if key not in figures:
-            faults.add(_home(entry.place, key), f"missing: target {target.name} has no figure for it. {_remedy(key)}")
+            faults.add(
+                _home(entry.place, key), f"missing: target {target.name} has no figure for it. {_remedy(key)}"
+            )
     if entry.name is None or entry.address is None or any(not figures.get(key) for key in FIGURES):
         return None
     return Device(
@@ -292,12 +298,19 @@ def _pairs(faults: Faults, links: Record, names: tuple[str, ...]) -> Mapping[tup
     for i, value in enumerate(items(faults, links.get("pairs", []), "links.pairs")):
         place = f"links.pairs[{i}]"
         link = _link(faults, value, place, ("between", *LINK_KEYS))
-        ends = _between(faults, value.get("between"), f"{place}.between", names) if isinstance(value, Record) else None
+        ends = (
+            _between(faults, value.get("between"), f"{place}.between", names)
+            if isinstance(value, Record)
+            else None
+        )
         if ends is None:
             continue
         first = places.setdefault(frozenset(ends), place)
         if first != place:
-            faults.add(f"{place}.between", f"{ends[0]} and {ends[1]} are also {first}. A pair holds both ways: keep one")
+            faults.add(
+                f"{place}.between",
+                f"{ends[0]} and {ends[1]} are also {first}. A pair holds both ways: keep one",
+            )
         elif link is not None:
             found[ends] = found[ends[1], ends[0]] = link
     return found
@@ -319,11 +332,13 @@ def _link(faults: Faults, value: Any, place: str, known: tuple[str, ...]) -> Lin
 
 def _between(faults: Faults, value: Any, place: str, names: tuple[str, ...]) -> tuple[str, str] | None:
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(end, str) for end in value):
-        faults.add(place, f"expected two device names, found {shown(value)}. Write [\"a\", \"b\"]")
+        faults.add(place, f'expected two device names, found {shown(value)}. Write ["a", "b"]')
         return None
     unknown = [end for end in value if end not in names]
     for end in unknown:
-        faults.add(place, f"{shown(end)} is not a device{suggestion(end, names)}. Devices: {', '.join(names)}")
+        faults.add(
+            place, f"{shown(end)} is not a device{suggestion(end, names)}. Devices: {', '.join(names)}"
+        )
     if not unknown and value[0] == value[1]:
         faults.add(place, f"{shown(value[0])} with itself. A link joins two devices: remove it")
         return None

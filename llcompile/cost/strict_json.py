@@ -48,26 +48,34 @@ def read_json(path: Path, what: str, code: str) -> Any:
             raw = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CompileError(code, f"cannot read {what} {path}: {reason}. Give the path of a readable file") from error
+        raise CompileError(
+            code, f"cannot read {what} {path}: {reason}. Give the path of a readable file"
+        ) from error
     if len(raw) > MAX_FILE_BYTES:
         limit = f"it is larger than the {MAX_FILE_BYTES} bytes allowed"
         raise CompileError(code, f"{what} {path}: {limit}. Check that this is the right file")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CompileError(code, f"{what} {path}: not UTF-8 at byte {error.start}. Save it as UTF-8") from error
+        raise CompileError(
+            code, f"{what} {path}: not UTF-8 at byte {error.start}. Save it as UTF-8"
+        ) from error
     return parse_json(text, f"{what} {path}", code)
 
 
 def parse_json(text: str, place: str, code: str) -> Any:
     """The value of a JSON text; objects are Records. Raises CompileError `code` on malformed or too deep text."""
     if _depth(text) > MAX_DEPTH:
-        raise CompileError(code, f"{place}: nested deeper than {MAX_DEPTH} levels. Use the layout in the README")
+        raise CompileError(
+            code, f"{place}: nested deeper than {MAX_DEPTH} levels. Use the layout in the README"
+        )
     try:
         return json.loads(text, object_pairs_hook=Record, parse_int=_integer)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
-        raise CompileError(code, f"{place}: not JSON at {where}: {error.msg}. Correct the text there") from error
+        raise CompileError(
+            code, f"{place}: not JSON at {where}: {error.msg}. Correct the text there"
+        ) from error
 
 
 def _integer(text: str) -> int | float:
@@ -116,7 +124,9 @@ def record(faults: Faults, value: Any, place: str, known: tuple[str, ...]) -> Re
     for key in value:
         if key not in known:
             allowed = ", ".join(known)
-            faults.add(f"{prefix}{shown_key(key)}", f"unknown key{suggestion(key, known)}. Known here: {allowed}")
+            faults.add(
+                f"{prefix}{shown_key(key)}", f"unknown key{suggestion(key, known)}. Known here: {allowed}"
+            )
     return value
 
 
@@ -149,13 +159,17 @@ def positive(faults: Faults, value: Any, place: str, unit: str, largest: float =
         found = shown(value) if math.isfinite(value) else "a number without bound"
         faults.add(place, f"{found} is out of range: at most {largest:g} {unit}. Give the measured figure")
     elif value <= 0:
-        faults.add(place, f"{shown(value)} is not a measurement: must be above 0 {unit}. Give the measured figure")
+        faults.add(
+            place, f"{shown(value)} is not a measurement: must be above 0 {unit}. Give the measured figure"
+        )
     else:
         return float(value)
     return None
 
 
-def positive_int(faults: Faults, value: Any, place: str, unit: str, largest: int = int(LARGEST)) -> int | None:
+def positive_int(
+    faults: Faults, value: Any, place: str, unit: str, largest: int = int(LARGEST)
+) -> int | None:
     """`value` if it is a whole number above 0 and at most `largest` (4e9 is whole)."""
     number = positive(faults, value, place, unit, largest)
     if number is None:

@@ -34,11 +34,14 @@ class Memory:
 @dataclass(frozen=True)
 class Figures:
     """Seconds: `ttft_s` to the first token, `tpot_s` a further token, `period_s` between tokens when
-    `sequences` are in flight, `compute_s` a token on each device. `objective`: what the planner minimises."""
+    `sequences` are in flight, `compute_s` a token on each device; the slowest device or link, for a chunk and for a
+    token. `objective`: what the planner minimises."""
 
     ttft_s: float
     tpot_s: float
     period_s: float
+    slowest_chunk_s: float
+    slowest_token_s: float
     objective: float
     compute_s: Mapping[str, float]
 
@@ -100,7 +103,7 @@ def evaluate(
     period = max(slowest_token, tpot / options.sequences)
     request = ttft + options.new_tokens * tpot
     objective = request if options.objective == "latency" else period + TOKEN_WEIGHT * tpot
-    return Figures(ttft, tpot, period, objective, decode)
+    return Figures(ttft, tpot, period, slowest_chunk, slowest_token, objective, decode)
 
 
 def _compute(

@@ -20,16 +20,19 @@ of its own). `slowest` is the busiest device or link, `alone` a constant 1 that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import log2
 
 from llcompile.ir.cluster import Link
-from llcompile.ir.plan import Flow
+from llcompile.ir.plan import Flow, Stage
 from llcompile.partition.mip import INFINITY, Mip
 from llcompile.partition.problem import HEAD, Problem
+from llcompile.partition.transmissions import messages
 
 Pair = tuple[int, int]
+TOLERANCE = 1e-7  # relative; what bounds from elsewhere are loosened by, against rounding
 UNITS = 1024.0  # about what the objective amounts to in the solver's eyes
 
 
@@ -69,9 +72,10 @@ def scaled(terms: Mapping[int, float], factor: float) -> dict[int, float]:
     return {column: value * factor for column, value in terms.items()}
 
 
-def formulate(problem: Problem, limit: float = INFINITY) -> Mip:
+def formulate(problem: Problem, limit: float = INFINITY, floor: float = 0.0) -> Mip:
     """The whole MIP of `problem`. `limit`: seconds that the slowest device and link stay within in any plan worth
-    considering; it shortens the stages that need to be considered."""
+    considering; it shortens the stages that need to be considered. `floor`: a bound on the objective that is known
+    already, as a valid inequality."""
     model = _Model(problem, Mip("plan", _scale(problem)), limit)
     _columns(model)
     _steps(model)
@@ -88,7 +92,32 @@ def formulate(problem: Problem, limit: float = INFINITY) -> Mip:
     for flow in problem.long_flows:
         _copies(model, flow)
     _busy(model)
+    if floor > 0:
+        costs = {i: column.cost for i, column in enumerate(model.mip.columns)}
+        model.mip.row("floor", costs, lower=floor * (1 - TOLERANCE) / model.mip.scale)
     return model.mip
+
+
+def values_of(problem: Problem, stages: Sequence[Stage], slowest: float) -> Mapping[str, float]:
+    """The columns that are not 0 in the solution that `stages` are, by name."""
+    numbers = {device.name: d for d, device in enumerate(problem.devices)}
+    runs = [(numbers[stage.devices[0]], stage.start, stage.stop) for stage in stages]
+    values = {"alone": 1.0, "slowest": slowest / _scale(problem)}
+    for d, start, stop in runs:
+        steps = [("begin", start)] if start else []
+        steps += [("end", stop)] if stop < problem.blocks or (d != HEAD and start) else []
+        values |= {f"{kind}_{b}_{d}": 1.0 for kind, first in steps for b in range(first, problem.blocks)}
+    for (d, _, _), (e, cut, _) in pairwise(runs):
+        values[f"cut_{cut}"] = values[f"move_{cut}_{d}_{e}"] = 1.0
+    for message in messages(stages, problem.long_flows):
+        pair = f"{numbers[message.source]}_{numbers[message.destination]}"
+        values[f"copy_{flow_key(problem, message.flow)}_{pair}"] = 1.0
+        values[f"skip_{flow_key(problem, message.flow)}_{pair}"] = 0.0 if message.sequential else 1.0
+    return values
+
+
+def flow_key(problem: Problem, flow: Flow) -> str:
+    return f"{flow.producer}_{problem.flows.index(flow)}"
 
 
 def _scale(problem: Problem) -> float:
@@ -160,7 +189,9 @@ def _wishes(model: _Model) -> None:
         for d in problem.workers:
             mip.row(f"use_{d}", {model.begin[d, problem.blocks - 1]: 1.0}, lower=1.0)
     numbers = {device.name: d for d, device in enumerate(problem.devices)}
-    for b, name in sorted({(b, pin.device) for pin in problem.options.pins for b in range(pin.start, pin.stop)}):
+    for b, name in sorted(
+        {(b, pin.device) for pin in problem.options.pins for b in range(pin.start, pin.stop)}
+    ):
         mip.row(f"pin_{b}", model.has(numbers[name], b), 1.0, 1.0)
 
 
@@ -208,7 +239,24 @@ def twins(problem: Problem) -> tuple[Pair, ...]:
     return tuple(
         (d, d + 1)
         for d in problem.workers[:-1]
-        if not {problem.devices[d].name, problem.devices[d + 1].name} & pinned and _interchangeable(problem, d, d + 1)
+        if not {problem.devices[d].name, problem.devices[d + 1].name} & pinned
+        and _interchangeable(problem, d, d + 1)
+    )
+
+
+def in_twin_order(problem: Problem, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """`stages` with interchangeable workers in the one order that `_twins` leaves."""
+    names = [device.name for device in problem.devices]
+    group = {name: name for name in names}
+    for first, second in twins(problem):
+        group[names[second]] = group[names[first]]
+    unnamed = {leader: iter([name for name in names if group[name] == leader]) for leader in group.values()}
+    head = problem.cluster.head
+    return tuple(
+        stage
+        if stage.devices[0] == head
+        else replace(stage, devices=(next(unnamed[group[stage.devices[0]]]),))
+        for stage in stages
     )
 
 
@@ -227,9 +275,7 @@ def _interchangeable(problem: Problem, d: int, e: int) -> bool:
 
 
 def _hop_cost(problem: Problem, block: int, link: Link) -> float:
-    flows = problem.hop_flows[block]
-    size = sum(flow.decode_bytes for flow in flows), sum(flow.prefill_bytes for flow in flows)
-    return problem.latency_cost(link) + problem.bytes_cost(size, link)
+    return problem.latency_cost(link) + problem.bytes_cost(problem.hop_flows[block], link)
 
 
 def _cuts(model: _Model) -> None:
@@ -244,7 +290,7 @@ def _cuts(model: _Model) -> None:
         cut = mip.column(f"cut_{b}", cost)
         here = ({model.begin[d, b]: -1.0, model.begin[d, b - 1]: 1.0} for d in devices)
         mip.row(f"cuts_{b}", add({cut: 1.0}, *here), 0.0, 0.0)
-        busy = sum(problem.busy(flow, link) for flow in problem.hop_flows[b])
+        busy = problem.busy(problem.hop_flows[b], link)
         mip.row(f"line_{b}", {model.slowest: 1.0, cut: -busy / mip.scale}, lower=0.0)
 
 
@@ -267,18 +313,21 @@ def _moves(model: _Model) -> None:
 def _copies(model: _Model, flow: Flow) -> None:
     """`copy` and `skip` of one flow that more than the next block uses."""
     problem, mip = model.problem, model.mip
-    key = f"{flow.producer}_{problem.flows.index(flow)}"
-    size = flow.decode_bytes, flow.prefill_bytes
+    key = flow_key(problem, flow)
     for d, e in model.pairs():
         link = problem.link(d, e)
-        copy = mip.column(f"copy_{key}_{d}_{e}", problem.bytes_cost(size, link))
+        copy = mip.column(f"copy_{key}_{d}_{e}", problem.bytes_cost([flow], link))
         skip = mip.column(f"skip_{key}_{d}_{e}", problem.latency_cost(link))
         model.copy[flow.tensor, d, e], model.skip[flow.tensor, d, e] = copy, skip
         for c in flow.consumers:
             between = {model.move[b, d, e]: -1.0 for b in range(flow.producer + 1, c + 1)}
             here = add(model.has(d, flow.producer), model.has(e, c), {model.constant: -1.0})
             mip.row(f"copies_{key}_{d}_{e}_{c}", add({copy: 1.0}, scaled(here, -1.0)), lower=0.0)
-            mip.row(f"skips_{key}_{d}_{e}_{c}", add({skip: 1.0}, scaled(here, -1.0), scaled(between, -1.0)), lower=0.0)
+            mip.row(
+                f"skips_{key}_{d}_{e}_{c}",
+                add({skip: 1.0}, scaled(here, -1.0), scaled(between, -1.0)),
+                lower=0.0,
+            )
         _direct_copies(model, flow, copy, (d, e))
 
 
@@ -301,10 +350,8 @@ def _busy(model: _Model) -> None:
         mip.row(f"device_{d}", scaled(add(unit, *loads), 1 / mip.scale), lower=0.0)
     for d, e in model.pairs() if model.move else ():
         link = problem.link(d, e)
-        hops = {
-            model.move[b, d, e]: -sum(problem.busy(flow, link) for flow in problem.hop_flows[b]) for b in blocks if b
-        }
-        copies = {model.copy[flow.tensor, d, e]: -problem.busy(flow, link) for flow in problem.long_flows}
+        hops = {model.move[b, d, e]: -problem.busy(problem.hop_flows[b], link) for b in blocks if b}
+        copies = {model.copy[flow.tensor, d, e]: -problem.busy([flow], link) for flow in problem.long_flows}
         mip.row(f"link_{d}_{e}", scaled(add(unit, hops, copies), 1 / mip.scale), lower=0.0)
     if problem.weights.by_token:
         _token_row(model)

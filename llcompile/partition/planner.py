@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.plan import BlockCost, DeviceLoad, Flow, Plan, Stage
-from llcompile.partition.evaluate import Figures, evaluate, memory
-from llcompile.partition.formulation import formulate
+from llcompile.partition.evaluate import Figures, memory
+from llcompile.partition.formulation import TOLERANCE, formulate, in_twin_order, values_of
 from llcompile.partition.mip import to_mps
 from llcompile.partition.options import PlanOptions, check_pins
-from llcompile.partition.problem import HEAD, Problem
+from llcompile.partition.problem import HEAD, INFINITY, Problem
+from llcompile.partition.reasons import reasons
 from llcompile.partition.refusal import check_possible, refuse
-from llcompile.partition.solver import solve
+from llcompile.partition.search import Found, Outlook, found_plan, search, slowest
+from llcompile.partition.solver import Solution, solve
 from llcompile.partition.transmissions import transmissions
 
 
@@ -26,18 +28,54 @@ def plan(costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, op
     problem = Problem(tuple(costs), tuple(flows), cluster, options)
     check_possible(problem)
     start = time.perf_counter()
-    text = to_mps(formulate(problem))
-    solution = solve(text, options.time_limit_s, options.gap, options.seed)
-    seconds = time.perf_counter() - start
+    outlook = search(problem, options.gap)
+    if outlook.best is None and outlook.exact:
+        raise refuse(problem, "infeasible")
+    text = to_mps(formulate(problem, slowest_limit(problem, outlook), outlook.bound))
+    solution = solve(text, options.time_limit_s, options.gap, options.seed, _hint(problem, outlook.best))
+    best = _best(problem, outlook.best, solution)
+    if best is None:
+        raise refuse(problem, solution.status)
+    return _plan(
+        problem, best, max(outlook.bound, solution.bound), outlook, text, time.perf_counter() - start
+    )
+
+
+def slowest_limit(problem: Problem, outlook: Outlook) -> float:
+    """Seconds of the slowest device or link beyond which no plan is better than the best one known."""
+    weight = problem.weights.slowest
+    if outlook.best is None or not weight:
+        return INFINITY
+    return (outlook.best.figures.objective - outlook.least_sum) / weight * (1 + TOLERANCE)
+
+
+def _hint(problem: Problem, best: Found | None) -> Mapping[str, float] | None:
+    if best is None:
+        return None
+    stages = in_twin_order(problem, best.stages)
+    return values_of(problem, stages, slowest(problem, best.figures))
+
+
+def _best(problem: Problem, known: Found | None, solution: Solution) -> Found | None:
+    """The solver's plan, or the one it was given when it has none better."""
     if not solution.values:
-        raise refuse(problem, solution.status, seconds)
-    stages = stages_of(problem, solution.values)
-    figures = evaluate(stages, costs, flows, cluster, options)
+        return known
+    found = found_plan(problem, stages_of(problem, solution.values))
+    if known is not None and known.figures.objective < found.figures.objective:
+        return Found(in_twin_order(problem, known.stages), known.figures)
+    return found
+
+
+def _plan(problem: Problem, best: Found, bound: float, outlook: Outlook, text: str, seconds: float) -> Plan:
+    figures, options = best.figures, problem.options
+    bound = min(bound, figures.objective)
+    gap = (figures.objective - bound) / figures.objective if figures.objective else 0.0
     return Plan(
-        status=solution.status,
+        # Objectives are compared across a text and a solver: what is a hair over the gap asked for is within it.
+        status="optimal" if gap <= options.gap + TOLERANCE else "feasible",
         objective=figures.objective,
-        bound=min(solution.bound, figures.objective),
-        gap=max(0.0, figures.objective - solution.bound) / figures.objective,
+        bound=bound,
+        gap=gap,
         solve_s=seconds,
         seed=options.seed,
         ttft_s=figures.ttft_s,
@@ -45,10 +83,10 @@ def plan(costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, op
         quant=options.quant,
         context=options.context,
         chunk=options.chunk,
-        stages=stages,
-        devices=device_loads(stages, problem, figures),
-        unused={},
-        transmissions=transmissions(stages, flows),
+        stages=best.stages,
+        devices=device_loads(best.stages, problem, figures),
+        unused=reasons(problem, best, outlook),
+        transmissions=transmissions(best.stages, problem.flows),
         problem=text,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -95,21 +95,34 @@ class Problem:
         return tuple(map(tuple, found))
 
     @cached_property
+    def entering(self) -> tuple[tuple[tuple[Flow, ...], tuple[Flow, ...]], ...]:
+        """[block]: the tensors that it uses, made just before it, and made earlier."""
+        found: list[tuple[list[Flow], list[Flow]]] = [([], []) for _ in self.costs]
+        for flow in self.flows:
+            for block in flow.consumers:
+                found[block][0 if flow.producer == block - 1 else 1].append(flow)
+        return tuple((tuple(near), tuple(far)) for near, far in found)
+
+    @cached_property
     def long_flows(self) -> tuple[Flow, ...]:
         """The other flows: what they cost depends on more than one cut."""
         return tuple(flow for flow in self.flows if flow.consumers != (flow.producer + 1,))
 
-    def bytes_cost(self, flow_bytes: tuple[int, int], link: Link) -> float:
-        """What moving (decode, prefill) bytes over a link adds to the objective."""
-        decode, prefill = flow_bytes
-        return (self.weights.token * decode + self.weights.fill * prefill) / link.bytes_per_s
+    def bytes_cost(self, flows: Iterable[Flow], link: Link) -> float:
+        """What moving tensors over a link adds to the objective."""
+        w = self.weights
+        return (
+            sum(w.token * flow.decode_bytes + w.fill * flow.prefill_bytes for flow in flows)
+            / link.bytes_per_s
+        )
 
     def latency_cost(self, link: Link) -> float:
         return (self.weights.token + self.weights.fill) * link.latency_s
 
-    def busy(self, flow: Flow, link: Link) -> float:
-        """Seconds a flow keeps a link busy, as the slowest counts them."""
-        return (flow.decode_bytes if self.weights.by_token else flow.prefill_bytes) / link.bytes_per_s
+    def busy(self, flows: Iterable[Flow], link: Link) -> float:
+        """Seconds that tensors keep a link busy, as the slowest counts them."""
+        by_token = self.weights.by_token
+        return sum(flow.decode_bytes if by_token else flow.prefill_bytes for flow in flows) / link.bytes_per_s
 
     # --- memory ------------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,9 @@ def tensor_table(graph: Graph) -> tuple[schema.Tensor, ...]:
 
     Raises ValueError when a tensor's size depends on the context: such a tensor cannot be sent.
     """
-    specs: dict[str, TensorSpec] = {name: TensorSpec(name, "int64", (1, "n")) for name in (INPUT_IDS, POSITION_IDS)}
+    specs: dict[str, TensorSpec] = {
+        name: TensorSpec(name, "int64", (1, "n")) for name in (INPUT_IDS, POSITION_IDS)
+    }
     for spec in graph.positions.outputs if graph.positions else ():
         specs[spec.name] = spec
     for block in graph.blocks:
@@ -124,7 +126,9 @@ class _Writer:
         for number, stage in enumerate(mine):
             for block in self.graph.blocks[stage.start : stage.stop]:
                 for name in (*block.inputs, *block.outputs):
-                    if name not in (INPUT_IDS, POSITION_IDS) and (name in block.inputs or self.graph.consumers(name)):
+                    if name not in (INPUT_IDS, POSITION_IDS) and (
+                        name in block.inputs or self.graph.consumers(name)
+                    ):
                         # A table is made anew in each segment; anything else lives from one to the next.
                         last[name, number if name in tables else 0] = block.id
         dying: dict[int, list[str]] = {}
@@ -143,7 +147,9 @@ class _Writer:
 
     def _send(self, message: Message) -> schema.Send:
         """Rows as the blocks that use the tensor on the other device need them."""
-        there = {b for s in self.stages if s.devices[0] == message.destination for b in range(s.start, s.stop)}
+        there = {
+            b for s in self.stages if s.devices[0] == message.destination for b in range(s.start, s.stop)
+        }
         users = [self.graph.blocks[b] for b in message.flow.consumers if b in there]
         return schema.Send(
             tensor=self.ids[message.flow.tensor], destination=message.destination, rows=_rows(users)

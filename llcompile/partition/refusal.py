@@ -26,11 +26,13 @@ def check_possible(problem: Problem) -> None:
             raise _error(text)
 
 
-def refuse(problem: Problem, status: str, seconds: float) -> CompileError:
+def refuse(problem: Problem, status: str) -> CompileError:
     """The error for a problem that the solver found infeasible, or had no plan for when its time ran out."""
     if status == "infeasible":
         return _error(_no_arrangement(problem))
-    return _error(f"none was found in {seconds:.0f} s, and none was ruled out. Use fewer devices or pins")
+    return _error(
+        f"none was found in {problem.options.time_limit_s:.0f} s, and none was ruled out. Use fewer devices or pins"
+    )
 
 
 def _error(text: str) -> CompileError:

@@ -39,6 +39,8 @@ def solve(
 ) -> Solution:
     """Solve the MPS `text` with SCIP on one thread: same text, seed and hint, same answer, unless time runs out.
 
+    `hint`: values of a known solution by column; those not named are 0.
+
     Raises CompileError P220 (exit 1) when the solver fails for a reason of its own.
     """
     model = mathopt.Model.from_model_proto(_read(text))
@@ -70,7 +72,7 @@ def _read(text: str) -> object:
 def _hints(model: mathopt.Model, hint: Mapping[str, float] | None) -> mathopt.ModelSolveParameters | None:
     if hint is None:
         return None
-    values = {variable: hint[variable.name] for variable in model.variables() if variable.name in hint}
+    values = {variable: hint.get(variable.name, 0.0) for variable in model.variables()}
     return mathopt.ModelSolveParameters(solution_hints=[mathopt.SolutionHint(variable_values=values)])
 
 

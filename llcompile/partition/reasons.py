@@ -1,0 +1,72 @@
+"""Why a device has no block, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llcompile.partition.formulation import longest_stages
+from llcompile.partition.problem import Problem
+from llcompile.partition.refusal import size
+from llcompile.partition.search import Found, Outlook
+
+SAME = 1e-3  # relative difference below which two plans count as equally fast
+
+
+def reasons(problem: Problem, best: Found, outlook: Outlook) -> Mapping[str, str]:
+    """The reason for each device of the cluster that `best` does not use, in the cluster's order."""
+    used = {stage.devices[0] for stage in best.stages}
+    numbers = {device.name: d for d, device in enumerate(problem.devices)}
+    return {
+        device.name: _reason(problem, numbers[device.name], best, outlook)
+        for device in problem.cluster.devices
+        if device.name not in used
+    }
+
+
+def _reason(problem: Problem, device: int, best: Found, outlook: Outlook) -> str:
+    fault = _too_small(problem, device)
+    if fault:
+        return fault
+    other = outlook.by_device.get(device)
+    if other is None:
+        return "no plan that uses it was found"
+    difference = (other.figures.objective - best.figures.objective) / best.figures.objective
+    if difference <= SAME:
+        return f"brings nothing: {_figures(problem, best, other)}"
+    return f"would slow the others down: {_figures(problem, best, other)}"
+
+
+def _too_small(problem: Problem, device: int) -> str | None:
+    """A reason when not even one block fits."""
+    if problem.blocks < 3:
+        return f"the model has only {problem.blocks} blocks, which the head must hold"
+    if longest_stages(problem)[device - 1] > 0:
+        return None
+    least = min(problem.needed([(b, b + 1)]) for b in range(1, problem.blocks - 1))
+    free = max(problem.free[device], 0)
+    return f"too little memory: the smallest block needs {size(least)}, it has {size(free)} free"
+
+
+def _figures(problem: Problem, without: Found, with_it: Found) -> str:
+    """Both plans' figures; the plan with the device is the best one found, not proven to be the best."""
+    a, b = without.figures, with_it.figures
+    if problem.options.objective == "throughput":
+        return f"with it {1 / b.period_s:.3g} tokens a second, without it {1 / a.period_s:.3g}"
+    request = f"{problem.options.prompt_tokens}+{problem.options.new_tokens} tokens"
+    tokens = f"a token {seconds(b.tpot_s)} against {seconds(a.tpot_s)}"
+    return (
+        f"a request of {request} takes {seconds(_request(problem, with_it))} with it, "
+        f"{seconds(_request(problem, without))} without it ({tokens})"
+    )
+
+
+def _request(problem: Problem, found: Found) -> float:
+    return found.figures.ttft_s + problem.options.new_tokens * found.figures.tpot_s
+
+
+def seconds(value: float) -> str:
+    """Seconds for people: 12.3 s, 84.2 ms, 8.1 us."""
+    for unit, name in ((1.0, "s"), (1e-3, "ms")):
+        if value >= unit:
+            return f"{value / unit:.4g} {name}"
+    return f"{value / 1e-6:.4g} us"

@@ -1,0 +1,336 @@
+"""Dynamic programming over subsets of workers: a plan to start the MIP from, a bound, and what each device would bring.
+
+A state is (workers used, the last of them); its table holds, for each end a of the head's first stage and each
+block k, the least cost of having the blocks before k done: cost[a, k]. A further worker takes the run k..j-1, whose
+first possible start for each j is the same reach that the MIP uses, so that a step is a minimum over a sliding
+window. The slowest device enters as a limit on every stage's seconds; the search is repeated under other limits, as
+more seconds in all may buy a faster slowest device. A cut is charged what it costs at least (a tensor that skips
+stages may cost more), so that a sum found under a limit is a true lower bound for plans within it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llcompile.ir.cluster import Link
+from llcompile.ir.plan import Flow, Stage
+from llcompile.partition.evaluate import Figures, evaluate
+from llcompile.partition.problem import HEAD, INFINITY, Problem
+
+Table = NDArray[np.float64]
+State = tuple[int, int]  # bit set of the workers used, the last of them (0: none)
+
+ROUNDS = 100  # limits tried for the slowest device
+BEAM = 400  # states kept of each number of workers; fewer than 9 workers never have more
+TABLE_ENTRIES = 12_000_000  # of all tables of one limit together: 96 MB
+EDGE = 1e-9  # a limit this much below a plan's slowest device excludes the plan
+
+
+@dataclass(frozen=True)
+class Found:
+    stages: tuple[Stage, ...]
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """`best`: the best plan found, None when no arrangement fits. `by_device`: the best found that uses each
+    worker. `bound`: no plan's objective is lower; `least_sum`: nor is what it holds besides the slowest device or
+    link. `exact`: no state was left out, so `best` None means infeasible; otherwise the bounds are weak."""
+
+    best: Found | None
+    by_device: Mapping[int, Found]
+    bound: float
+    least_sum: float
+    exact: bool
+
+
+@dataclass(frozen=True, order=True)
+class _Range:
+    """Plans whose slowest device takes from `low` to `high` seconds: none has an objective below `bound`, or a sum
+    (the objective without the slowest) below `least`."""
+
+    bound: float
+    low: float
+    high: float
+    least: float
+
+
+def found_plan(problem: Problem, stages: Sequence[Stage]) -> Found:
+    """`stages` with their figures."""
+    figures = evaluate(stages, problem.costs, problem.flows, problem.cluster, problem.options)
+    return Found(tuple(stages), figures)
+
+
+def search(problem: Problem, gap: float) -> Outlook:
+    """Look for the best plan and a bound, until they are within `gap` (relative) of each other.
+
+    Branch and bound over the seconds of the slowest device: the range that promises most is cut in half, the lower
+    half gets its cheapest plan, and that plan's own slowest device tells where the next range ends.
+    """
+    best: Found | None = None
+    by_device: dict[int, Found] = {}
+    exact, least_sum, limit, low = True, 0.0, INFINITY, 0.0
+    open_: list[_Range] = []
+    for _ in range(ROUNDS):
+        sweep = _Sweep(problem, limit)
+        exact, least = exact and sweep.exact, sweep.least()
+        least_sum = least if limit == INFINITY else least_sum
+        for found, workers in sweep.plans():
+            best = _better(best, found)
+            for d in workers:
+                by_device[d] = _better(by_device.get(d), found)
+        if least < INFINITY and problem.weights.slowest:
+            high = slowest(problem, sweep.cheapest().figures) * (1 - EDGE)
+            open_.append(_Range(_bound(problem, least, low), low, min(high, limit), least))
+        if best is None or not open_ or min(open_).bound >= best.figures.objective * (1 - gap):
+            break
+        range_ = min(open_)
+        open_.remove(range_)
+        low, limit = range_.low, (range_.low + range_.high) / 2
+        open_.append(_Range(_bound(problem, range_.least, limit), limit, range_.high, range_.least))
+    return Outlook(
+        best,
+        by_device,
+        _least_bound(problem, best, open_, exact),
+        _least_sum(problem, least_sum, exact),
+        exact,
+    )
+
+
+def _bound(problem: Problem, least: float, low: float) -> float:
+    """No plan of that least sum, whose slowest device takes `low` seconds or more, has a lower objective."""
+    w = problem.weights
+    slowest_ = max(low, least / (w.token * w.sequences)) if w.by_token else low
+    return least + w.slowest * slowest_
+
+
+def _least_sum(problem: Problem, found: float, exact: bool) -> float:
+    return found if exact else sum(min(costs) for costs in zip(*problem.block_cost, strict=True))
+
+
+def _least_bound(problem: Problem, best: Found | None, open_: list[_Range], exact: bool) -> float:
+    if best is None or not exact:
+        return INFINITY if exact else _least_sum(problem, 0.0, False)
+    return min([best.figures.objective, *(range_.bound for range_ in open_)])
+
+
+def _better(old: Found | None, new: Found) -> Found:
+    return new if old is None or new.figures.objective < old.figures.objective else old
+
+
+def slowest(problem: Problem, figures: Figures) -> float:
+    """Seconds of the slowest device or link of a plan, as the objective counts them."""
+    return figures.slowest_token_s if problem.weights.by_token else figures.slowest_chunk_s
+
+
+class _Sweep:
+    """All tables under one limit."""
+
+    def __init__(self, problem: Problem, limit: float) -> None:
+        self.problem = problem
+        self.limit = limit
+        self.exact = True
+        self.costs = np.array([np.concatenate([[0.0], np.cumsum(row)]) for row in problem.block_cost])
+        self.starts = {d: np.array((0, *problem.first_starts(d, limit))) for d in problem.workers}
+        self.returns = np.array(problem.first_returns(limit))
+        self.hops = _hops(problem, limit)
+        self.stops = self._head_stops()
+        self.tables: dict[State, Table] = {}
+        self._fill()
+
+    def _head_stops(self) -> NDArray[np.int64]:
+        """Ends of the head's first stage that leave room for the last block; thinned when tables would be large."""
+        blocks, workers = self.problem.blocks, len(self.problem.workers)
+        stops = np.array([a for a in range(1, blocks) if self.returns[a] < blocks], dtype=np.int64)
+        states = min(workers * 2 ** max(workers - 1, 0), BEAM * workers)
+        most = max(4, TABLE_ENTRIES // max(1, states * (blocks + 1)))
+        if len(stops) > most:
+            self.exact = False
+            stops = stops[np.unique(np.linspace(0, len(stops) - 1, most).astype(int))]
+        return stops
+
+    def _fill(self) -> None:
+        problem = self.problem
+        if not len(self.stops):
+            return
+        start = np.full((len(self.stops), problem.blocks + 1), INFINITY)
+        start[np.arange(len(self.stops)), self.stops] = self.costs[HEAD][self.stops]
+        layer: dict[State, Table] = {(0, HEAD): start}
+        for _ in problem.workers:
+            grown = {state: table for state, table in self._grow(layer) if np.isfinite(table).any()}
+            layer = self._keep(grown)
+            self.tables |= layer
+
+    def _grow(self, layer: Mapping[State, Table]) -> Iterator[tuple[State, Table]]:
+        """Every state of one worker more."""
+        sources: dict[State, list[State]] = {}
+        for used, last in sorted(layer):
+            for d in self.problem.workers:
+                if not used >> d & 1:
+                    sources.setdefault((used | 1 << d, d), []).append((used, last))
+        for (used, d), before in sorted(sources.items()):
+            arrive = np.minimum.reduce([layer[state] + self.hops[state[1]][d] for state in before])
+            yield (used, d), self._stage(d, arrive)
+
+    def _stage(self, d: int, arrive: Table) -> Table:
+        """cost[a, j] = P[j] + min over starts k of (arrive[a, k] - P[k]), P being d's costs of the blocks before."""
+        total = self.costs[d]
+        stops = np.arange(self.problem.blocks + 1)
+        found = window_minimum(arrive - total, self.starts[d], stops)
+        found[:, -1] = INFINITY  # the last block is the head's
+        return found + total
+
+    def _keep(self, layer: dict[State, Table]) -> dict[State, Table]:
+        if len(layer) <= BEAM:
+            return layer
+        self.exact = False
+        left = np.append(
+            np.cumsum(self.costs[:, :0:-1] - self.costs[:, -2::-1], axis=1).min(axis=0)[::-1], 0.0
+        )
+        promise = sorted(layer, key=lambda state: (float((layer[state] + left).min()), state))
+        return {state: layer[state] for state in sorted(promise[:BEAM])}
+
+    # --- plans ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def ends(self) -> Mapping[State, Table]:
+        """Total cost of a plan whose last worker's stage ends before k, by state: [a, k]."""
+        blocks = np.arange(self.problem.blocks + 1)
+        possible = blocks >= self.returns[self.stops][:, None] if len(self.stops) else np.zeros((0, 0), bool)
+        if not self.tables:
+            return {}
+        rest = self.costs[HEAD][-1] - self.costs[HEAD] + _returns(self.problem, self.stops)
+        return {
+            state: np.where(possible, table + self.hops[state[1]][HEAD] + rest, INFINITY)
+            for state, table in self.tables.items()
+        }
+
+    def _complete(self) -> list[tuple[float, State]]:
+        """Cheapest cost of each state that can end a plan, cheapest first."""
+        everyone = sum(1 << d for d in self.problem.workers)
+        states = [s for s in self.ends if not self.problem.options.use_all or s[0] == everyone]
+        costs = [(float(self.ends[state].min()), state) for state in states]
+        return sorted((cost, state) for cost, state in costs if cost < INFINITY)
+
+    def _alone(self) -> float:
+        wanted = self.problem.options.use_all and len(self.problem.workers)
+        return float(self.costs[HEAD][-1]) if self.problem.head_alone(self.limit) and not wanted else INFINITY
+
+    def least(self) -> float:
+        """The least cost of any plan under the limit, the slowest device or link aside; infinite when there is none."""
+        complete = self._complete()
+        return min(self._alone(), complete[0][0] if complete else INFINITY)
+
+    def cheapest(self) -> Found:
+        """The plan that costs `least`."""
+        return next(self.plans())[0]
+
+    def plans(self) -> Iterator[tuple[Found, tuple[int, ...]]]:
+        """The cheapest plan, then the cheapest that uses each worker, each with its workers."""
+        complete = self._complete()
+        picks = dict.fromkeys(state for _, state in complete[:1])
+        for d in self.problem.workers:
+            picks |= dict.fromkeys([state for _, state in complete if state[0] >> d & 1][:1])
+        alone = self._alone()
+        if alone < INFINITY and (not complete or alone <= complete[0][0]):
+            yield self._found([(HEAD, 0, self.problem.blocks)]), ()
+        for state in picks:
+            stages = self._trace(state)
+            yield self._found(stages), tuple(sorted({d for d, _, _ in stages} - {HEAD}))
+        if alone < INFINITY and complete and alone > complete[0][0]:
+            yield self._found([(HEAD, 0, self.problem.blocks)]), ()
+
+    def _found(self, runs: list[tuple[int, int, int]]) -> Found:
+        names = [device.name for device in self.problem.devices]
+        return found_plan(self.problem, [Stage((names[d],), (1.0,), start, stop) for d, start, stop in runs])
+
+    def _trace(self, state: State) -> list[tuple[int, int, int]]:
+        """The runs (device, start, stop) of the cheapest plan that ends in `state`, found backwards."""
+        a, stop = np.unravel_index(int(self.ends[state].argmin()), self.ends[state].shape)
+        runs = [(HEAD, int(stop), self.problem.blocks)]
+        while state[0]:
+            state, start = self._before(state, int(a), runs[0][1], runs)
+        return [(HEAD, 0, int(self.stops[a])), *runs]
+
+    def _before(self, state: State, a: int, stop: int, runs: list[tuple[int, int, int]]) -> tuple[State, int]:
+        """The state and block at which the stage that ends before `stop` was entered; puts it in front of `runs`."""
+        used, d = state
+        rest = used & ~(1 << d)
+        starts = np.arange(int(self.starts[d][stop]), stop)
+        options = []
+        for before in self._states(rest):
+            table = self._table(before)[a, starts] + self.hops[before[1]][d][starts] - self.costs[d][starts]
+            options.append((float(table.min()), before, int(starts[int(table.argmin())])))
+        _, before, start = min(options)
+        runs.insert(0, (d, start, stop))
+        return before, start
+
+    def _states(self, used: int) -> list[State]:
+        if not used:
+            return [(0, HEAD)]
+        return [(used, d) for d in self.problem.workers if (used, d) in self.tables]
+
+    def _table(self, state: State) -> Table:
+        if state[0]:
+            return self.tables[state]
+        start = np.full((len(self.stops), self.problem.blocks + 1), INFINITY)
+        start[np.arange(len(self.stops)), self.stops] = self.costs[HEAD][self.stops]
+        return start
+
+
+def window_minimum(values: Table, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Table:
+    """[a, j] = least of values[a, starts[j]:stops[j]], infinite where the window is empty.
+
+    A sparse table: minima over runs of 1, 2, 4 ... entries, two of which cover any window (Bender and
+    Farach-Colton, LATIN 2000).
+    """
+    widths = stops - starts
+    found = np.full((values.shape[0], len(stops)), INFINITY)
+    runs, size = values, 1
+    while size <= widths.max(initial=0):
+        here = np.nonzero((widths >= size) & (widths < 2 * size))[0]
+        found[:, here] = np.minimum(runs[:, starts[here]], runs[:, stops[here] - size])
+        runs = np.minimum(runs[:, :-size], runs[:, size:]) if runs.shape[1] > size else runs[:, :0]
+        size *= 2
+    return found
+
+
+def _hops(problem: Problem, limit: float) -> NDArray[np.float64]:
+    """[d][e][k]: the least that a cut before block k from device d to e costs; infinite when it keeps the link busy
+    for longer than `limit`. Tensors made before the last block of d may come from any device; those that the
+    head itself may have made are left to `_returns`."""
+    count, blocks = len(problem.devices), problem.blocks
+    found = np.full((count, count, blocks + 1), INFINITY)
+    for d in range(count):
+        for e in range(count):
+            if d == e:
+                continue
+            link, nearest = problem.link(d, e), _nearest(problem, e)
+            for k in range(1, blocks):
+                near, far = problem.entering[k]
+                if problem.busy(near, link) <= limit:
+                    cost = problem.latency_cost(link) + problem.bytes_cost(near, link)
+                    found[d, e, k] = cost + (problem.bytes_cost(far, nearest) if e != HEAD else 0.0)
+    return found
+
+
+def _returns(problem: Problem, stops: NDArray[np.int64]) -> Table:
+    """[a, k]: the least that older tensors cost when the head takes over again at block k, having left at a: those
+    made since come from a worker, those made before are there."""
+    found = np.zeros((len(stops), problem.blocks + 1))
+    for k in range(1, problem.blocks):
+        for flow in problem.entering[k][1]:
+            found[stops <= flow.producer, k] += problem.bytes_cost([flow], _nearest(problem, HEAD))
+    return found
+
+
+def _nearest(problem: Problem, device: int) -> Link:
+    """The fastest link to a device."""
+    links = [problem.link(other, device) for other in range(len(problem.devices)) if other != device]
+    return max(links, key=lambda link: link.bytes_per_s)
