@@ -14,12 +14,21 @@ from llcompile.bundle.records import identity, is_slice, slice_files
 from llcompile.ir.errors import CompileError
 from llrun import schema
 
+MANIFEST_LIMIT = 64 << 20
+
 
 def read_manifest(bundle: Path) -> schema.Manifest:
     """The manifest of `bundle`. Raises CompileError B120 when it is missing or unreadable, B121 when
     damaged."""
     path = bundle / MANIFEST
     try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MANIFEST_LIMIT:
+            raise CompileError(
+                "B121",
+                f"{path} is damaged: it is not a plain file of at most {MANIFEST_LIMIT} bytes. "
+                "Build or copy the bundle again.",
+            )
         text = path.read_bytes()
     except OSError as error:
         raise CompileError("B120", f"{bundle} is not a bundle: {MANIFEST}: {error.strerror}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,20 @@ def test_a_manifest_that_is_something_else(bundle: Path, text: bytes) -> None:
     (bundle / "manifest.json").write_bytes(text)
     (violation,) = verify(bundle)
     assert "manifest.json is damaged" in violation
+
+
+def test_a_manifest_that_is_no_plain_file_or_far_too_large(bundle: Path, made: Path) -> None:
+    path = bundle / "manifest.json"
+    path.unlink()
+    os.mkfifo(path)  # reading it would wait for ever
+    assert "is not a plain file" in verify(bundle)[0]
+    path.unlink()
+    path.symlink_to(made / "manifest.json")
+    assert "is not a plain file" in verify(bundle)[0]
+    path.unlink()
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    assert "is not a plain file of at most" in verify(bundle)[0]
 
 
 @pytest.mark.parametrize("name", LISTED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from llcompile.bundle import read_manifest, verify
 from llrun import schema
+from llrun.slice import entry_of, find, verified_file
+from llrun.weights import read_weights
 from tests.unit.bundle import small_bundle
 from tests.unit.bundle.small_bundle import build
 
@@ -89,6 +92,21 @@ def test_a_slice_says_all_that_its_device_needs(tmp_path: Path) -> None:
     folder = bundle / "devices" / "pi"
     assert sorted([*pi.files, "slice.json"]) == names(folder)
     assert {pi.library, pi.runtime_library, *(b.file for b in pi.blocks)} == set(pi.files)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_the_runtime_reads_what_was_written(tmp_path: Path, mapped: bool) -> None:
+    bundle = build(tmp_path / "bundle")
+    alone = shutil.copytree(bundle / "devices" / "pi", tmp_path / "copied")
+    for place in (find(bundle, "pi"), find(alone, None)):
+        assert place.device == "pi"
+        verified_file(place, place.record.library)
+        for block in place.record.blocks:
+            path, entry = place.folder / block.file, entry_of(place, block.file)
+            arrays = read_weights(path, entry, block.params, mapped, True, lambda _: None)
+            assert [array.shape for array in arrays] == [param.shape for param in block.params]
+            assert (arrays[2] == 1).all()  # the norm, drawn as ones
+    assert find(bundle, None).device == "laptop"
 
 
 def test_the_tokenizer_is_on_the_head_alone(tmp_path: Path) -> None:
