@@ -1,7 +1,7 @@
 """Lowering: templates -> packed parameters and one shared library a (processor, format, model).
 
-`lower_templates` says how the functions are called and needs no compiler; `compile_library` compiles and links.
-The compiler is loaded by the first call of `compile_library`, not by this import.
+`lower_templates` says how the functions are called and needs no compiler; `compile_library` compiles and
+links. The compiler is loaded by the first call of `compile_library`, not by this import.
 """
 
 from __future__ import annotations

@@ -12,11 +12,10 @@ from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import CacheSpec, Template
 from llcompile.ir.packing import LoweredTemplate, PackedParam
 from llcompile.lower.kernels.isa import Isa
-from llcompile.lower.kernels.vector import Expr
+from llcompile.lower.kernels.vector import Expr, Extent
 from llcompile.lower.onnx_graph import Node, OnnxGraph
 from llcompile.lower.values import MAX_COST, Dim, Shape, Value, constant, loop_nest, stored
 
-Extent = int | tirx.Var
 _CHEAP = 4
 
 
@@ -30,14 +29,15 @@ class Module:
     context: int
     kernels: dict[Hashable, object] = field(default_factory=dict)
 
-    def kernel(self, key: tuple[Hashable, ...], make: Callable[[], tirx.PrimFunc]) -> object:
-        if key not in self.kernels:
-            self.kernels[key] = self.builder.add_func(make(), str(key[0]))
-        return self.kernels[key]
+    def kernel(self, name: str, key: Hashable, make: Callable[[], tirx.PrimFunc]) -> object:
+        """The kernel that `make` makes, the same for every call with the same `name` and `key`."""
+        if (name, key) not in self.kernels:
+            self.kernels[name, key] = self.builder.add_func(make(), name)
+        return self.kernels[name, key]
 
 
 class Emitter:
-    """State while a template's function is built: its values by ONNX name, packed weights, caches left to use."""
+    """State while a template's function is built: values by ONNX name, packed weights, caches left to use."""
 
     def __init__(self, module: Module, template: Template, graph: OnnxGraph, n: Extent) -> None:
         self.module = module
@@ -53,6 +53,10 @@ class Emitter:
     @property
     def decode(self) -> bool:
         return isinstance(self.n, int)
+
+    @property
+    def mode(self) -> str:
+        return "decode" if self.decode else "prefill"
 
     def extent(self) -> Extent:
         """n for a kernel of its own: 1, or a fresh variable."""
@@ -78,20 +82,20 @@ class Emitter:
         """`value` in memory."""
         if value.source is None:
             function, arguments = loop_nest(value, self.extent())
-            name = self.module.builder.add_func(function, "fused")
-            value.source = self.emit(name, arguments, [(value.shape, value.dtype)])[0]
+            kernel = self.module.builder.add_func(function, f"{self.template.id}_fused_{self.mode}")
+            value.source = self.emit(kernel, arguments, [(value.shape, value.dtype)])[0]
         return value.source
 
     def call(
         self,
-        key: tuple[Hashable, ...],
+        name: str,
+        key: Hashable,
         make: Callable[[], tirx.PrimFunc],
         arguments: Sequence[relax.Expr],
         outputs: Sequence[tuple[Shape, str]],
     ) -> list[relax.Expr]:
-        """Call the kernel `make` makes, shared under `key`, whose outputs are its last arguments."""
-        kernel = self.module.kernel((*key, self.decode), make)
-        return self.emit(kernel, arguments, outputs)
+        """Call the kernel `make` makes, whose outputs are its last arguments."""
+        return self.emit(self.module.kernel(f"{name}_{self.mode}", key, make), arguments, outputs)
 
     def emit(
         self, kernel: object, arguments: Sequence[relax.Expr], outputs: Sequence[tuple[Shape, str]]
@@ -126,7 +130,7 @@ def emit_function(
     emitter = Emitter(module, template, graph, n)
     arguments = [*_bind_inputs(emitter), *_bind_params(emitter, lowered), *_bind_caches(emitter, lowered)]
     builder = module.builder
-    with builder.function(f"{template.id}_{'decode' if emitter.decode else 'prefill'}", arguments):
+    with builder.function(f"{template.id}_{emitter.mode}", arguments):
         with builder.dataflow():
             for node in graph.nodes:
                 if node.op not in operators:

@@ -28,13 +28,13 @@ def compile_library(
 ) -> None:
     """See llcompile.lower.compile_library."""
     module = build_module(templates, quant, processor, context, chunk)
-    executable = relax.build(module, target=target_of(processor), relax_pipeline=_lower_relax)
+    executable = relax.build(module, target=target_of(processor), relax_pipeline=_relax_passes())
     link(executable, out)
 
 
 def target_of(processor: Processor) -> tvm.target.Target:
     """LLVM code generation for `processor`."""
-    options = {"kind": "llvm", "mtriple": processor.mtriple, "mcpu": processor.mcpu}
+    options: dict[str, Any] = {"kind": "llvm", "mtriple": processor.mtriple, "mcpu": processor.mcpu}
     if processor.mattr:
         options["mattr"] = list(processor.mattr)
     return tvm.target.Target(options)
@@ -57,27 +57,27 @@ def build_module(
     return built
 
 
-@tvm.transform.module_pass(opt_level=0)
-def _lower_relax(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-    """Every operator is a kernel call already: what is left is memory planning and the virtual machine's calls."""
-    passes = [
-        relax.transform.ToNonDataflow(),
-        relax.transform.RemovePurityChecking(),
-        relax.transform.CallTIRRewrite(),
-        relax.transform.StaticPlanBlockMemory(),
-        relax.transform.LowerAllocTensor(),
-        relax.transform.KillAfterLastUse(),
-        relax.transform.LowerRuntimeBuiltin(),
-        relax.transform.ComputePrimValue(),
-        relax.transform.VMShapeLower(),
-        relax.transform.AttachGlobalSymbol(),
-    ]
-    return tvm.transform.Sequential(passes)(module)
+def _relax_passes() -> tvm.transform.Pass:
+    """Operators are kernel calls already: what is left is memory planning and the virtual machine's calls."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )
 
 
 def link(executable: Any, out: Path) -> None:
-    """Write `executable` as a shared library. Code needs nothing but the runtime library and the C library's
-    memcpy and memset, which every process that loads it has: so no C library is needed here, whatever the target.
+    """Write `executable` as a shared library. Its code needs nothing but the runtime library and the C library's
+    memcpy and memset, which every process that loads it has: so the linker is given no C library of the target.
 
     Raises CompileError L130 when the linker fails.
     """

@@ -11,7 +11,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import Template
 
 Array = NDArray[Any]
@@ -37,16 +36,8 @@ class OnnxGraph:
 
 
 def read_graph(template: Template) -> OnnxGraph:
-    """Nodes in order, constants (initializers and Constant nodes), and how often each tensor is used.
-
-    Raises CompileError L103 when the text is no ONNX model.
-    """
-    try:
-        model = onnx.load_from_string(template.onnx)
-    except Exception as error:
-        raise CompileError(
-            "L103", f"template {template.id} is not a readable ONNX model: {error}", 1
-        ) from error
+    """Nodes in order, constants (initializers and Constant nodes), and how often each tensor is used."""
+    model = onnx.load_from_string(template.onnx)
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     nodes = []
     for proto in model.graph.node:

@@ -23,7 +23,7 @@ def tile_rows(processor: Processor) -> int:
 def lower_templates(
     templates: Sequence[Template], quant: str, processor: Processor, context: int
 ) -> tuple[LoweredTemplate, ...]:
-    """Calling convention of each template compiled for `processor` in format `quant`, caches of `context` tokens.
+    """Calling convention of each template compiled for `processor` in format `quant`; caches of `context` tokens.
 
     Raises CompileError L101 (instruction set) or L102 (format).
     """
@@ -31,6 +31,11 @@ def lower_templates(
         raise CompileError("L102", f"unknown weight format {quant!r}: use one of {', '.join(FORMATS)}")
     rows = tile_rows(processor)
     return tuple(_lower(template, quant, rows, context) for template in templates)
+
+
+def cache_dtype(quant: str) -> str:
+    """Keys and values are kept in float16 unless weights are float32."""
+    return "float32" if quant == "f32" else "float16"
 
 
 def _lower(template: Template, quant: str, rows: int, context: int) -> LoweredTemplate:

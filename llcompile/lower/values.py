@@ -1,7 +1,7 @@
-"""Tensors while a function is built: an element as an expression of its indices, materialised only where needed.
+"""Tensors while a function is built: an element as an expression of its indices, put into memory where needed.
 
-Element-wise operators and index arithmetic (reshape, transpose, slice, ...) so fuse into one loop nest, the one
-that writes the tensor which a kernel reads or the function returns.
+Element-wise operators and index arithmetic (reshape, transpose, slice, ...) so fuse into one loop nest: the one
+that writes a tensor which a kernel reads or the function returns.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from math import gcd, prod
 from typing import Any
 
-import tvm
 from numpy.typing import NDArray
 from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -49,7 +48,7 @@ Element = Callable[[Loads, Index], Expr]
 
 @dataclass
 class Value:
-    """A tensor. `element` gives one element; once `source` is set the tensor is in memory and is read from there.
+    """A tensor. `element` gives one element; once `source` is set the tensor is in memory, read from there.
 
     `cost`: operations an element takes. `inner`: index expressions are plain along runs of that many elements
     of the last dimension (0: the whole dimension). `constant`: its value when it is known here.
@@ -138,9 +137,8 @@ def _loops(value: Value, n: Expr | int) -> list[_Loop]:
 def _emit(value: Value, loads: Loads, out: tirx.Buffer, loops: list[_Loop], variables: list[Expr]) -> None:
     if len(variables) < len(loops):
         loop = loops[len(variables)]
-        with (B.parallel if loop.parallel else B.serial)(
-            tvm.tirx.const(0, "int64"), _long(loop.extent)
-        ) as variable:
+        kind = B.parallel if loop.parallel else B.serial
+        with kind(tirx.const(0, "int64"), _long(loop.extent)) as variable:
             _emit(value, loads, out, loops, [*variables, variable])
         return
     index: list[Any] = [tirx.const(0, "int64")] * len(value.shape)

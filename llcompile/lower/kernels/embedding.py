@@ -1,3 +1,6 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
+# TVMScript looks like Python but is parsed by the compiler, which knows its own types.
 """Rows of a table by token id (ir.packing, kind `rows`), as float32."""
 
 from __future__ import annotations
@@ -6,8 +9,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from llcompile.ir.packing import GROUP, pad
-
-Extent = int | tirx.Var
+from llcompile.lower.kernels.vector import Extent
 
 
 def embedding_float(dtype: str, n: Extent, rows: int, columns: int) -> tirx.PrimFunc:

@@ -1,4 +1,4 @@
-"""Instruction sets: vector width, tile shape, and the micro-kernel that multiplies a group of quantised weights."""
+"""Instruction sets: vector width, tile shape, and the micro-kernel for a group of quantised weights."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Load = Callable[[int], Expr]
 class Isa(Protocol):
     """An instruction set as the kernels see it.
 
-    A vector holds `lanes` float32. A tile of `rows` weight rows is `parts` vectors. `tokens`: block of tokens a
-    prefill multiplies with one tile at once.
+    A vector holds `lanes` float32. A tile of `rows` weight rows is `parts` vectors. `tokens`: block of tokens
+    that a prefill multiplies with one tile at once.
     """
 
     @property
@@ -94,8 +94,8 @@ class Avx512Vnni(_Base):
 class Avx2(_Base):
     """vpmaddubsw (unsigned times signed bytes, pairs summed with saturation to int16) and vpmaddwd.
 
-    q4: 8 steps * 2 * 15 * 127 = 30480 fits in int16, so the steps are summed there. q8: |w| times the activation
-    with w's sign, 2 * 127 * 127 = 32258, fits for one step.
+    q4: 8 steps * 2 * 15 * 127 = 30480 fits in int16, so the steps are summed there. q8: |w| times the
+    activation with w's sign, 2 * 127 * 127 = 32258, fits for one step.
     """
 
     def _madd(self, w: Expr, a: Expr) -> Expr:
@@ -120,8 +120,8 @@ class Avx2(_Base):
 class Neon(_Base):
     """smull, smlal and sadalp: Armv8.0 has no dot product.
 
-    Products are summed in int16 as long as they fit (q4: 8 * 15 * 127 = 15240; q8: 2 * 127 * 127 = 32258), then
-    pairwise in int32.
+    Products are summed in int16 as long as they fit (q4: 8 * 15 * 127 = 15240; q8: 2 * 127 * 127 = 32258),
+    then pairwise in int32.
     """
 
     def dot(self, bits: int, weights: Load, activations: Load, total: Expr) -> Expr:

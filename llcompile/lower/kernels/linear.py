@@ -1,9 +1,12 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
+# TVMScript looks like Python but is parsed by the compiler, which knows its own types.
 """Matrix products y = x Wᵀ with packed weights (ir.packing, kind `tiled`), for one token and for blocks of them.
 
 A tile of weight rows is one parallel task; it multiplies all tokens, in blocks whose accumulators stay in
-registers, while the tile stays in the cache. The last block of a prefill overlaps the one before it when n is no
-multiple of the block: a token's sum does not depend on its block, so it is written twice with the same value.
-Sums run in a fixed order.
+registers, while the tile stays in the cache. The last block of a prefill overlaps the one before it when n is
+no multiple of the block: a token's sum does not depend on its block, so it is written twice with the same
+value. Sums run in a fixed order.
 """
 
 from __future__ import annotations
@@ -13,13 +16,33 @@ from tvm.script import tirx as T
 
 from llcompile.ir.packing import GROUP, pad
 from llcompile.lower.kernels.isa import STEPS, Isa
-from llcompile.lower.kernels.vector import Expr
+from llcompile.lower.kernels.vector import Expr, Extent
 
-Extent = int | tirx.Var
+
+@T.inline
+def store_tile(out, acc, t, first, tokens, chains, rows, tile, lanes, whole):
+    """Write the accumulators (token, chain 0, row) of tile `t`; of the last tile only the rows there are."""
+    if rows % tile == 0:
+        for m in T.unroll(tokens):
+            for p in T.unroll(tile // lanes):
+                out[0, first + m, T.ramp(t * tile + p * lanes, 1, lanes)] = acc[
+                    T.ramp(m * chains * tile + p * lanes, 1, lanes)
+                ]
+    else:
+        if t < whole:
+            for m in T.unroll(tokens):
+                for p in T.unroll(tile // lanes):
+                    out[0, first + m, T.ramp(t * tile + p * lanes, 1, lanes)] = acc[
+                        T.ramp(m * chains * tile + p * lanes, 1, lanes)
+                    ]
+        else:
+            for m in T.unroll(tokens):
+                for r in T.unroll(rows - whole * tile):
+                    out[0, first + m, whole * tile + r] = acc[m * chains * tile + r]
 
 
 def linear_float(isa: Isa, dtype: str, n: Extent, columns: int, rows: int) -> tirx.PrimFunc:
-    """x (1, n, columns) float32, data (tiles, columns, R) `dtype` -> (1, n, rows) float32, accumulated in float32."""
+    """x (1, n, columns) float32, data (tiles, columns, R) `dtype` -> (1, n, rows) float32; sums in float32."""
     tile, lanes, parts, block = isa.rows, isa.lanes, isa.parts, isa.tokens
     tiles, whole = pad(rows, tile) // tile, rows // tile
     chains = next(c for c in (4, 2, 1) if columns % c == 0)
@@ -68,9 +91,9 @@ def linear_float(isa: Isa, dtype: str, n: Extent, columns: int, rows: int) -> ti
 def linear_quantised(isa: Isa, bits: int, n: Extent, columns: int, rows: int) -> tirx.PrimFunc:
     """Quantised activations times quantised weights.
 
-    q (n, G, 32) int8, scale (n, G) float32, total (n, G) int32 as `quantise` makes them (G = groups of columns),
-    data and scales as ir.packing says for q8 (bits = 8) or q4 (bits = 4) -> (1, n, rows) float32. Groups are
-    multiplied exactly in integers and summed in float32.
+    q (n, G, 32) int8, scale (n, G) float32, total (n, G) int32 as `quantise` makes them (G = groups of
+    columns), data and scales as ir.packing says for q8 (bits = 8) or q4 (bits = 4) -> (1, n, rows) float32.
+    Groups are multiplied exactly in integers and summed in float32.
     """
     tile, lanes, parts, block = isa.rows, isa.lanes, isa.parts, isa.tokens
     tiles, whole = pad(rows, tile) // tile, rows // tile
@@ -141,25 +164,3 @@ def linear_quantised(isa: Isa, bits: int, n: Extent, columns: int, rows: int) ->
                         accumulate(a, scale, total, w, scales, out, t, first, block)
 
     return linear
-
-
-@T.inline
-def store_tile(out, acc, t, first, tokens, chains, rows, tile, lanes, whole):
-    """Write the accumulators (token, chain 0, row) of tile `t`; of the last tile only the rows there are."""
-    if rows % tile == 0:
-        for m in T.unroll(tokens):
-            for p in T.unroll(tile // lanes):
-                out[0, first + m, T.ramp(t * tile + p * lanes, 1, lanes)] = acc[
-                    T.ramp(m * chains * tile + p * lanes, 1, lanes)
-                ]
-    else:
-        if t < whole:
-            for m in T.unroll(tokens):
-                for p in T.unroll(tile // lanes):
-                    out[0, first + m, T.ramp(t * tile + p * lanes, 1, lanes)] = acc[
-                        T.ramp(m * chains * tile + p * lanes, 1, lanes)
-                    ]
-        else:
-            for m in T.unroll(tokens):
-                for r in T.unroll(rows - whole * tile):
-                    out[0, first + m, whole * tile + r] = acc[m * chains * tile + r]

@@ -1,3 +1,6 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
+# TVMScript looks like Python but is parsed by the compiler, which knows its own types.
 """Normalisation over the last dimension: RMSNorm and LayerNorm, float32."""
 
 from __future__ import annotations
@@ -9,11 +12,12 @@ from tvm.script import tirx as T
 
 from llcompile.lower.kernels.vector import Expr
 
-Extent = int | tirx.Var | Expr
 
+def rms_norm(lanes: int, rows: Expr | int, shape: tuple[Expr | int, ...], epsilon: float) -> tirx.PrimFunc:
+    """x `shape` (`rows` rows of d), weight (d,) -> x / sqrt(mean x² + epsilon) * weight.
 
-def rms_norm(lanes: int, rows: Extent, shape: tuple[Extent, ...], epsilon: float) -> tirx.PrimFunc:
-    """x `shape` (`rows` rows of d), weight (d,) -> x / sqrt(mean x² + epsilon) * weight. Sums in `lanes` chains."""
+    The sum runs in `lanes` chains.
+    """
     d = int(shape[-1])
     width = gcd(d, lanes)
 
@@ -42,8 +46,8 @@ def rms_norm(lanes: int, rows: Extent, shape: tuple[Extent, ...], epsilon: float
     return rms_norm
 
 
-def layer_norm(lanes: int, rows: Extent, shape: tuple[Extent, ...], epsilon: float) -> tirx.PrimFunc:
-    """x `shape` (`rows` rows of d), weight (d,), bias (d,) -> (x - mean) / sqrt(variance + epsilon) * weight + bias.
+def layer_norm(lanes: int, rows: Expr | int, shape: tuple[Expr | int, ...], epsilon: float) -> tirx.PrimFunc:
+    """x `shape` (`rows` rows of d), weight, bias (d,) -> (x - mean) / sqrt(variance + epsilon) * weight + bias.
 
     Mean and variance take two passes over a row, each summed in `lanes` chains.
     """

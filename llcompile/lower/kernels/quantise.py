@@ -1,3 +1,6 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
+# TVMScript looks like Python but is parsed by the compiler, which knows its own types.
 """Activations to int8, in groups of 32 along the features."""
 
 from __future__ import annotations
@@ -6,9 +9,8 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from llcompile.ir.packing import GROUP, pad
-from llcompile.lower.kernels.vector import Expr, intrinsic
+from llcompile.lower.kernels.vector import Expr, Extent, intrinsic
 
-Extent = int | tirx.Var
 _TINY = 1e-30  # a group whose values are all smaller is 0: 127 / amax would overflow
 
 

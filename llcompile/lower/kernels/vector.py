@@ -1,7 +1,7 @@
 """Scalar and vector expressions shared by the kernels: constants, bindings, accurate float32 transcendentals.
 
-Every function works on an expression of any number of lanes. Nothing here needs libm, so a compiled library has
-no symbol that a device could lack, and loops over these expressions vectorise.
+Every function works on an expression of any number of lanes (sin and cos: of one). Nothing here needs libm, so a
+compiled library has no symbol that a device could lack, and loops over these expressions vectorise.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tvm
 from tvm import tirx
 
 Expr: TypeAlias = tvm.ir.Expr
+Extent: TypeAlias = int | tirx.Var  # the number of new tokens: 1, or a variable of the kernel
 
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH = 0.693359375  # 9 significant bits: its product with an integer below 2**15 is exact
@@ -145,9 +146,13 @@ def _turn(x: Expr, quarter: int) -> Expr:
         def value(y: Expr) -> Expr:
             sine, cosine = y * horner(y * y, odd), horner(y * y, even)
             size = tirx.Select((quadrant & tirx.const(1, "int64")).equal(0), sine, cosine)
-            return tirx.Select((quadrant & tirx.const(2, "int64")).equal(0), size, tirx.const(0.0, "float64") - size)
+            return tirx.Select(
+                (quadrant & tirx.const(2, "int64")).equal(0), size, tirx.const(0.0, "float64") - size
+            )
 
         return tirx.Cast("float32", let(r, value))
 
     wide = tirx.Cast("float64", x)
-    return let(wide, lambda v: let(tirx.nearbyint(v * tirx.const(2 / pi, "float64")), lambda k: reduced(v, k)))
+    return let(
+        wide, lambda v: let(tirx.nearbyint(v * tirx.const(2 / pi, "float64")), lambda k: reduced(v, k))
+    )

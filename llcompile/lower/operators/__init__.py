@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llcompile.lower.emitter import OpEmitter
+from llcompile.lower.operators.attention import ATTENTION
 from llcompile.lower.operators.elementwise import ELEMENTWISE
-from llcompile.lower.operators.heavy import HEAVY
+from llcompile.lower.operators.norms import NORMS
+from llcompile.lower.operators.products import PRODUCTS
 from llcompile.lower.operators.shapes import SHAPES
 
-OPERATORS: Mapping[str, OpEmitter] = {**ELEMENTWISE, **HEAVY, **SHAPES}
+OPERATORS: Mapping[str, OpEmitter] = {**ELEMENTWISE, **SHAPES, **PRODUCTS, **ATTENTION, **NORMS}

@@ -119,13 +119,10 @@ def _cast(emitter: Emitter, node: Node) -> list[Value]:
 
 
 def _clip(emitter: Emitter, node: Node) -> list[Value]:
-    x, *bounds = [emitter.value(name) if name else None for name in node.inputs]
-    low, high = [*bounds, None, None][:2]
-    result = x
-    if low is not None:
-        result = pointwise(emitter, node, [result, low], x.dtype, 1, tirx.max)
-    if high is not None:
-        result = pointwise(emitter, node, [result, high], x.dtype, 1, tirx.min)
+    result = emitter.value(node.inputs[0])
+    for name, bound in zip(node.inputs[1:], (tirx.max, tirx.min), strict=False):
+        if name:
+            result = pointwise(emitter, node, [result, emitter.value(name)], result.dtype, 1, bound)
     return [result]
 
 

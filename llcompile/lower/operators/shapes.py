@@ -9,7 +9,7 @@ from tvm import tirx
 
 from llcompile.lower.emitter import Emitter, OpEmitter
 from llcompile.lower.kernels.vector import Expr
-from llcompile.lower.onnx_graph import Node
+from llcompile.lower.onnx_graph import Array, Node
 from llcompile.lower.operators.elementwise import broadcast_at, broadcast_shape
 from llcompile.lower.values import Dim, Index, Loads, Shape, Value
 
@@ -31,7 +31,7 @@ def _axis(axis: int, rank: int) -> int:
     return axis + rank if axis < 0 else axis
 
 
-def _size(emitter: Emitter, node: Node, dims: Shape) -> tuple[int, int]:
+def _size(dims: Shape) -> tuple[int, int]:
     """(constant factor, power of n) of the number of elements."""
     return prod(d for d in dims if isinstance(d, int)), sum(d == "n" for d in dims)
 
@@ -45,8 +45,8 @@ def _target_shape(emitter: Emitter, node: Node, source: Shape) -> Shape:
     if -1 in dims:
         hole = dims.index(-1)
         rest = [d for i, d in enumerate(dims) if i != hole]
-        factor, tokens = _size(emitter, node, source)
-        known, used = _size(emitter, node, tuple(rest))
+        factor, tokens = _size(source)
+        known, used = _size(tuple(rest))
         if tokens - used == 1 and factor == known:
             dims[hole] = "n"
         elif tokens == used and known and factor % known == 0:
@@ -55,7 +55,7 @@ def _target_shape(emitter: Emitter, node: Node, source: Shape) -> Shape:
             raise emitter.error(
                 "L114", node, f"cannot reshape {source} to {asked}: a dimension would mix n and others"
             )
-    if _size(emitter, node, tuple(dims)) != _size(emitter, node, source):
+    if _size(tuple(dims)) != _size(source):
         raise emitter.error("L114", node, f"cannot reshape {source} to {asked}")
     return tuple(dims)
 
@@ -85,7 +85,7 @@ def _plain_run(value: Value, new: Shape) -> int:
     return 0 if run == new_last else run
 
 
-def _reshape_constant(value: Value, shape: Shape) -> object:
+def _reshape_constant(value: Value, shape: Shape) -> Array | None:
     if value.constant is None or "n" in shape:
         return None
     return value.constant.reshape([d for d in shape if isinstance(d, int)])
@@ -190,27 +190,26 @@ def _slice(emitter: Emitter, node: Node) -> list[Value]:
 def _concat(emitter: Emitter, node: Node) -> list[Value]:
     values = [emitter.value(name) for name in node.inputs]
     axis = _axis(int(node.attributes["axis"]), len(values[0].shape))
-    sizes = [v.shape[axis] for v in values]
-    if not all(isinstance(s, int) for s in sizes):
+    sizes = [d for v in values if isinstance(d := v.shape[axis], int)]
+    if len(sizes) < len(values):
         raise emitter.error("L113", node, "cannot concatenate along the new tokens")
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     shape = tuple(sum(sizes) if i == axis else d for i, d in enumerate(values[0].shape))
 
+    def piece(number: int, loads: Loads, index: Index) -> Expr:
+        moved = list(index)
+        moved[axis] = moved[axis] - starts[number]
+        return values[number].at(loads, moved)
+
     def element(loads: Loads, index: Index) -> Expr:
-        result = None
-        for value, start in reversed(list(zip(values, starts, strict=True))):
-            moved = list(index)
-            moved[axis] = moved[axis] - start
-            piece = value.at(loads, moved)
-            result = (
-                piece
-                if result is None
-                else tirx.if_then_else(index[axis] < start + value.shape[axis], piece, result)
-            )
+        result = piece(len(values) - 1, loads, index)
+        for number in reversed(range(len(values) - 1)):
+            inside = index[axis] < starts[number + 1]
+            result = tirx.if_then_else(inside, piece(number, loads, index), result)
         return result
 
-    last = axis == len(shape) - 1
-    inner = gcd(*sizes, *(v.inner for v in values)) if last else gcd(*(v.inner for v in values))
+    runs = [v.inner for v in values]
+    inner = gcd(*runs, *sizes) if axis == len(shape) - 1 else gcd(*runs)
     return [Value(shape, values[0].dtype, element, sum(v.cost for v in values), inner)]
 
 
