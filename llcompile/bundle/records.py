@@ -17,7 +17,7 @@ from llrun import schema
 def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.PlanRecord:
     """The plan, with what each block is and costs, as `plan --json`, `explain` and the manifest hold it."""
     by_block = {cost.block: cost for cost in costs}
-    return schema.PlanRecord(
+    record = schema.PlanRecord(
         status=plan.status,
         objective=plan.objective,
         bound=plan.bound,
@@ -52,6 +52,8 @@ def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.
             for b in graph.blocks
         ),
     )
+    # A whole number where the schema has a float must become one: 256 and 256.0 are different bytes.
+    return msgspec.convert(msgspec.to_builtins(record), schema.PlanRecord)
 
 
 def _load(plan: Plan, name: str) -> schema.LoadRecord:

@@ -52,7 +52,7 @@ GRAPH = Graph(
 WEIGHTS = {name: WeightSource(name, (40, 32), "f32") for name in ("embed", "layer.w", "layer2.w")} | {
     name: WeightSource(name, (32,), "f32", init="ones") for name in ("layer.norm", "layer2.norm")
 }
-COSTS = tuple(BlockCost(i, 1000 * (i + 1), 64, 256, 4096.0, 1500.0, 9e4, 1e4) for i in range(4))
+COSTS = tuple(BlockCost(i, 1000 * (i + 1), 64, 256, 4096, 1500, 90_000, 10_000) for i in range(4))
 TENSORS = tuple(
     schema.Tensor(id=i, name=name, dtype=dtype, shape=shape)
     for i, (name, dtype, shape) in enumerate(
@@ -70,7 +70,7 @@ PLAN = Plan(
     status="optimal",
     objective=0.25,
     bound=0.25,
-    gap=0.0,
+    gap=0,  # a whole number, as solvers return them
     solve_s=1.25,
     seed=1,
     ttft_s=0.5,
@@ -80,7 +80,7 @@ PLAN = Plan(
     chunk=16,
     stages=(
         Stage(("laptop",), (1.0,), 0, 1),
-        Stage(("pi",), (1.0,), 1, 3),
+        Stage(("pi",), (1,), 1, 3),
         Stage(("laptop",), (1.0,), 3, 4),
     ),
     devices={
