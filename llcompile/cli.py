@@ -173,4 +173,4 @@ def trace_of(screen: Console, dump_dir: Path | None) -> Trace:
     from llcompile.trace import STAGES, Trace
 
     # At a terminal a person waits: stages are shown there unasked.
-    return Trace(screen.line, max(debug_level(), STAGES if screen.is_terminal else 0), dump_dir)
+    return Trace(screen.line, screen.stage, max(debug_level(), STAGES if screen.is_terminal else 0), dump_dir)

@@ -1,11 +1,11 @@
-"""Progress on stderr: lines as stages end, and a bar while weights are packed."""
+"""Progress on stderr: the stage under way, a bar while weights are packed, lines as stages end."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
 from rich.console import Console as Terminal
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 class Console:
@@ -14,15 +14,15 @@ class Console:
     def __init__(self) -> None:
         self._terminal = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            SpinnerColumn(),
+            TextColumn("{task.description:<8}"),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeRemainingColumn(),
+            TimeElapsedColumn(),
             console=self._terminal,
             transient=True,
             disable=not self._terminal.is_terminal,
         )
-        self._packing: TaskID | None = None
+        self._task = self._progress.add_task("", total=None, visible=False)
 
     def __enter__(self) -> Console:
         self._progress.start()
@@ -40,8 +40,10 @@ class Console:
     def line(self, text: str) -> None:
         self._terminal.print(text)
 
+    def stage(self, name: str) -> None:
+        """A stage begins; how long it will take is not known."""
+        self._progress.reset(self._task, description=name, total=None, visible=True)
+
     def packing(self, done: int, total: int) -> None:
         """Weights packed so far, and in all."""
-        if self._packing is None:
-            self._packing = self._progress.add_task("  packing weights", total=total)
-        self._progress.update(self._packing, completed=done, total=total)
+        self._progress.update(self._task, completed=done, total=total)

@@ -60,15 +60,16 @@ class Compiled:
 def make_plan(options: BuildOptions, trace: Trace) -> Planned:
     """MODEL and devices.json to a plan; nothing is compiled."""
     cluster = cost.load_cluster(options.target)
-    trace.lap("devices")
-    model = frontend.load_model(options.model, options.random_seed, trace.passes(frontend.text))
-    trace.lap("export")
-    dataflow = graph.build_graph(model, trace.passes(graph.print_dataflow))
-    trace.program("blocks", print_graph(dataflow))
-    trace.lap("graph")
-    planned = plan_graph(model, dataflow, cluster, options)
-    trace.plan(lambda: print_planned(planned.plan, planned.costs))
-    trace.lap("plan")
+    for text in options.pins:
+        partition.parse_pin(text)  # a slip of the pen is told before the export, not after
+    with trace.stage("export"):
+        model = frontend.load_model(options.model, options.random_seed, trace.passes(frontend.text))
+    with trace.stage("graph"):
+        dataflow = graph.build_graph(model, trace.passes(graph.print_dataflow))
+        trace.program("blocks", print_graph(dataflow))
+    with trace.stage("plan"):
+        planned = plan_graph(model, dataflow, cluster, options)
+        trace.plan(lambda: print_planned(planned.plan, planned.costs))
     return planned
 
 
@@ -107,10 +108,10 @@ def build(options: BuildOptions, out: Path, trace: Trace, progress: bundle.Progr
     bundle.check_destination(out)
     planned = make_plan(options, trace)
     with tempfile.TemporaryDirectory(prefix="llcompile-") as scratch:
-        compiled = compile_targets(planned, Path(scratch))
-        trace.lap("compile")
-        write(planned, compiled, out, progress, options.jobs)
-    trace.lap("pack")
+        with trace.stage("compile"):
+            compiled = compile_targets(planned, Path(scratch))
+        with trace.stage("pack"):
+            write(planned, compiled, out, progress, options.jobs)
     return planned
 
 

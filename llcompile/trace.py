@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,24 +18,26 @@ STAGES, PASSES, PLAN, PROGRAMS = 1, 2, 3, 4
 
 @dataclass
 class Trace:
-    """Says what happened, a line at a time, through `write`.
+    """Says what happened, a line at a time, through `write`; `begun` hears of each stage as it begins.
 
     `level`: 1 stages and their seconds, 2 also passes, 3 also plan and costs, 4 also the program after every
     pass. `dump_dir`: a file NN-pass.txt for every pass, in order.
     """
 
     write: Callable[[str], None]
+    begun: Callable[[str], None]
     level: int = 0
     dump_dir: Path | None = None
-    _start: float = field(default_factory=time.perf_counter)
     _dumped: int = 0
 
-    def lap(self, stage: str) -> None:
-        """A stage ended: say how long it took since the last one did."""
-        now = time.perf_counter()
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Say that a stage begins, and when it has ended how long it took."""
+        self.begun(name)
+        start = time.perf_counter()
+        yield
         if self.level >= STAGES:
-            self.write(f"  {stage:<8} {now - self._start:6.1f} s")
-        self._start = now
+            self.write(f"  {name:<8} {time.perf_counter() - start:6.1f} s")
 
     def passes(self, to_text: Callable[[T], str]) -> Observer[T] | None:
         """An observer for run_passes; None when nobody would look."""
