@@ -55,7 +55,8 @@ def summary(record: schema.PlanRecord) -> str:
 
 
 def _rate(tpot_s: float) -> str:
-    return f"{1 / tpot_s:.3g} tokens/s" if tpot_s > 0 else "at once"
+    rate = 1 / tpot_s if tpot_s > 0 else 0.0
+    return f"{rate:.0f} tokens/s" if rate >= 100 else f"{rate:.3g} tokens/s"
 
 
 def stage_words(record: schema.PlanRecord, stage: schema.StageRecord) -> str:
