@@ -163,7 +163,7 @@ def _reach(model: _Model) -> None:
     for d in problem.workers:
         for b, first in enumerate(problem.first_starts(d, model.limit)):
             if b and first > 0:
-                terms = {model.end[d, b]: 1.0, model.begin[d, min(first - 1, b)]: -1.0}
+                terms = {model.end[d, b]: 1.0, model.begin[d, first - 1]: -1.0}
                 model.mip.row(f"reach_{b}_{d}", terms, lower=0.0)
 
 
@@ -335,8 +335,8 @@ def _direct_copies(model: _Model, flow: Flow, copy: int, pair: Pair) -> None:
     """Valid inequality: a hop from d to e before a consumer carries the tensor unless d began after its producer."""
     d, e = pair
     for c in flow.consumers:
-        began = {model.begin[d, c - 1]: 1.0, model.begin[d, flow.producer]: -1.0}
-        terms = add({copy: 1.0, model.move[c, d, e]: -1.0}, began)
+        hop, was = {model.move[c, d, e]: -1.0}, {model.begin[d, flow.producer]: -1.0}
+        terms = add({copy: 1.0}, hop, {model.begin[d, c - 1]: 1.0}, was)
         model.mip.row(f"direct_{copy}_{c}", terms, lower=0.0)
 
 

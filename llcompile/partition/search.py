@@ -71,11 +71,12 @@ def search(problem: Problem, gap: float) -> Outlook:
     """Look for the best plan and a bound, until they are within `gap` (relative) of each other.
 
     Branch and bound over the seconds of the slowest device: the range that promises most is cut in half, the lower
-    half gets its cheapest plan, and that plan's own slowest device tells where the next range ends.
+    half gets its cheapest plan, and that plan's own slowest device says where the range below it ends. Above it
+    nothing is cheaper: that part is closed.
     """
     best: Found | None = None
     by_device: dict[int, Found] = {}
-    exact, least_sum, limit, low = True, 0.0, INFINITY, 0.0
+    exact, least_sum, limit, low, closed = True, 0.0, INFINITY, 0.0, INFINITY
     open_: list[_Range] = []
     for _ in range(ROUNDS):
         sweep = _Sweep(problem, limit)
@@ -85,22 +86,21 @@ def search(problem: Problem, gap: float) -> Outlook:
             best = _better(best, found)
             for d in workers:
                 by_device[d] = _better(by_device.get(d), found)
-        if least < INFINITY and problem.weights.slowest:
-            high = slowest(problem, sweep.cheapest().figures) * (1 - EDGE)
-            open_.append(_Range(_bound(problem, least, low), low, min(high, limit), least))
+        if least < INFINITY:
+            reached = max(low, min(limit, slowest(problem, sweep.cheapest().figures) * (1 - EDGE)))
+            closed = min(closed, _bound(problem, least, reached))
+            open_.append(_Range(_bound(problem, least, low), low, reached, least))
         if best is None or not open_ or min(open_).bound >= best.figures.objective * (1 - gap):
             break
         range_ = min(open_)
         open_.remove(range_)
         low, limit = range_.low, (range_.low + range_.high) / 2
         open_.append(_Range(_bound(problem, range_.least, limit), limit, range_.high, range_.least))
-    return Outlook(
-        best,
-        by_device,
-        _least_bound(problem, best, open_, exact),
-        _least_sum(problem, least_sum, exact),
-        exact,
-    )
+    bound = min([closed, *(range_.bound for range_ in open_)])
+    if not exact:
+        least_sum = sum(min(costs) for costs in zip(*problem.block_cost, strict=True))
+        bound = least_sum
+    return Outlook(best, by_device, min(bound, best.figures.objective) if best else bound, least_sum, exact)
 
 
 def _bound(problem: Problem, least: float, low: float) -> float:
@@ -108,16 +108,6 @@ def _bound(problem: Problem, least: float, low: float) -> float:
     w = problem.weights
     slowest_ = max(low, least / (w.token * w.sequences)) if w.by_token else low
     return least + w.slowest * slowest_
-
-
-def _least_sum(problem: Problem, found: float, exact: bool) -> float:
-    return found if exact else sum(min(costs) for costs in zip(*problem.block_cost, strict=True))
-
-
-def _least_bound(problem: Problem, best: Found | None, open_: list[_Range], exact: bool) -> float:
-    if best is None or not exact:
-        return INFINITY if exact else _least_sum(problem, 0.0, False)
-    return min([best.figures.objective, *(range_.bound for range_ in open_)])
 
 
 def _better(old: Found | None, new: Found) -> Found:

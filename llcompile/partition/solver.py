@@ -58,7 +58,7 @@ def solve(
     return _solution(result, scale_of(text), gap)
 
 
-def resolve(problem: str, time_limit_s: float = 600.0, gap: float = 1e-4, seed: int = 1) -> tuple[str, float]:
+def resolve(problem: str, time_limit_s: float = 600.0, gap: float = 1e-9, seed: int = 1) -> tuple[str, float]:
     """Solve a plan's saved `problem` again from nothing: status (optimal | feasible | infeasible | unknown) and the
     objective in the planner's unit, seconds."""
     solution = solve(problem, time_limit_s, gap, seed)

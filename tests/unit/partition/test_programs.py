@@ -1,0 +1,249 @@
+"""Programs: hand-written expectation, every possible cut, and a checker that is checked itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from llcompile.ir.check import check_graph
+from llcompile.ir.cluster import Cluster, Link
+from llcompile.ir.graph import Graph
+from llcompile.ir.plan import DeviceLoad, Plan, Stage
+from llcompile.partition import device_programs
+from llcompile.partition.brute_force import candidates
+from llcompile.partition.check_programs import check_programs
+from llcompile.partition.programs import tensor_table
+from llrun import schema
+from tests.unit.partition.cases import OPTIONS, device
+from tests.unit.partition.graphs import layered
+
+Programs = dict[str, schema.DeviceProgram]
+CLUSTER = Cluster("h", tuple(device(name) for name in ("h", "a", "b", "c")), Link(1e6, 1e-3), {})
+SPLIT = (("h", 0, 1), ("a", 1, 2), ("b", 2, 4), ("h", 4, 6))
+
+
+def plan_of(stages: tuple[tuple[str, int, int], ...]) -> Plan:
+    loads = {name: DeviceLoad(0, 0, 0, 0, 0.0) for name, _, _ in stages}
+    made = tuple(Stage((name,), (1.0,), start, stop) for name, start, stop in stages)
+    return Plan("optimal", 1.0, 1.0, 0.0, 0.0, 1, 1.0, 1.0, "q4", 64, 16, made, loads, {}, (), "")
+
+
+def programs_of(graph: Graph, stages: tuple[tuple[str, int, int], ...]) -> Programs:
+    return device_programs(graph, plan_of(stages), CLUSTER)[0]
+
+
+def text(programs: Programs, graph: Graph) -> list[str]:
+    """Programs as people read them."""
+    names = {tensor.id: tensor.name for tensor in tensor_table(graph)}
+    lines = []
+    for name, program in programs.items():
+        lines.append(f"{name}:")
+        lines += [f"  {line(step, names)}" for step in program.steps]
+    return lines
+
+
+def line(step: schema.Step, names: dict[int, str]) -> str:
+    if isinstance(step, schema.Load):
+        return f"load {step.block}"
+    if isinstance(step, schema.Receive):
+        return f"receive {names[step.tensor]} from {step.source}"
+    if isinstance(step, schema.Release):
+        return f"release {names[step.tensor]}"
+    rows = " (last row)" if step.rows == "last" else ""
+    if isinstance(step, schema.Send):
+        return f"send {names[step.tensor]} to {step.destination}{rows}"
+    inputs, outputs = (", ".join(names[t] for t in ids) for ids in (step.inputs, step.outputs))
+    return f"run {step.template} of {step.block}: {inputs} -> {outputs}{rows}"
+
+
+def test_graphs_are_graphs() -> None:
+    assert check_graph(layered(2)) == []
+    assert check_graph(layered(3, parallel=True)) == []
+
+
+def test_residual_tensor_goes_straight_to_each_consumer() -> None:
+    graph = layered(2, parallel=True)
+    assert text(programs_of(graph, SPLIT), graph) == [
+        "h:",
+        "  load 0",
+        "  load 4",
+        "  load 5",
+        "  run t0 of 0: input_ids -> x0",
+        "  send x0 to a",
+        "  send x0 to b",
+        "  release x0",
+        "  receive x1 from b",
+        "  receive a1 from b",
+        "  run t2 of 4: x1, a1 -> x2 (last row)",
+        "  release x1",
+        "  release a1",
+        "  run t3 of 5: x2 -> logits (last row)",
+        "  release x2",
+        "a:",
+        "  load 1",
+        "  receive x0 from h",
+        "  run positions of None: position_ids -> cos, sin",
+        "  run t1 of 1: x0, cos, sin, position_ids -> a0",
+        "  send a0 to b",
+        "  release x0",
+        "  release cos",
+        "  release sin",
+        "  release a0",
+        "b:",
+        "  load 2",
+        "  load 3",
+        "  receive x0 from h",
+        "  receive a0 from a",
+        "  run positions of None: position_ids -> cos, sin",
+        "  run t2 of 2: x0, a0 -> x1",
+        "  send x1 to h (last row)",
+        "  release x0",
+        "  release a0",
+        "  run t1 of 3: x1, cos, sin, position_ids -> a1",
+        "  send a1 to h (last row)",
+        "  release x1",
+        "  release cos",
+        "  release sin",
+        "  release a1",
+    ]
+
+
+def test_head_alone_has_one_segment() -> None:
+    graph = layered(1)
+    program = programs_of(graph, (("h", 0, 4),))["h"]
+    assert not any(isinstance(step, schema.Send | schema.Receive) for step in program.steps)
+    assert check_programs({"h": program}, tensor_table(graph), graph, "h") == []
+
+
+def test_tables_are_made_anew_in_each_segment_that_uses_them() -> None:
+    program = programs_of(layered(3), (("h", 0, 2), ("a", 2, 3), ("h", 3, 8)))["h"]
+    runs = [step.template for step in program.steps if isinstance(step, schema.Run)]
+    assert runs.count("positions") == 2
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_every_cut_gives_right_programs(parallel: bool) -> None:
+    graph = layered(3, parallel)
+    seen = 0
+    for stages in candidates(len(graph.blocks), CLUSTER, OPTIONS):
+        runs = tuple((stage.devices[0], stage.start, stage.stop) for stage in stages)
+        programs = programs_of(graph, runs)
+        assert check_programs(programs, tensor_table(graph), graph, "h") == [], runs
+        seen += 1
+    assert seen > 200
+
+
+def test_tensor_table_is_numbered_and_marks_new_tokens() -> None:
+    table = tensor_table(layered(1))
+    assert [tensor.id for tensor in table] == list(range(len(table)))
+    assert [t.name for t in table] == ["input_ids", "position_ids", "cos", "sin", "x0", "a0", "x1", "logits"]
+    assert table[4].shape == (1, -1, 8)
+
+
+def test_tensor_of_the_cache_length_is_refused() -> None:
+    graph = layered(1)
+    t0 = graph.templates["t0"]
+    long = replace(t0, outputs=(replace(t0.outputs[0], shape=(1, "c")),))
+    with pytest.raises(ValueError, match="cache's length"):
+        tensor_table(replace(graph, templates={**graph.templates, "t0": long}))
+
+
+# --- the checker, given broken programs ---------------------------------------------------------------------------
+
+
+def steps_of(programs: Programs, device_name: str) -> list[schema.Step]:
+    return list(programs[device_name].steps)
+
+
+def with_steps(programs: Programs, name: str, steps: list[schema.Step]) -> Programs:
+    return {**programs, name: msgspec.structs.replace(programs[name], steps=tuple(steps))}
+
+
+def drop(kind: type[schema.Step], name: str) -> Callable[[Programs], Programs]:
+    def broken(programs: Programs) -> Programs:
+        steps = steps_of(programs, name)
+        steps.remove(next(step for step in steps if isinstance(step, kind)))
+        return with_steps(programs, name, steps)
+
+    return broken
+
+
+def double(kind: type[schema.Step], name: str) -> Callable[[Programs], Programs]:
+    def broken(programs: Programs) -> Programs:
+        steps = steps_of(programs, name)
+        index = next(i for i, step in enumerate(steps) if isinstance(step, kind))
+        return with_steps(programs, name, [*steps[:index], steps[index], *steps[index:]])
+
+    return broken
+
+
+def change(kind: type[schema.Step], name: str, **fields: object) -> Callable[[Programs], Programs]:
+    def broken(programs: Programs) -> Programs:
+        steps = steps_of(programs, name)
+        index = next(i for i, step in enumerate(steps) if isinstance(step, kind))
+        steps[index] = msgspec.structs.replace(steps[index], **fields)
+        return with_steps(programs, name, steps)
+
+    return broken
+
+
+def release_first(programs: Programs) -> Programs:
+    steps = steps_of(programs, "a")
+    release = next(step for step in steps if isinstance(step, schema.Release))
+    steps.remove(release)
+    steps.insert(2, release)
+    return with_steps(programs, "a", steps)
+
+
+def send_late(programs: Programs) -> Programs:
+    """The head sends only after its last segment, which waits for what follows from the sending."""
+    steps = steps_of(programs, "h")
+    send = next(step for step in steps if isinstance(step, schema.Send))
+    steps.remove(send)
+    return with_steps(programs, "h", [*steps, send])
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (drop(schema.Load, "a"), "block 1 is loaded 0 times"),
+        (drop(schema.Run, "h"), "block 0 is run 0 times"),
+        (drop(schema.Send, "h"), "x0 from h to a is sent 0 and received 1 times"),
+        (drop(schema.Receive, "a"), "x0 from h to a is sent 1 and received 0 times"),
+        (drop(schema.Release, "a"), "a: x0 is never released"),
+        (double(schema.Send, "a"), "a0 from a to b is sent 2 and received 1 times"),
+        (double(schema.Run, "h"), "block 0 is run 2 times"),
+        (double(schema.Load, "b"), "block 2 is loaded 2 times"),
+        (double(schema.Release, "b"), "is used before it is there, or after its release"),
+        (change(schema.Receive, "b", source="c"), "x0 from c to b is sent 0 and received 1 times"),
+        (change(schema.Send, "a", destination="c"), "which has no use for it"),
+        (change(schema.Send, "h", rows="last"), "only the last row of x0 goes to a, all are needed"),
+        (change(schema.Run, "h", rows="last"), "block 0 runs on the last row, all are needed"),
+        (change(schema.Run, "h", template="t1"), "block 0 runs as t1, it is t0"),
+        (change(schema.Run, "h", outputs=(7,)), "runs with"),
+        (change(schema.Send, "h", tensor=99), "tensor 99 is not in the table"),
+        (change(schema.Load, "h", block=9), "block 9 is loaded, the graph has 6"),
+        (release_first, "x0 is used before it is there, or after its release"),
+        (send_late, "a waits for ever for x0 from h"),
+    ],
+)
+def test_checker_finds(damage: Callable[[Programs], Programs], complaint: str) -> None:
+    graph = layered(2, parallel=True)
+    broken = damage(programs_of(graph, SPLIT))
+    found = check_programs(broken, tensor_table(graph), graph, "h")
+    assert any(complaint in fault for fault in found), found
+
+
+def test_random_damage_never_passes_unseen() -> None:
+    """Removing any one step is found."""
+    graph = layered(2, parallel=True)
+    programs = programs_of(graph, SPLIT)
+    for name in programs:
+        for index in range(len(programs[name].steps)):
+            steps = steps_of(programs, name)
+            removed = steps.pop(index)
+            found = check_programs(with_steps(programs, name, steps), tensor_table(graph), graph, "h")
+            assert found, (name, removed)
