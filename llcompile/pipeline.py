@@ -129,8 +129,7 @@ def write(
         progress: Callable[[int], None],
     ) -> FileEntry:
         seed = model.random_seed or 0
-        packed = quantize.write_block(path, lowered, template, block, model.weights, seed, progress, jobs)
-        return FileEntry(size_bytes=packed.size_bytes, sha256=packed.sha256)
+        return quantize.write_block(path, lowered, template, block, model.weights, seed, progress, jobs)
 
     programs, tensors = partition.device_programs(planned.graph, planned.plan, planned.cluster)
     bundle.write_bundle(

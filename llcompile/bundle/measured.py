@@ -27,11 +27,11 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 def read_measured(path: Path) -> dict[str, Any]:
-    """The figures in `path`, which holds what `llrun --json` printed. Raises CompileError B130."""
+    """The figures in `path`, which holds what `llrun --json` printed. Raises CompileError B150."""
     try:
         figures = msgspec.json.decode(path.read_bytes(), type=Figures)
     except OSError as error:
-        raise CompileError("B130", f"{path} cannot be read: {error.strerror}") from error
+        raise CompileError("B150", f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise CompileError("B130", f"{path} is not what `llrun --json` prints: {error}") from error
+        raise CompileError("B150", f"{path} is not what `llrun --json` prints: {error}") from error
     return dict(msgspec.to_builtins(figures))

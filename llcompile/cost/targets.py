@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +36,12 @@ class Target:
 
 
 def targets_dir() -> Path:
-    """Folder of the target files: $LLC_TARGETS, else targets/ inside the package, else beside it (a checkout)."""
+    """Folder of the target files: $LLC_TARGETS, else targets/ of the checkout, else where they are installed."""
     override = os.environ.get("LLC_TARGETS")
     if override:
         return Path(override)
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "targets"
-    return installed if installed.is_dir() else package.parent / "targets"
+    checkout = Path(__file__).resolve().parents[2] / "targets"
+    return checkout if checkout.is_dir() else Path(sys.prefix, "share", "llcompile", "targets")
 
 
 def target_names(folder: Path) -> tuple[str, ...]:
