@@ -215,7 +215,8 @@ def least_workers(problem: Problem, limit: float = INFINITY) -> int:
     if problem.head_alone(limit):
         return 0
     returns = problem.first_returns(limit)
-    head = max((stop + problem.blocks - start for stop, start in enumerate(returns) if stop), default=0)
+    fitting = [(stop, start) for stop, start in enumerate(returns) if stop and start < problem.blocks]
+    head = max((stop + problem.blocks - start for stop, start in fitting), default=0)
     left, count = problem.blocks - head, 0
     for longest in sorted(longest_stages(problem, limit), reverse=True):
         if left <= 0:

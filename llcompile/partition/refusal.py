@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llcompile.ir.errors import INFEASIBLE, CompileError
 from llcompile.partition.formulation import least_workers, longest_stages
 from llcompile.partition.problem import HEAD, Problem
+from llcompile.partition.search import search
 
 _NO_PLAN = "P201"
 _REMEDY = "Use --quant q4, a smaller --context, or add a device"
@@ -109,13 +112,18 @@ def _wish_too_large(problem: Problem) -> str | None:
 
 def _no_arrangement(problem: Problem) -> str:
     free = sum(max(0, bytes_) for bytes_ in problem.free)
-    wishes = [str(pin) for pin in problem.options.pins] + (["--use-all"] if problem.options.use_all else [])
     text = f"{_model_text(problem)}, the devices have {size(free)} free in all"
-    if wishes:
+    wishes = [str(pin) for pin in problem.options.pins] + (["--use-all"] if problem.options.use_all else [])
+    if wishes and _fits_without_wishes(problem):
         return f"{text}, but no consecutive stages of whole blocks fit with {', '.join(wishes)}. Leave out one of these"
     if least_workers(problem) > len(problem.workers):
         return f"{text}, but less in whole blocks: too few blocks fit on the devices together. {_REMEDY}"
     return f"{text}, but no consecutive stages of whole blocks fit into them. {_REMEDY}"
+
+
+def _fits_without_wishes(problem: Problem) -> bool:
+    free = replace(problem.options, pins=(), use_all=False)
+    return search(Problem(problem.costs, problem.flows, problem.cluster, free), gap=1.0).best is not None
 
 
 def _model_text(problem: Problem) -> str:
