@@ -17,7 +17,7 @@ from math import gcd
 from tvm import tirx
 from tvm.script import tirx as T
 
-from llcompile.lower.kernels.vector import Expr, Extent, exp, intrinsic, splat, tanh, vector_type
+from llcompile.lower.kernels.vector import Expr, Extent, exp, intrinsic, run, same, splat, tanh, vector_type
 
 KEYS = 16  # keys taken at once
 ROWS = 8  # most query rows in a block
@@ -74,8 +74,8 @@ def capped(score: Expr, cap: float) -> Expr:
 def append_row(cache, new, h, start, i, lanes, width, dtype):
     wide = T.meta_var(gcd(width, lanes))
     for j in T.serial(width // wide):
-        cache[h, start + i, T.ramp(j * wide, 1, wide)] = T.cast(
-            new[0, h, i, T.ramp(j * wide, 1, wide)], vector_type(dtype, wide)
+        cache[h, start + i, run(j * wide, wide)] = T.cast(
+            new[0, h, i, run(j * wide, wide)], vector_type(dtype, wide)
         )
 
 
@@ -85,27 +85,19 @@ def fold(products, scores, r, part, wide):
     step adds neighbouring lanes of two vectors, until one vector has a sum a lane."""
     sums = T.alloc_buffer((wide, wide), "float32", scope="local")
     for t in T.unroll(wide):
-        sums[t, T.ramp(0, 1, wide)] = products[r, part * wide + t, T.ramp(0, 1, wide)]
+        sums[t, run(0, wide)] = products[r, part * wide + t, run(0, wide)]
     if wide >= 16:
         for i in T.unroll(wide // 2):
-            sums[i, T.ramp(0, 1, wide)] = neighbours(
-                sums[2 * i, T.ramp(0, 1, wide)], sums[2 * i + 1, T.ramp(0, 1, wide)], wide
-            )
+            sums[i, run(0, wide)] = neighbours(sums[2 * i, run(0, wide)], sums[2 * i + 1, run(0, wide)], wide)
     if wide >= 8:
         for i in T.unroll(4):
-            sums[i, T.ramp(0, 1, wide)] = neighbours(
-                sums[2 * i, T.ramp(0, 1, wide)], sums[2 * i + 1, T.ramp(0, 1, wide)], wide
-            )
+            sums[i, run(0, wide)] = neighbours(sums[2 * i, run(0, wide)], sums[2 * i + 1, run(0, wide)], wide)
     if wide >= 4:
         for i in T.unroll(2):
-            sums[i, T.ramp(0, 1, wide)] = neighbours(
-                sums[2 * i, T.ramp(0, 1, wide)], sums[2 * i + 1, T.ramp(0, 1, wide)], wide
-            )
+            sums[i, run(0, wide)] = neighbours(sums[2 * i, run(0, wide)], sums[2 * i + 1, run(0, wide)], wide)
     if wide >= 2:
-        sums[0, T.ramp(0, 1, wide)] = neighbours(
-            sums[0, T.ramp(0, 1, wide)], sums[1, T.ramp(0, 1, wide)], wide
-        )
-    scores[r, T.ramp(part * wide, 1, wide)] = sums[0, T.ramp(0, 1, wide)]
+        sums[0, run(0, wide)] = neighbours(sums[0, run(0, wide)], sums[1, run(0, wide)], wide)
+    scores[r, run(part * wide, wide)] = sums[0, run(0, wide)]
 
 
 @T.inline
@@ -117,15 +109,13 @@ def score_keys(query, keys, scores, h, base, stop, block, lanes, d):
         at = T.min(base + t, stop - 1)
         sums = T.alloc_buffer((block, wide), "float32", scope="local")
         for r in T.unroll(block):
-            sums[r, T.ramp(0, 1, wide)] = T.broadcast(T.float32(0), wide)
+            sums[r, run(0, wide)] = same(T.float32(0), wide)
         for j in T.serial(d // wide):
-            key = T.cast(keys[h, at, T.ramp(j * wide, 1, wide)], vector_type("float32", wide))
+            key = T.cast(keys[h, at, run(j * wide, wide)], vector_type("float32", wide))
             for r in T.unroll(block):
-                sums[r, T.ramp(0, 1, wide)] = (
-                    sums[r, T.ramp(0, 1, wide)] + key * query[r, T.ramp(j * wide, 1, wide)]
-                )
+                sums[r, run(0, wide)] = sums[r, run(0, wide)] + key * query[r, run(j * wide, wide)]
         for r in T.unroll(block):
-            products[r, t, T.ramp(0, 1, wide)] = sums[r, T.ramp(0, 1, wide)]
+            products[r, t, run(0, wide)] = sums[r, run(0, wide)]
     for r in T.serial(block):
         for part in T.unroll(KEYS // wide):
             fold(products, scores, r, part, wide)
@@ -160,16 +150,14 @@ def add_values(mixed, weights, shrink, values, h, base, stop, block, lanes, dv):
     for j in T.serial(dv // wide):
         acc = T.alloc_buffer((block, wide), "float32", scope="local")
         for r in T.unroll(block):
-            acc[r, T.ramp(0, 1, wide)] = mixed[r, T.ramp(j * wide, 1, wide)] * T.broadcast(shrink[r], wide)
+            acc[r, run(0, wide)] = mixed[r, run(j * wide, wide)] * same(shrink[r], wide)
         for t in T.serial(KEYS):
             at = T.min(base + t, stop - 1)
-            value = T.cast(values[h, at, T.ramp(j * wide, 1, wide)], vector_type("float32", wide))
+            value = T.cast(values[h, at, run(j * wide, wide)], vector_type("float32", wide))
             for r in T.unroll(block):
-                acc[r, T.ramp(0, 1, wide)] = acc[r, T.ramp(0, 1, wide)] + value * T.broadcast(
-                    weights[r, t], wide
-                )
+                acc[r, run(0, wide)] = acc[r, run(0, wide)] + value * same(weights[r, t], wide)
         for r in T.unroll(block):
-            mixed[r, T.ramp(j * wide, 1, wide)] = acc[r, T.ramp(0, 1, wide)]
+            mixed[r, run(j * wide, wide)] = acc[r, run(0, wide)]
 
 
 def attention(lanes: int, n: Extent, spec: AttentionSpec) -> tirx.PrimFunc:

@@ -10,7 +10,7 @@ from math import gcd
 from tvm import tirx
 from tvm.script import tirx as T
 
-from llcompile.lower.kernels.vector import Expr
+from llcompile.lower.kernels.vector import Expr, run, same
 
 
 def rms_norm(lanes: int, rows: Expr | int, shape: tuple[Expr | int, ...], epsilon: float) -> tirx.PrimFunc:
@@ -32,10 +32,10 @@ def rms_norm(lanes: int, rows: Expr | int, shape: tuple[Expr | int, ...], epsilo
         for r in T.parallel(rows):
             squares = T.alloc_buffer((1,), "float32", scope="local")
             sums = T.alloc_buffer((width,), "float32", scope="local")
-            sums[T.ramp(0, 1, width)] = T.broadcast(T.float32(0), width)
+            sums[run(0, width)] = same(T.float32(0), width)
             for j in T.serial(d // width):
-                v = x[r, T.ramp(j * width, 1, width)]
-                sums[T.ramp(0, 1, width)] = sums[T.ramp(0, 1, width)] + v * v
+                v = x[r, run(j * width, width)]
+                sums[run(0, width)] = sums[run(0, width)] + v * v
             squares[0] = T.float32(0)
             for j in T.serial(width):
                 squares[0] = squares[0] + sums[j]
@@ -66,17 +66,17 @@ def layer_norm(lanes: int, rows: Expr | int, shape: tuple[Expr | int, ...], epsi
         for r in T.parallel(rows):
             total = T.alloc_buffer((2,), "float32", scope="local")
             sums = T.alloc_buffer((width,), "float32", scope="local")
-            sums[T.ramp(0, 1, width)] = T.broadcast(T.float32(0), width)
+            sums[run(0, width)] = same(T.float32(0), width)
             for j in T.serial(d // width):
-                sums[T.ramp(0, 1, width)] = sums[T.ramp(0, 1, width)] + x[r, T.ramp(j * width, 1, width)]
+                sums[run(0, width)] = sums[run(0, width)] + x[r, run(j * width, width)]
             total[0] = T.float32(0)
             for j in T.serial(width):
                 total[0] = total[0] + sums[j]
             mean = total[0] * T.float32(1 / d)
-            sums[T.ramp(0, 1, width)] = T.broadcast(T.float32(0), width)
+            sums[run(0, width)] = same(T.float32(0), width)
             for j in T.serial(d // width):
-                v = x[r, T.ramp(j * width, 1, width)] - T.broadcast(mean, width)
-                sums[T.ramp(0, 1, width)] = sums[T.ramp(0, 1, width)] + v * v
+                v = x[r, run(j * width, width)] - same(mean, width)
+                sums[run(0, width)] = sums[run(0, width)] + v * v
             total[1] = T.float32(0)
             for j in T.serial(width):
                 total[1] = total[1] + sums[j]

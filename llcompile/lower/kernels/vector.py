@@ -20,7 +20,7 @@ Extent: TypeAlias = int | tirx.Var  # the number of new tokens: 1, or a variable
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH = 0.693359375  # 9 significant bits: its product with an integer below 2**15 is exact
 _LN2_LOW = -2.12194440054690583e-4
-_EXP_MAX, _EXP_MIN = 88.72, -87.33
+_EXP_MAX, _EXP_MIN = 88.37, -87.33  # beyond, 2**k is no float32
 
 
 @cache
@@ -47,6 +47,16 @@ def vector_type(scalar: str, lanes: int) -> str:
     return scalar if lanes == 1 else f"{scalar}x{lanes}"
 
 
+def run(start: Expr | int, lanes: int) -> Expr | int:
+    """The indices start..start + lanes - 1 of one vector access."""
+    return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
+
+
+def same(value: Expr, lanes: int) -> Expr:
+    """`value` in every lane."""
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
 def let(value: Expr, body: Callable[[tirx.Var], Expr]) -> Expr:
     """`body` of a variable bound to `value`, so that the value is computed once."""
     variable = tirx.Var("t", type_of(value))
@@ -62,7 +72,7 @@ def horner(x: Expr, coefficients: tuple[float, ...]) -> Expr:
 
 
 def exp(x: Expr) -> Expr:
-    """e**x within 2 ulp for x in [-87.33, 88.72], clamped outside.
+    """e**x within 2 ulp for x in [-87.33, 88.37], clamped outside.
 
     x = k ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two parts, Cody and Waite), then a Taylor polynomial of
     degree 7 in r, whose remainder is below 6e-9.
