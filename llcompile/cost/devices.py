@@ -141,7 +141,7 @@ def _given(faults: Faults, fields: Record, place: str) -> Mapping[str, float]:
         if key in fields
     }
     if "profile" in fields:
-        profile = record(faults, fields["profile"], f"{place}.profile", PROFILE_KEYS) or {}
+        profile: Mapping[str, Any] = record(faults, fields["profile"], f"{place}.profile", PROFILE_KEYS) or {}
         found |= {
             key: figure_value(faults, profile[key], f"{place}.profile.{key}", key)
             for key in PROFILE_KEYS
@@ -195,7 +195,7 @@ def _same_place(address: str) -> str:
     """`address` in one spelling: two devices must not listen at the same host and port."""
     host, _, port = address.rpartition(":")
     plain = host.strip("[]").lower()
-    plain = "127.0.0.1" if plain in ("localhost", "::1") else _ip(plain, 4) or _ip(plain, 6) or plain
+    plain = "127.0.0.1" if plain == "localhost" else _ip(plain, 4) or _ip(plain, 6) or plain
     return f"{plain}:{int(port)}"
 
 

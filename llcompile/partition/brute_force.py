@@ -38,9 +38,7 @@ def candidates(blocks: int, cluster: Cluster, options: PlanOptions) -> Iterator[
             names = (cluster.head, *order, cluster.head) if order else (cluster.head,)
             for cuts in combinations(range(1, blocks), len(names) - 1):
                 edges = pairwise((0, *cuts, blocks))
-                stages = tuple(
-                    Stage((name,), (1.0,), *edge) for name, edge in zip(names, edges, strict=True)
-                )
+                stages = tuple(Stage((name,), (1.0,), *edge) for name, edge in zip(names, edges, strict=True))
                 if _obeys(stages, options):
                     yield stages
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from llcompile.ir.cluster import Cluster, Device
 from llcompile.ir.plan import BlockCost, Flow, Stage
@@ -130,6 +131,6 @@ def _links(
 
 
 def _latency(stages: Sequence[Stage], sent: Sequence[Message], cluster: Cluster) -> float:
-    hops = [(a.devices[0], b.devices[0]) for a, b in zip(stages, stages[1:], strict=False)]
+    hops = [(a.devices[0], b.devices[0]) for a, b in pairwise(stages)]
     hops += [(m.source, m.destination) for m in sent if not m.sequential]
     return sum(cluster.link(*hop).latency_s for hop in hops)

@@ -3,19 +3,20 @@
 Variables, for device d and block b (all binary):
   begin[d,b]  d's stage has begun at or before b. For the head: its last stage has begun (its first begins at 0).
   end[d,b]    d's stage has ended before b. For the head: its first stage has ended.
-  move[b,d,e] d hands over to e just before b (continuous; follows from the others).
-Both are steps from 0 to 1, so a stage is consecutive by construction, d has b when begin - end = 1 (head: 1 - end +
-begin), and a start or a stop is a difference of neighbours. This is the description of start-up and shut-down in unit
-commitment (Rajan and Takriti, IBM RC23628, 2005), where it gives the convex hull of one unit's schedules.
+  move[b,d,e] d hands over to e just before b (continuous: it follows from the others).
+Both are steps from 0 to 1, so a stage is consecutive by construction; d has b when begin - end = 1 (the head:
+1 - end + begin), and a start or a stop is a difference of neighbours. This is how unit commitment describes start-up
+and shut-down (Rajan and Takriti, IBM RC23628, 2005), where it gives the convex hull of one unit's schedules.
 
-Memory enters as reach: blocks start..b fit on d together exactly if start >= first_start[d][b], so whoever began
-earlier has ended by b: end[d,b] >= begin[d, first_start - 1]. Activations count as their true maximum that way and each
-device's relaxation stays integral, where a row of bytes would leave a knapsack. The head's two stages share its
-memory: leaving it at `stop` or later excludes returning before first_return[stop].
+Memory enters as reach: blocks start..b fit on d together exactly if start >= first_starts[b], so whoever began earlier
+has ended by b: end[d,b] >= begin[d, first_starts[b] - 1]. Activations count as their true maximum that way, and each
+device's relaxation stays integral where a row of bytes would leave a knapsack. The head's two stages share its memory:
+leaving it at `stop` or later excludes returning before first_returns[stop].
 
-A link costs only through `move` (a hop: latency and bytes), and through `copy` and `skip`, for a tensor that more
-than the next block uses: copy[t,d,e] is 1 when d sends t to e (bytes), skip[t,d,e] when e is not the next stage (latency
-of its own). `slowest` is the busiest device or link, `alone` a constant 1 that carries the head's fixed cost.
+A link costs only through `move` (a hop: latency and bytes), and through `copy` and `skip`, for a tensor that more than
+the next block uses: copy[t,d,e] is 1 when d sends t to e (bytes), skip[t,d,e] when e is not the next stage (a latency
+of its own). Where all links are alike, `cut` stands for all moves at a block. `slowest` is the busiest device or link,
+`alone` a constant 1 that carries the head's fixed cost.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llcompile.ir.cluster import Link
-from llcompile.ir.plan import Flow, Stage
+from llcompile.ir.plan import Stage
 from llcompile.partition.evaluate import Figures, evaluate
 from llcompile.partition.problem import HEAD, INFINITY, Problem
 
@@ -170,19 +170,18 @@ class _Sweep:
 
     def _stage(self, d: int, arrive: Table) -> Table:
         """cost[a, j] = P[j] + min over starts k of (arrive[a, k] - P[k]), P being d's costs of the blocks before."""
-        total = self.costs[d]
+        total: NDArray[np.float64] = self.costs[d]
         stops = np.arange(self.problem.blocks + 1)
         found = window_minimum(arrive - total, self.starts[d], stops)
         found[:, -1] = INFINITY  # the last block is the head's
-        return found + total
+        found += total
+        return found
 
     def _keep(self, layer: dict[State, Table]) -> dict[State, Table]:
         if len(layer) <= BEAM:
             return layer
         self.exact = False
-        left = np.append(
-            np.cumsum(self.costs[:, :0:-1] - self.costs[:, -2::-1], axis=1).min(axis=0)[::-1], 0.0
-        )
+        left = (self.costs[:, -1:] - self.costs).min(axis=0)  # the rest of the model on any one device
         promise = sorted(layer, key=lambda state: (float((layer[state] + left).min()), state))
         return {state: layer[state] for state in sorted(promise[:BEAM])}
 
@@ -245,11 +244,11 @@ class _Sweep:
         a, stop = np.unravel_index(int(self.ends[state].argmin()), self.ends[state].shape)
         runs = [(HEAD, int(stop), self.problem.blocks)]
         while state[0]:
-            state, start = self._before(state, int(a), runs[0][1], runs)
+            state = self._before(state, int(a), runs[0][1], runs)
         return [(HEAD, 0, int(self.stops[a])), *runs]
 
-    def _before(self, state: State, a: int, stop: int, runs: list[tuple[int, int, int]]) -> tuple[State, int]:
-        """The state and block at which the stage that ends before `stop` was entered; puts it in front of `runs`."""
+    def _before(self, state: State, a: int, stop: int, runs: list[tuple[int, int, int]]) -> State:
+        """The state that the stage which ends before `stop` was entered from; puts the stage in front of `runs`."""
         used, d = state
         rest = used & ~(1 << d)
         starts = np.arange(int(self.starts[d][stop]), stop)
@@ -259,7 +258,7 @@ class _Sweep:
             options.append((float(table.min()), before, int(starts[int(table.argmin())])))
         _, before, start = min(options)
         runs.insert(0, (d, start, stop))
-        return before, start
+        return before
 
     def _states(self, used: int) -> list[State]:
         if not used:

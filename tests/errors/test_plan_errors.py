@@ -77,12 +77,17 @@ def test_use_all_with_more_devices_than_blocks() -> None:
 
 def test_use_all_with_a_device_that_holds_nothing() -> None:
     message = refusal(1, 2, 1, devices=cluster(9, 1), use_all=True)
-    assert message.startswith("no feasible plan: --use-all: the smallest block needs 2.0 MiB, a has 1.0 MiB free")
+    assert message.startswith(
+        "no feasible plan: --use-all: the smallest block needs 2.0 MiB, a has 1.0 MiB free"
+    )
 
 
 def test_pin_beyond_a_devices_memory() -> None:
     message = refusal(1, 3, 3, 3, 1, devices=cluster(20, 5), pins=(Pin(1, 4, "a"),))
-    assert message == "no feasible plan: --pin 1:4=a needs 9.0 MiB on a, which has 5.0 MiB free. Pin fewer blocks"
+    assert (
+        message
+        == "no feasible plan: --pin 1:4=a needs 9.0 MiB on a, which has 5.0 MiB free. Pin fewer blocks"
+    )
 
 
 def test_pin_on_the_head_counts_its_ends() -> None:
@@ -93,7 +98,9 @@ def test_pin_on_the_head_counts_its_ends() -> None:
 def test_wishes_that_alone_do_not_fit_are_named() -> None:
     """The pin fits, and the model would fit without it: what is left after it has no place."""
     message = refusal(1, 3, 3, 3, 3, 3, 1, devices=cluster(2, 6, 4, 6), pins=(Pin(2, 3, "b"),))
-    assert "needs 17.0 MiB (weights 17.0 MiB, cache 0 bytes), the devices have 18.0 MiB free in all" in message
+    assert (
+        "needs 17.0 MiB (weights 17.0 MiB, cache 0 bytes), the devices have 18.0 MiB free in all" in message
+    )
     assert message.endswith("fit with --pin 2:3=b. Leave out one of these")
 
 
@@ -137,4 +144,6 @@ def test_bad_pins(pins: list[str], code: str, parts: list[str]) -> None:
 
 def test_good_pins() -> None:
     texts = ["1:3=a", "2:5=a", "0:1=h", "9:10=h", "6:7=b"]
-    assert [str(pin) for pin in parse_pins(texts, cluster(9, 9, 9), 10)] == [f"--pin {text}" for text in texts]
+    assert [str(pin) for pin in parse_pins(texts, cluster(9, 9, 9), 10)] == [
+        f"--pin {text}" for text in texts
+    ]

@@ -17,7 +17,18 @@ def template(id_: str, inputs: tuple[TensorSpec, ...], output: TensorSpec, cache
     return Template(id_, b"onnx", inputs, (), (made,), caches, (), 10, int(cache), 100)
 
 
-POSITIONS_TEMPLATE = Template("positions", b"onnx", (POSITIONS,), (), (TABLE, TensorSpec("sin", "float32", (1, "n", 2))), (), (), 0, 0, 0)
+POSITIONS_TEMPLATE = Template(
+    "positions",
+    b"onnx",
+    (POSITIONS,),
+    (),
+    (TABLE, TensorSpec("sin", "float32", (1, "n", 2))),
+    (),
+    (),
+    0,
+    0,
+    0,
+)
 
 
 def layered(layers: int, parallel: bool = False) -> Graph:

@@ -169,8 +169,12 @@ def test_seventy_billion_over_eight_devices() -> None:
         for b, w in enumerate(weights)
     )
     sizes = [5, 9, 7, 6, 8, 10, 6, 5]
-    devices = tuple(device(f"d{i}", size * 10**9, 1e11 - 5e9 * i, 1e10 + 1e9 * size) for i, size in enumerate(sizes))
-    made_of = Cluster("d0", devices, Link(3.75e7, 1e-3), {("d1", "d2"): Link(1e7, 4e-3), ("d2", "d1"): Link(1e7, 4e-3)})
+    devices = tuple(
+        device(f"d{i}", size * 10**9, 1e11 - 5e9 * i, 1e10 + 1e9 * size) for i, size in enumerate(sizes)
+    )
+    made_of = Cluster(
+        "d0", devices, Link(3.75e7, 1e-3), {("d1", "d2"): Link(1e7, 4e-3), ("d2", "d1"): Link(1e7, 4e-3)}
+    )
     options = replace(OPTIONS, gap=1e-4)
     made = plan(costs, chain(blocks, 32_768), made_of, options)
     assert check_plan(made, costs, chain(blocks, 32_768), made_of, options) == []
