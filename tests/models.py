@@ -5,8 +5,11 @@ Weights are drawn wide enough that greedy text is diverse: a model that repeats 
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ import numpy as np
 import torch
 import transformers as tf
 from transformers import PreTrainedModel
+
+from llcompile.frontend import load_model
+from llcompile.ir.model import Model
 
 VOCAB = 1000
 MAX_POSITIONS = 512
@@ -123,7 +129,7 @@ def _deviation(name: str, shape: torch.Size, tied: bool) -> float:
 
 
 @torch.no_grad()
-def _draw_weights(model: PreTrainedModel, seed: int) -> None:
+def draw_weights(model: PreTrainedModel, seed: int) -> None:
     """Redraw every parameter; norms stay near identity, but the last one is large: top-two gaps get wide."""
     generator = torch.Generator().manual_seed(seed)
     tied, gemma = bool(model.config.tie_word_embeddings), "Gemma" in type(model).__name__
@@ -146,7 +152,7 @@ def _draw_weights(model: PreTrainedModel, seed: int) -> None:
 def build(family: str, seed: int = 0) -> PreTrainedModel:
     """The family's model in float32 with diverse weights."""
     model = FAMILIES[family]().eval()
-    _draw_weights(model, seed)
+    draw_weights(model, seed)
     return model
 
 
@@ -157,6 +163,15 @@ def save(
     model = build(family, seed).to(dtype)
     model.save_pretrained(path, max_shard_size=shard or "10GB")
     return Path(path)
+
+
+@cache
+def loaded(family: str) -> tuple[Path, Model]:
+    """The family's directory (float32, one file) and the frontend's Model of it: exported once for all tests."""
+    directory = Path(tempfile.mkdtemp(prefix="llcompile-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    save(family, directory)
+    return directory, load_model(str(directory))
 
 
 @lru_cache(maxsize=4)

@@ -23,6 +23,7 @@ _LIMITS = {
     "intermediate_size": 1 << 20,
     "vocab_size": 1 << 24,
     "max_position_embeddings": 1 << 26,
+    "sliding_window": 1 << 26,
 }
 _REQUIRED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -51,12 +52,13 @@ def read_configuration(path: Path) -> PretrainedConfig:
     Raises CompileError: F110 malformed, F111 a value that cannot be, F112 an unsupported architecture. Code
     that a checkpoint brings along (auto_map) is never run: the architecture must be one transformers has.
     """
-    document = read_object(path)
+    document = _text_part(read_object(path))
     kind = document.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         remote = ", and code of the checkpoint's own is never run" if "auto_map" in document else ""
         raise CompileError("F112", f"{path}: model_type {kind!r} is not known to transformers{remote}.")
     _require_supported(path, kind, document)
+    _require_counts(path, {key: document.get(_spelling(kind, key)) for key in _LIMITS})
     try:
         config = CONFIG_MAPPING[kind].from_dict(dict(document))
     except (
@@ -72,8 +74,24 @@ def read_configuration(path: Path) -> PretrainedConfig:
     _require_sane(path, config)
     _require_dense(path, config)
     _require_static_rope(path, config)
-    config.use_cache = False
+    config.use_cache, config.return_dict = False, True
+    config.output_attentions, config.output_hidden_states = False, False
     return config
+
+
+def _text_part(document: dict[str, Any]) -> dict[str, Any]:
+    """Of a model that also sees or hears (Gemma 3 from 4B on), the language model; else the document itself."""
+    text = document.get("text_config")
+    if not isinstance(text, dict) or text.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return document
+    shared = ("tie_word_embeddings", "eos_token_id", "bos_token_id", "quantization_config")
+    inherited = {key: document[key] for key in shared if key in document}
+    return inherited | {key: value for key, value in text.items() if key != "architectures"}
+
+
+def _spelling(kind: str, key: str) -> str:
+    """A configuration's own word for a common one (GPT-2 says n_layer)."""
+    return str(CONFIG_MAPPING[kind].attribute_map.get(key, key))
 
 
 def _require_supported(path: Path, kind: str, document: Mapping[str, Any]) -> None:
@@ -98,15 +116,21 @@ def _require_supported(path: Path, kind: str, document: Mapping[str, Any]) -> No
         )
 
 
+def _require_counts(path: Path, values: Mapping[str, object]) -> None:
+    for key, value in values.items():
+        for one in value if isinstance(value, list) else [value]:  # some have one a layer
+            if one is None:
+                continue
+            if not isinstance(one, int) or isinstance(one, bool) or not 1 <= one <= _LIMITS[key]:
+                raise CompileError("F111", f"{path}: {key} is {one!r}; it must be 1 to {_LIMITS[key]}.")
+
+
 def _require_sane(path: Path, config: PretrainedConfig) -> None:
-    for key, limit in _LIMITS.items():
-        value = getattr(config, key, None)
-        if value is None and key not in _REQUIRED:
-            continue
-        if isinstance(value, list):  # one a layer
-            value = max((v for v in value if isinstance(v, int)), default=0)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-            raise CompileError("F111", f"{path}: {key} is {value!r}; it must be 1 to {limit}.")
+    values = {key: getattr(config, key, None) for key in _LIMITS}
+    _require_counts(path, values)
+    absent = [key for key in _REQUIRED if values[key] is None]
+    if absent:
+        raise CompileError("F111", f"{path}: {', '.join(absent)} not given.")
     heads, width = config.num_attention_heads, config.hidden_size
     if getattr(config, "head_dim", None) is None and width % heads:
         raise CompileError(

@@ -68,6 +68,7 @@ def build_skeleton(config: PretrainedConfig) -> tuple[PreTrainedModel, FakeTenso
     if adapt:
         adapt(model)
     _fix_long_rope(model)
+    _require_finite(model)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     _replace_parameters(model, mode)
     return model.eval(), mode
@@ -104,6 +105,16 @@ def _fix_long_rope(model: nn.Module) -> None:
         frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](config, None, seq_len=config.max_position_embeddings)
         module.register_buffer("inv_freq", frequencies, persistent=False)
         module.rope_type = "static"
+
+
+def _require_finite(model: PreTrainedModel) -> None:
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and not bool(torch.isfinite(buffer).all()):
+            raise CompileError(
+                "F113",
+                f"{type(model).__name__} cannot be built from config.json: {name} comes out infinite or not a number. "
+                "Correct the values it is made from (rope_theta, scaling factors).",
+            )
 
 
 def _replace_parameters(model: nn.Module, mode: FakeTensorMode) -> None:

@@ -15,12 +15,13 @@ _SHOWN = 5
 
 
 def _spellings(name: str, prefix: str) -> Iterator[str]:
-    """A parameter's name, and the same with the base model's prefix dropped or added: both occur."""
+    """A parameter's name in checkpoints: as it is; of the base model alone, or with its prefix; of a larger model
+    whose language model this is (Gemma 3 with vision: both orders occur)."""
     yield name
-    if name.startswith(f"{prefix}."):
-        yield name.removeprefix(f"{prefix}.")
-    else:
-        yield f"{prefix}.{name}"
+    own = name.removeprefix(f"{prefix}.")
+    yield own if own != name else f"{prefix}.{name}"
+    yield f"language_model.{name}"
+    yield f"{prefix}.language_model.{own}"
 
 
 def choose_names(aliases: Iterable[Sequence[str]], prefix: str, stored: Mapping[str, str]) -> dict[str, str]:

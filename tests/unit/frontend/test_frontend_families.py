@@ -13,7 +13,7 @@ import torch
 from llcompile.frontend import load_model
 from llcompile.frontend.canonical.check import OWN, STANDARD
 from llcompile.ir.model import Model
-from tests.models import FAMILIES, VOCAB, build, prompt, reference_greedy, reference_logits, save
+from tests.models import FAMILIES, VOCAB, build, loaded, prompt, reference_greedy, reference_logits, save
 from tests.unit.frontend.execution import error, run
 
 # Per layer: windows, caps and scales that the families of tests/models.py ask for.
@@ -35,9 +35,8 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    directory = save(request.param, tmp_path_factory.mktemp(request.param))
-    model = load_model(str(directory))
+def case(request: pytest.FixtureRequest) -> Case:
+    directory, model = loaded(request.param)
     return Case(request.param, directory, model, onnx.load_from_string(model.onnx).graph)
 
 
