@@ -14,22 +14,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from llcompile import cli
 from tests import arm, models
 
 pytestmark = [
     pytest.mark.qemu,
     pytest.mark.slow,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(arm.missing() is not None, reason=f"no Arm code here: {arm.missing()}"),
 ]
 
 NEW_TOKENS = 24
 WORKERS = {"pi5": ("raspberry-pi-5", arm.CORTEX_A76), "pi4": ("raspberry-pi-4", arm.CORTEX_A72)}
 PINS = ("--pin", "2:4=pi5", "--pin", "4:6=pi4")
-Build = Callable[[str, bool], Path]
+Build = Callable[[str, bool], Path]  # of a quant, with Arm workers or with x86 ones
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +45,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Build a bundle of `quant` whose workers are Arm devices, or x86 ones with the same blocks."""
 
+    @cache
     def build(quant: str, arm_workers: bool) -> Path:
         folder = tmp_path_factory.mktemp(f"{quant}-{'arm' if arm_workers else 'x86'}")
         cluster = folder / "devices.json"
         cluster.write_text(json.dumps(devices(arm_workers)))
-        command = [tool("llcompile"), "build", str(model), "--target", str(cluster), "--quant", quant]
-        finish([*command, "--context", "64", *PINS, "-o", str(folder / "bundle")])
+        arguments = ["build", str(model), "--target", str(cluster), "--quant", quant, "--context", "64"]
+        # In this process: torch and tvm, loaded by other tests anyway, take longer to load than a build does.
+        done = CliRunner().invoke(cli.main, [*arguments, *PINS, "-o", str(folder / "bundle")])
+        assert done.exit_code == 0, done.output
         return folder / "bundle"
 
     return build
