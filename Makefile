@@ -1,7 +1,7 @@
 # What this repository offers; `make` lists it. Each target sets up what it needs.
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
-SOURCES := llcompile runtime scripts tests benchmarks
+SOURCES := llcompile runtime scripts tests benchmarks examples
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format lock clean
@@ -23,6 +23,7 @@ lint: setup ## the fast part of the check
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy
+	@MYPYPATH=scripts $(BIN)/mypy scripts/*.py
 	@$(BIN)/lint-imports
 
 format: setup ## format the code and sort imports
