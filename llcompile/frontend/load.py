@@ -13,10 +13,10 @@ from llcompile.frontend.checkpoint import read_checkpoint
 from llcompile.frontend.configuration import read_configuration, token_ids
 from llcompile.frontend.export import export_graph
 from llcompile.frontend.functions import local_functions
-from llcompile.frontend.skeleton import aliases, build_skeleton, stored_names
+from llcompile.frontend.skeleton import aliases, build_skeleton, parameter_shapes, stored_names
 from llcompile.frontend.source import locate
 from llcompile.frontend.tokenizer import tokenizer_files
-from llcompile.frontend.weights import choose_names, weight_sources
+from llcompile.frontend.weights import choose_names, require_stored, weight_sources
 from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.model import Model
 from llcompile.passes import Observer, run_passes
@@ -40,11 +40,14 @@ def load_model(
     skeleton, mode = build_skeleton(config)
     known = stored_names(skeleton, stored or ())
     names = choose_names(aliases(skeleton), skeleton.base_model_prefix, known)
+    if stored is not None:
+        wanted = {names[own]: shape for own, shape in parameter_shapes(skeleton).items()}
+        require_stored(wanted, stored, str(directory))
     graph = export_graph(skeleton, mode)
     passes = canonical_passes({f"model.{own}": stored_name for own, stored_name in names.items()})
     graph = run_passes(graph, passes, observe=observe)
     _require_attention(graph, config, type(skeleton).__name__)
-    sources = weight_sources(graph, stored, float(getattr(config, "initializer_range", 0.02)), str(directory))
+    sources = weight_sources(graph, stored, float(getattr(config, "initializer_range", 0.02)))
     begin, ends = token_ids(directory, config)
     return Model(
         name=name,

@@ -82,6 +82,12 @@ def aliases(model: PreTrainedModel) -> list[list[str]]:
     return list(names.values())
 
 
+def parameter_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter and persistent buffer, by its first name."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+    return {names[0]: shapes[names[0]] for names in aliases(model)}
+
+
 def stored_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
     """The checkpoint's name of each tensor by the name that transformers reads it under.
 

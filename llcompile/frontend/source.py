@@ -28,6 +28,7 @@ _DESCRIPTION = (
     "chat_template.json",
     "vocab.json",
     "merges.txt",
+    "tokenizer.model",
 )
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -38,26 +38,46 @@ def choose_names(aliases: Iterable[Sequence[str]], prefix: str, stored: Mapping[
     return chosen
 
 
-def weight_sources(
-    model: ir.Model, stored: Mapping[str, StoredTensor] | None, deviation: float, place: str
-) -> dict[str, WeightSource]:
-    """A source for every weight input of a canonical graph; random ones when `stored` is None.
+def require_stored(
+    shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], place: str
+) -> None:
+    """Check that the checkpoint holds every parameter, in its shape and a dtype that can be read.
 
-    `place` names the checkpoint in errors. Raises CompileError F150 (missing), F151 (shape), F142 (dtype).
+    `shapes`: each parameter's shape by checkpoint name; `place` names the checkpoint in errors. Raises
+    CompileError F150 (missing), F151 (shape), F142 (dtype).
     """
+    missing = [name for name in shapes if name not in stored]
+    if missing:
+        raise CompileError(
+            "F150",
+            f"{place}: the checkpoint lacks {len(missing)} of {len(shapes)} weights: {_listed(missing)}. "
+            "Fetch it again, or correct config.json.",
+        )
+    misfits = [
+        f"{name} is {list(stored[name].shape)}, config.json asks for {list(shape)}"
+        for name, shape in shapes.items()
+        if stored[name].shape != shape
+    ]
+    if misfits:
+        raise CompileError(
+            "F151", f"{place}: {_listed(misfits)}. config.json and the weights are of different models."
+        )
+    for name in shapes:
+        stored_dtype(name, stored[name])
+
+
+def weight_sources(
+    model: ir.Model, stored: Mapping[str, StoredTensor] | None, deviation: float
+) -> dict[str, WeightSource]:
+    """A source for every weight input of a canonical graph; random ones when `stored` is None."""
     inputs = [v for v in model.graph.inputs if rw.is_weight(v)]
     if stored is None:
         return {str(v.name): _random(v, deviation) for v in inputs}
-    _require_all(inputs, stored, place)
     return {str(v.name): _stored(v, stored[str(v.name)]) for v in inputs}
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:
     return tuple(d for d in rw.dims(value) or () if isinstance(d, int))
-
-
-def _file_shape(value: ir.Value) -> tuple[int, ...]:
-    return _shape(value)[::-1] if rw.TRANSPOSED in value.metadata_props else _shape(value)
 
 
 def _stored(value: ir.Value, tensor: StoredTensor) -> WeightSource:
@@ -91,22 +111,3 @@ def _random(value: ir.Value, deviation: float) -> WeightSource:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _require_all(inputs: Sequence[ir.Value], stored: Mapping[str, StoredTensor], place: str) -> None:
-    missing = [str(v.name) for v in inputs if v.name not in stored]
-    if missing:
-        raise CompileError(
-            "F150",
-            f"{place}: the checkpoint lacks {len(missing)} of {len(inputs)} weights: "
-            f"{_listed(missing)}. Fetch it again, or correct config.json.",
-        )
-    misfits = [
-        f"{v.name} is {list(stored[str(v.name)].shape)}, config.json asks for {list(_file_shape(v))}"
-        for v in inputs
-        if stored[str(v.name)].shape != _file_shape(v)
-    ]
-    if misfits:
-        raise CompileError(
-            "F151", f"{place}: {_listed(misfits)}. config.json and the weights are of different models."
-        )

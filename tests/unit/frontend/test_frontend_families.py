@@ -50,7 +50,7 @@ def test_logits_equal_transformers(case: Case) -> None:
 
 def test_the_oracle_text_is_diverse(case: Case) -> None:
     """Guards the tests themselves: a model that repeats one token would prove nothing."""
-    assert len(set(reference_greedy(case.directory, prompt(7), 24))) > 12
+    assert len(set(reference_greedy(case.directory, prompt(7), 16))) > 8
 
 
 def test_the_graph_is_canonical(case: Case) -> None:
