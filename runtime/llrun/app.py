@@ -224,6 +224,7 @@ def lines_of_stdin() -> list[str]:
     if sys.stdin is None:
         return []
     try:
-        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        lines = sys.stdin.buffer.read().decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise RunError("R107", f"standard input is not UTF-8 text: {error}") from error
+    return [line for line in lines if line.strip()]

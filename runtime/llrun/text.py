@@ -34,6 +34,11 @@ class Tokenizer:
         self._inner = Reader.from_file(str(path))
 
     def encode(self, text: str) -> list[int]:
+        """Token ids. Raises RunError R107 for what the terminal could not decode (lone surrogates)."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RunError("R107", f"the prompt is not UTF-8 text: {error}", USAGE) from error
         return list(self._inner.encode(text).ids)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,0 +1,30 @@
+"""A small model with a tokenizer, compiled for three devices: what the runtime's command line is tested on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llcompile import cost
+from tests.e2e import harness
+from tests.models import save
+
+TEXT = "def main(arguments):\n    for name in arguments:\n        print(name, '€', 'naïve')\n" * 20
+
+
+def make(folder: Path, count: int = 3) -> Path:
+    """The bundle's path."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    model = save("llama", folder / "model")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.save(str(model / "tokenizer.json"))
+    target = harness.devices_json(folder / "devices.json", count)
+    compiled = harness.compile_model(model, folder / "compiled")
+    wishes = harness.options(model, target, "f32", use_all=True)
+    compiled.bundle(folder / "bundle", cost.load_cluster(target), wishes)
+    return folder / "bundle"

@@ -1,0 +1,203 @@
+"""llrun as a user runs it, on a compiled model: prompts, streams, slices as daemons, and what is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import runtime_bundle
+from tests.models import prompt, reference_greedy
+
+LLRUN = [sys.executable, "-m", "llrun"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runtime_bundle.make(tmp_path_factory.mktemp("runtime"))
+
+
+def llrun(*arguments: object, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*LLRUN, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def ids(tokens: list[int]) -> str:
+    return ",".join(map(str, tokens))
+
+
+@contextlib.contextmanager
+def daemons(bundle: Path, *names: str) -> Iterator[dict[str, str]]:
+    """Workers started on their slices alone; their addresses."""
+    running = {
+        name: subprocess.Popen(
+            [*LLRUN, str(bundle / "devices" / name), "--listen", "127.0.0.1:0"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    }
+    try:
+        lines = {name: process.stderr.readline() for name, process in running.items() if process.stderr}
+        assert all(line.startswith(f"{name}: listening on 127.0.0.1:") for name, line in lines.items()), lines
+        yield {name: line.split()[-1] for name, line in lines.items()}
+    finally:
+        for process in running.values():
+            process.send_signal(signal.SIGINT)
+        for process in running.values():
+            _, rest = process.communicate(timeout=10)
+            assert process.returncode == 130
+            assert "Traceback" not in rest
+
+
+def peers(addresses: dict[str, str]) -> list[str]:
+    return [word for name, address in addresses.items() for word in ("--peer", f"{name}={address}")]
+
+
+def test_slices_serve_one_head_after_another(bundle):
+    tokens = prompt(61)
+    expected = reference_greedy(bundle.parent / "model", tokens, 12)
+    with daemons(bundle, "d1", "d2") as addresses:
+        for path in (bundle, bundle / "devices/d0"):
+            done = llrun(path, *peers(addresses), "--prompt-ids", ids(tokens), "-n", 12, "--json")
+            assert json.loads(done.stdout)["tokens"] == expected
+
+
+def test_json_is_one_object_and_the_text_is_what_streams(bundle):
+    common = ["--local", "--prompt", "def main(", "-n", "20"]
+    found = json.loads(llrun(bundle, *common, "--json").stdout)
+    streamed = llrun(bundle, *common)
+    assert streamed.stdout == found["text"] + "\n"
+    assert f"({len(found['tokens'])} tokens)" in streamed.stderr
+    assert {"tokens", "text", "ttft_s", "tpot_s", "prompt_tokens", "devices"} == found.keys()
+    assert found["devices"].keys() == {"d0", "d1", "d2"}
+    for figures in found["devices"].values():
+        assert figures.keys() == {"compute_s", "wait_s", "sent_bytes", "peak_memory_bytes"}
+        assert all(value > 0 for value in figures.values())
+
+
+def test_prompts_in_a_row_and_lines_of_stdin(bundle):
+    several = json.loads(
+        llrun(bundle, "--local", "--prompt", "def ", "--prompt", "for ", "-n", "8", "--json").stdout
+    )
+    assert len(several["results"]) == 2
+    assert several["results"][-1]["tokens"] == several["tokens"]
+    piped = json.loads(llrun(bundle, "--local", "-n", "8", "--json", stdin="def \n\nfor \n").stdout)
+    assert [one["tokens"] for one in piped["results"]] == [one["tokens"] for one in several["results"]]
+
+
+def test_a_stop_string_ends_the_text_before_it(bundle):
+    whole = json.loads(llrun(bundle, "--local", "--prompt", "def ", "-n", "30", "--json").stdout)["text"]
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    cut = json.loads(
+        llrun(bundle, "--local", "--prompt", "def ", "-n", "30", "--stop", stop, "--json").stdout
+    )
+    assert cut["text"] == whole[: whole.index(stop)]
+    assert len(cut["tokens"]) < 30
+
+
+def test_seeds(bundle):
+    def sample(seed: int) -> list[int]:
+        done = llrun(
+            bundle,
+            "--local",
+            "--prompt-ids",
+            "1,2",
+            "-n",
+            "16",
+            "--temperature",
+            "1.2",
+            "--seed",
+            seed,
+            "--json",
+        )
+        tokens: list[int] = json.loads(done.stdout)["tokens"]
+        return tokens
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_bench(bundle):
+    common = ["bench", bundle, "--local", "-p", "140", "-n", "8", "-d", "16", "-r", "2", "--sequences", "3"]
+    rows = json.loads(llrun(*common, "-o", "json").stdout)
+    assert [(row["test"], row["depth"], row["sequences"], row["runs"]) for row in rows] == [
+        ("pp140", 16, 3, 2),
+        ("tg8", 16, 3, 2),
+    ]
+    assert all(row.keys() == {"test", "depth", "sequences", "tokens_per_s", "sd", "runs"} for row in rows)
+    assert "| tg8 @ d16 |" in llrun(*common).stdout
+
+
+# --- what is left behind ---
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pids: list[int], within_s: float = 5.0) -> bool:
+    until = time.monotonic() + within_s
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not any(map(alive, pids))
+
+
+@contextlib.contextmanager
+def long_run(bundle: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
+    """A local run in the middle of many prompts, and its workers' process ids (d1, d2)."""
+    words = ["--local", "-n", "200", *["--prompt-ids", "1,2,3"] * 2000]
+    process = subprocess.Popen(
+        [*LLRUN, str(bundle), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert process.stdout
+        assert process.stdout.read(10)
+        yield process, children_of(process.pid)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_head(bundle, how):
+    with long_run(bundle) as (process, workers):
+        assert len(workers) == 2
+        os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+        process.wait(10)
+        assert gone(workers)
+        if how == signal.SIGINT:
+            assert process.returncode == 130
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_worker_ends_the_run_in_time_and_by_name(bundle, how):
+    with long_run(bundle) as (process, workers):
+        os.kill(workers[1], how)
+        start = time.monotonic()
+        _, errors = process.communicate(timeout=20)
+        seconds = time.monotonic() - start
+        assert process.returncode == 1
+        assert seconds < 5
+        lines = [line for line in errors.decode().splitlines() if line.startswith("error[")]
+        assert len(lines) == 1
+        assert "device d2 was lost" in lines[0]
+        assert b"Traceback" not in errors
+        assert gone(workers)

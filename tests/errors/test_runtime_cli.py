@@ -1,0 +1,169 @@
+"""Wrong use and damaged bundles: the right exit code, one clear line, no traceback, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import runtime_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runtime_bundle.make(tmp_path_factory.mktemp("runtime"))
+
+
+def llrun(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llrun", *map(str, arguments)]
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=60)
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 2, lines: int = 1) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == lines
+    assert done.stderr.startswith("error[R")
+    assert done.stdout == ""
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompt-ids", "1,x"], ["integers separated by commas", "'x'"]),
+        (["--prompt-ids", "1,,2"], ["integers"]),
+        (["--prompt-ids", "1.5"], ["'1.5'"]),
+        (["--prompt-ids", ""], ["the prompt is empty"]),
+        (["--prompt", ""], ["the prompt is empty"]),
+        (["--prompt-ids", "5,1000"], ["token 1", "1000", "1000 ids"]),
+        (["--prompt-ids", "-1"], ["token 0", "-1"]),
+        (["--prompt-ids", "99999999999999999999"], ["99999999999999999999"]),
+        (["--prompt-ids", "1,2,3", "-n", "254"], ["3 prompt tokens + 254", "256", "--context"]),
+        (["--prompt-ids", ",".join(["1"] * 256)], ["256 prompt tokens", "256"]),
+        (["--prompt-ids", "1", "-n", "0"], ["-n"]),
+        (["--prompt-ids", "1", "-n", "many"], ["-n"]),
+        (["--prompt-ids", "1", "--temperature", "-1"], ["temperature", "-1"]),
+        (["--prompt-ids", "1", "--temperature", "nan"], ["temperature"]),
+        (["--prompt-ids", "1", "--top-p", "2"], ["top-p", "2"]),
+        (["--prompt-ids", "1", "--top-k", "-2"], ["top-k", "-2"]),
+        (["--prompt-ids", "1", "--seed", "-2"], ["seed", "-2"]),
+        (["--prompt-ids", "1", "--stop", ""], ["--stop"]),
+        (["--prompt-ids", "1", "--timeout", "0"], ["--timeout"]),
+        (["--prompt-ids", "1", "--prompt", "x"], ["not both"]),
+        (["--prompt-ids", "1", "--nonsense"], ["--nonsense"]),
+        (["--prompt-ids", "1", "--device", "d9"], ["d9", "d0, d1, d2"]),
+        (["--prompt-ids", "1", "--device", "d1"], ["d1 is a worker", "d0"]),
+        (["--prompt-ids", "1", "--listen", "127.0.0.1:0"], ["d0 is the head"]),
+        (["--prompt-ids", "1", "--peer", "d9=127.0.0.1:1"], ["--peer d9", "d1, d2"]),
+        (["--prompt-ids", "1", "--peer", "d1"], ["NAME=HOST:PORT"]),
+        (["--device", "d1", "--listen", "nowhere"], ["'nowhere'", "HOST:PORT"]),
+        (["--device", "d1", "--listen", "203.0.113.9:5000"], ["cannot listen on 203.0.113.9:5000"]),
+        ([], ["no prompt"]),
+    ],
+)
+def test_wrong_use(bundle, arguments, words):
+    refused(llrun(bundle, *arguments), *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-p", "300"], ["300", "256"]),
+        (["-p", "16", "-n", "16", "-d", "250"], ["depth 250 + 16", "256"]),
+        (["-p", "0", "-n", "0"], ["nothing to measure"]),
+        (["--sequences", "65"], ["--sequences"]),
+        (["-r", "0"], ["-r"]),
+        (["-o", "xml"], ["-o"]),
+    ],
+)
+def test_wrong_use_of_bench(bundle, arguments, words):
+    refused(llrun("bench", bundle, *arguments), *words)
+
+
+def test_no_bundle(tmp_path):
+    refused(llrun(tmp_path), "neither a bundle")
+    refused(llrun(tmp_path / "none"), "neither a bundle")
+    refused(llrun(), "BUNDLE_OR_SLICE")
+    refused(llrun("bench"), "BUNDLE")
+
+
+def test_a_slice_is_not_enough_for_local(bundle):
+    refused(llrun(bundle / "devices/d0", "--local", "--prompt-ids", "1"), "needs the whole bundle")
+
+
+def test_input_that_is_not_text(bundle):
+    refused(llrun(bundle, stdin=b"abc\xff\xfe\n"), "not UTF-8")
+    refused(llrun(bundle, "--prompt", os.fsdecode(b"abc\xff")), "not UTF-8")
+
+
+def test_a_worker_that_is_not_there(bundle):
+    done = llrun(bundle, "--prompt-ids", "1,2", "--peer", "d1=127.0.0.1:1", "--peer", "d2=127.0.0.1:1")
+    refused(done, "cannot reach device d1 at 127.0.0.1:1", "llrun", code=1)
+
+
+def files_that_matter(bundle: Path) -> list[Path]:
+    """What the head and one worker read."""
+    slices = [bundle / "devices/d0", bundle / "devices/d1"]
+    found = [path for folder in slices for path in folder.rglob("*") if path.is_file()]
+    return [bundle / "manifest.json", *sorted(path for path in found if path.name != "tokenizer_config.json")]
+
+
+def test_one_flipped_byte_in_any_file_is_found_before_anything_runs(bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    listen = ["--device", "d1", "--listen", "127.0.0.1:0"]
+    for path in files_that_matter(copy):
+        good = path.read_bytes()
+        data = bytearray(good)
+        data[len(data) * 2 // 3] ^= 0x04
+        path.write_bytes(data)
+        worker = "devices/d1" in str(path)
+        done = llrun(copy, *(listen if worker else ["--prompt-ids", "1,2"]))
+        refused(done, path.name, "damaged")
+        path.write_bytes(good)
+
+
+def test_missing_and_short_files(bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    weights = next((copy / "devices/d0/weights").iterdir())
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-10])
+    refused(llrun(copy, "--prompt-ids", "1"), weights.name, f"{len(good) - 10} bytes")
+    refused(llrun(copy, "--prompt-ids", "1", "--no-verify"), weights.name, f"{len(good) - 10} bytes")
+    weights.unlink()
+    refused(llrun(copy, "--prompt-ids", "1"), weights.name, "No such file")
+    weights.write_bytes(good)
+    (copy / "devices/d0/lib/model.so").unlink()
+    refused(llrun(copy, "--prompt-ids", "1"), "model.so")
+    (copy / "devices/d0/slice.json").unlink()
+    refused(llrun(copy, "--prompt-ids", "1"), "slice.json")
+
+
+def test_a_damaged_worker_ends_a_local_run_and_is_named(bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    weights = next((copy / "devices/d2/weights").iterdir())
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    refused(llrun(copy, "--local", "--prompt-ids", "1"), weights.name, "device d2 ended before", lines=2)
+
+
+def test_libraries_of_another_processor_are_refused(bundle, tmp_path):
+    from llrun.errors import RunError
+    from llrun.library import _check_machine
+
+    library = tmp_path / "model.so"
+    data = bytearray((bundle / "devices/d0/lib/model.so").read_bytes()[:64])
+    data[18:20] = (183).to_bytes(2, "little") if data[18] == 62 else (62).to_bytes(2, "little")
+    library.write_bytes(data)
+    with pytest.raises(RunError, match="is built for"):
+        _check_machine(library)
