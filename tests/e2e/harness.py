@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llcompile import cost, frontend, graph, pipeline
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.graph import Graph
@@ -94,3 +96,23 @@ def answers(bundle: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> 
     results: list[Mapping[str, Any]] = found["results"] if len(prompts) > 1 else [found]
     assert len(results) == len(prompts)
     return results
+
+
+def logits(bundle: Path, ids: Sequence[int]) -> np.ndarray:
+    """Logits (n, vocabulary) at every one of n ids, from `bundle` on local processes.
+
+    In a process of its own: a process loads one runtime library, and this one may hold the compiler.
+    """
+    out = bundle.parent / f"{bundle.name}-logits.npy"
+    script = (
+        "import sys, numpy as np; from pathlib import Path; from llrun.app import Where, session_on;"
+        "from llrun.console import Console; from llrun.slice import find\n"
+        "where = Where(local=True, peers={}, verify=True, timeout_s=60)\n"
+        "with session_on(find(Path(sys.argv[1]), None), where, Console(quiet=True)) as session:\n"
+        "    np.save(sys.argv[2], session.logits([int(i) for i in sys.argv[3].split(',')]))\n"
+    )
+    command = [sys.executable, "-c", script, str(bundle), str(out), ",".join(map(str, ids))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found: np.ndarray = np.load(out)
+    return found
