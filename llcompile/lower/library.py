@@ -28,7 +28,7 @@ def compile_library(
 ) -> None:
     """See llcompile.lower.compile_library."""
     module = build_module(templates, quant, processor, context, chunk)
-    executable = relax.build(module, target=target_of(processor), relax_pipeline=_relax_passes())
+    executable = relax.build(module, target=target_of(processor), relax_pipeline=relax_passes())
     link(executable, out)
 
 
@@ -57,7 +57,7 @@ def build_module(
     return built
 
 
-def _relax_passes() -> tvm.transform.Pass:
+def relax_passes() -> tvm.transform.Pass:
     """Operators are kernel calls already: what is left is memory planning and the virtual machine's calls."""
     return tvm.transform.Sequential(
         [

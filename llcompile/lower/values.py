@@ -83,7 +83,7 @@ def constant(array: NDArray[Any]) -> Value:
     if array.size == 1:
         number = tirx.const(array.reshape(()).item(), dtype)
         return Value(tuple(array.shape), dtype, lambda loads, index: number, constant=array)
-    value = stored(tuple(array.shape), dtype, relax.const(array))
+    value = stored(tuple(array.shape), dtype, relax.const(array, dtype))
     value.constant = array
     return value
 

@@ -1,5 +1,4 @@
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-# mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 # TVMScript looks like Python but is parsed by the compiler, which knows its own types.
 """Attention over a cache that is appended to in place.
 
@@ -16,6 +15,7 @@ from math import gcd
 
 from tvm import tirx
 from tvm.script import tirx as T
+from tvm.script.ir_builder import tirx as B
 
 from llcompile.lower.kernels.vector import Expr, Extent, exp, intrinsic, run, same, splat, tanh, vector_type
 
@@ -50,114 +50,118 @@ class AttentionSpec:
         return self.window or self.context + 1
 
 
-def neighbours(a: Expr, b: Expr, lanes: int) -> Expr:
-    """Sums of neighbouring lanes of a, then of b."""
+def append_row(cache: tirx.Buffer, new: tirx.Buffer, h: Expr, start: Expr, i: Expr, lanes: int) -> None:
+    """cache[h, start + i] = new[0, h, i]"""
+    width = int(cache.shape[2])
+    wide = gcd(width, lanes)
+    with B.serial(width // wide) as j:
+        value = tirx.Cast(vector_type(cache.dtype, wide), new[0, h, i, run(j * wide, wide)])
+        B.buffer_store(cache, value, [h, start + i, run(j * wide, wide)])
+
+
+def score_keys(
+    query: tirx.Buffer, keys: tirx.Buffer, scores: tirx.Buffer, h: Expr, base: Expr, stop: Expr, lanes: int
+) -> None:
+    """scores[r, t] = query row r . key base + t; of keys past the end, the last one's."""
+    block, d = (int(extent) for extent in query.shape)
+    wide = gcd(d, lanes)
+    products = B.alloc_buffer((block, KEYS, wide), "float32", scope="local")
+    with B.serial(KEYS) as t:
+        at = B.Bind(tirx.min(base + t, stop - 1))
+        sums = _zeros(block, wide)
+        with B.serial(d // wide) as j:
+            key = B.Bind(tirx.Cast(vector_type("float32", wide), keys[h, at, run(j * wide, wide)]))
+            for r in range(block):
+                product = key * query[r, run(j * wide, wide)]
+                B.buffer_store(sums, sums[r, run(0, wide)] + product, [r, run(0, wide)])
+        for r in range(block):
+            B.buffer_store(products, sums[r, run(0, wide)], [r, t, run(0, wide)])
+    with B.serial(block) as r:
+        for part in range(0, KEYS, wide):
+            vectors = [B.Bind(products[r, part + t, run(0, wide)]) for t in range(wide)]
+            B.buffer_store(scores, _fold(vectors, wide), [r, run(part, wide)])
+
+
+def _fold(vectors: list[Expr], lanes: int) -> Expr:
+    """The sums of the lanes of each of `lanes` vectors, as one vector: each step adds neighbouring lanes of two
+    vectors and so halves their number."""
     even = [tirx.const(i, "int32") for i in range(0, 2 * lanes, 2)]
     odd = [tirx.const(i, "int32") for i in range(1, 2 * lanes, 2)]
-    return tirx.Shuffle([a, b], even) + tirx.Shuffle([a, b], odd)
+    while len(vectors) > 1:
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [B.Bind(tirx.Shuffle([a, b], even) + tirx.Shuffle([a, b], odd)) for a, b in pairs]
+    return vectors[0]
+
+
+def weigh_keys(
+    scores: tirx.Buffer,
+    peak: tirx.Buffer,
+    sums: tirx.Buffer,
+    shrink: tirx.Buffer,
+    slope: Expr,
+    r: Expr,
+    base: Expr,
+    position: Expr,
+    spec: AttentionSpec,
+) -> None:
+    """Scores of row r become weights e**(score - peak); `shrink`: what sums over earlier keys are scaled by."""
+    row = tirx.Ramp(0, 1, KEYS)
+    score = B.Bind(_capped(scores[r, row], spec.softcap))
+    ahead = same(tirx.Cast("int32", base - position), KEYS) + row  # the keys' positions less the query's
+    seen = tirx.And(ahead <= splat(0, ahead), ahead > splat(-spec.reach, ahead))
+    if spec.alibi:
+        score = score + same(slope, KEYS) * tirx.Cast(vector_type("float32", KEYS), ahead)
+    score = B.Bind(tirx.Select(seen, score, splat(_NONE, score)))
+    top = B.Bind(tirx.max(peak[r], intrinsic("float32", "llvm.vector.reduce.fmax", score)))
+    weight = B.Bind(tirx.Select(seen, exp(score - same(top, KEYS)), splat(0.0, score)))
+    factor = B.Bind(exp(peak[r] - top))
+    B.buffer_store(scores, weight, [r, row])
+    B.buffer_store(sums, sums[r, row] * same(factor, KEYS) + weight, [r, row])
+    B.buffer_store(shrink, factor, [r])
+    B.buffer_store(peak, top, [r])
+
+
+def add_values(
+    mixed: tirx.Buffer,
+    weights: tirx.Buffer,
+    shrink: tirx.Buffer,
+    values: tirx.Buffer,
+    h: Expr,
+    base: Expr,
+    stop: Expr,
+    lanes: int,
+) -> None:
+    """mixed[r] = shrink[r] * mixed[r] + the values of 16 keys under their weights."""
+    block, dv = (int(extent) for extent in mixed.shape)
+    wide = gcd(dv, lanes)
+    row = run(0, wide)
+    with B.serial(dv // wide) as j:
+        acc = B.alloc_buffer((block, wide), "float32", scope="local")
+        for r in range(block):
+            B.buffer_store(acc, mixed[r, run(j * wide, wide)] * same(shrink[r], wide), [r, row])
+        with B.serial(KEYS) as t:
+            at = B.Bind(tirx.min(base + t, stop - 1))
+            value = B.Bind(tirx.Cast(vector_type("float32", wide), values[h, at, run(j * wide, wide)]))
+            for r in range(block):
+                B.buffer_store(acc, acc[r, row] + value * same(weights[r, t], wide), [r, row])
+        for r in range(block):
+            B.buffer_store(mixed, acc[r, row], [r, run(j * wide, wide)])
 
 
 def total(vector: Expr) -> Expr:
     return intrinsic("float32", "llvm.vector.reduce.fadd", tirx.const(-0.0, "float32"), vector)
 
 
-def largest(vector: Expr) -> Expr:
-    return intrinsic("float32", "llvm.vector.reduce.fmax", vector)
+def _zeros(rows: int, lanes: int) -> tirx.Buffer:
+    buffer = B.alloc_buffer((rows, lanes), "float32", scope="local")
+    for r in range(rows):
+        B.buffer_store(buffer, tirx.const(0.0, vector_type("float32", lanes)), [r, run(0, lanes)])
+    return buffer
 
 
-def capped(score: Expr, cap: float) -> Expr:
+def _capped(score: Expr, cap: float) -> Expr:
     """cap * tanh(score / cap); cap 0: no cap."""
     return tanh(score * splat(1 / cap, score)) * splat(cap, score) if cap else score
-
-
-@T.inline
-def append_row(cache, new, h, start, i, lanes, width, dtype):
-    wide = T.meta_var(gcd(width, lanes))
-    for j in T.serial(width // wide):
-        cache[h, start + i, run(j * wide, wide)] = T.cast(
-            new[0, h, i, run(j * wide, wide)], vector_type(dtype, wide)
-        )
-
-
-@T.inline
-def fold(products, scores, r, part, wide):
-    """scores[r, part * wide + t] = sum of the lanes of products[r, part * wide + t], `wide` of them at once: each
-    step adds neighbouring lanes of two vectors, until one vector has a sum a lane."""
-    sums = T.alloc_buffer((wide, wide), "float32", scope="local")
-    for t in T.unroll(wide):
-        sums[t, run(0, wide)] = products[r, part * wide + t, run(0, wide)]
-    if wide >= 16:
-        for i in T.unroll(wide // 2):
-            sums[i, run(0, wide)] = neighbours(sums[2 * i, run(0, wide)], sums[2 * i + 1, run(0, wide)], wide)
-    if wide >= 8:
-        for i in T.unroll(4):
-            sums[i, run(0, wide)] = neighbours(sums[2 * i, run(0, wide)], sums[2 * i + 1, run(0, wide)], wide)
-    if wide >= 4:
-        for i in T.unroll(2):
-            sums[i, run(0, wide)] = neighbours(sums[2 * i, run(0, wide)], sums[2 * i + 1, run(0, wide)], wide)
-    if wide >= 2:
-        sums[0, run(0, wide)] = neighbours(sums[0, run(0, wide)], sums[1, run(0, wide)], wide)
-    scores[r, run(part * wide, wide)] = sums[0, run(0, wide)]
-
-
-@T.inline
-def score_keys(query, keys, scores, h, base, stop, block, lanes, d):
-    """scores[r, t] = query row r . key base + t; of keys past the end, the last one's."""
-    wide = T.meta_var(gcd(d, lanes))
-    products = T.alloc_buffer((block, KEYS, wide), "float32", scope="local")
-    for t in T.serial(KEYS):
-        at = T.min(base + t, stop - 1)
-        sums = T.alloc_buffer((block, wide), "float32", scope="local")
-        for r in T.unroll(block):
-            sums[r, run(0, wide)] = same(T.float32(0), wide)
-        for j in T.serial(d // wide):
-            key = T.cast(keys[h, at, run(j * wide, wide)], vector_type("float32", wide))
-            for r in T.unroll(block):
-                sums[r, run(0, wide)] = sums[r, run(0, wide)] + key * query[r, run(j * wide, wide)]
-        for r in T.unroll(block):
-            products[r, t, run(0, wide)] = sums[r, run(0, wide)]
-    for r in T.serial(block):
-        for part in T.unroll(KEYS // wide):
-            fold(products, scores, r, part, wide)
-
-
-@T.inline
-def weigh_keys(scores, peak, sums, shrink, slope, r, base, position, spec):
-    """Scores of row r become weights e**(score - peak); `shrink`: what sums over earlier keys must be scaled by."""
-    key = T.cast(base, "int32") + T.ramp(0, 1, KEYS)
-    p = T.cast(position, "int32")
-    seen = T.And(key <= T.broadcast(p, KEYS), key > T.broadcast(p - spec.reach, KEYS))
-    distance = T.cast(key - T.broadcast(p, KEYS), vector_type("float32", KEYS))
-    raw = capped(scores[r, T.ramp(0, 1, KEYS)], spec.softcap)
-    score = T.Select(
-        seen,
-        raw + T.broadcast(slope, KEYS) * distance if spec.alibi else raw,
-        T.broadcast(T.float32(_NONE), KEYS),
-    )
-    top = T.max(peak[r], largest(score))
-    weight = T.Select(seen, exp(score - T.broadcast(top, KEYS)), T.broadcast(T.float32(0), KEYS))
-    factor = exp(peak[r] - top)
-    scores[r, T.ramp(0, 1, KEYS)] = weight
-    sums[r, T.ramp(0, 1, KEYS)] = sums[r, T.ramp(0, 1, KEYS)] * T.broadcast(factor, KEYS) + weight
-    shrink[r] = factor
-    peak[r] = top
-
-
-@T.inline
-def add_values(mixed, weights, shrink, values, h, base, stop, block, lanes, dv):
-    """mixed[r] = shrink[r] * mixed[r] + the values of 16 keys under their weights."""
-    wide = T.meta_var(gcd(dv, lanes))
-    for j in T.serial(dv // wide):
-        acc = T.alloc_buffer((block, wide), "float32", scope="local")
-        for r in T.unroll(block):
-            acc[r, run(0, wide)] = mixed[r, run(j * wide, wide)] * same(shrink[r], wide)
-        for t in T.serial(KEYS):
-            at = T.min(base + t, stop - 1)
-            value = T.cast(values[h, at, run(j * wide, wide)], vector_type("float32", wide))
-            for r in T.unroll(block):
-                acc[r, run(0, wide)] = acc[r, run(0, wide)] + value * same(weights[r, t], wide)
-        for r in T.unroll(block):
-            mixed[r, run(j * wide, wide)] = acc[r, run(0, wide)]
 
 
 def attention(lanes: int, n: Extent, spec: AttentionSpec) -> tirx.PrimFunc:
@@ -195,8 +199,8 @@ def attention(lanes: int, n: Extent, spec: AttentionSpec) -> tirx.PrimFunc:
         out = T.match_buffer(out_, (1, heads, n, dv), "float32")
         for h in T.parallel(kv_heads):
             for i in T.serial(n):
-                append_row(keys, k, h, position[0, 0], i, lanes, d, spec.cache_dtype)
-                append_row(values, v, h, position[0, 0], i, lanes, dv, spec.cache_dtype)
+                append_row(keys, k, h, position[0, 0], i, lanes)
+                append_row(values, v, h, position[0, 0], i, lanes)
         for item in T.parallel(kv_heads * blocks):
             h = item // blocks
             first = item % blocks * block
@@ -220,12 +224,12 @@ def attention(lanes: int, n: Extent, spec: AttentionSpec) -> tirx.PrimFunc:
                 peak[r] = T.float32(_NONE)
             for tile in T.serial((stop - begin + (KEYS - 1)) // KEYS):
                 base = begin + tile * KEYS
-                score_keys(query, keys, scores, h, base, stop, block, lanes, d)
+                score_keys(query, keys, scores, h, base, stop, lanes)
                 for r in T.serial(block):
                     row = T.min(first + r, last)
                     slope = slopes[h * group + row % group if spec.alibi else 0]
                     weigh_keys(scores, peak, sums, shrink, slope, r, base, start + row // group, spec)
-                add_values(mixed, scores, shrink, values, h, base, stop, block, lanes, dv)
+                add_values(mixed, scores, shrink, values, h, base, stop, lanes)
             for r in T.serial(block):
                 row = T.min(first + r, last)
                 inverse = T.float32(1) / total(sums[r, T.ramp(0, 1, KEYS)])

@@ -35,8 +35,8 @@ class Isa(Protocol):
     @property
     def tokens(self) -> int: ...
 
-    def prepare(self, word: Expr, bits: int) -> Expr:
-        """What of a loaded vector of weights can be computed once for all tokens. int32xL -> int32xL"""
+    def prepare(self, word: Expr) -> Expr:
+        """What of a vector of 8-bit weights can be computed once for all tokens. int32xL -> int32xL"""
 
     def dot(self, bits: int, weights: Load, activations: Load, total: Expr) -> Expr:
         """Products of one group, summed for each of `lanes` rows: int32xL.
@@ -60,7 +60,7 @@ class _Base:
     def parts(self) -> int:
         return self.rows // self.lanes
 
-    def prepare(self, word: Expr, bits: int) -> Expr:
+    def prepare(self, word: Expr) -> Expr:
         return word
 
     def broadcast(self, value: Expr) -> Expr:
@@ -78,8 +78,8 @@ class _Base:
 class Avx512Vnni(_Base):
     """vpdpbusd: unsigned weights times signed activations. Signed weights become unsigned by adding 128."""
 
-    def prepare(self, word: Expr, bits: int) -> Expr:
-        return word if bits == 4 else word ^ tirx.const(-0x7F7F7F80, type_of(word))
+    def prepare(self, word: Expr) -> Expr:
+        return word ^ tirx.const(-0x7F7F7F80, type_of(word))
 
     def dot(self, bits: int, weights: Load, activations: Load, total: Expr) -> Expr:
         offset = -8 if bits == 4 else -128

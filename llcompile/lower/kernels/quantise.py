@@ -1,5 +1,4 @@
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-# mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 # TVMScript looks like Python but is parsed by the compiler, which knows its own types.
 """Activations to int8, in groups of 32 along the features."""
 
@@ -7,21 +6,12 @@ from __future__ import annotations
 
 from tvm import tirx
 from tvm.script import tirx as T
+from tvm.script.ir_builder import tirx as B
 
 from llcompile.ir.packing import GROUP, pad
 from llcompile.lower.kernels.vector import Expr, Extent, intrinsic
 
-_TINY = 1e-30  # a group whose values are all smaller is 0: 127 / amax would overflow
-
-
-def _largest(x: Expr) -> Expr:
-    """max |x| over the lanes: the bits of non-negative floats order as integers."""
-    bits = tirx.reinterpret(f"int32x{GROUP}", x) & tirx.const(0x7FFFFFFF, f"int32x{GROUP}")
-    return tirx.reinterpret("float32", intrinsic("int32", "llvm.vector.reduce.smax", bits))
-
-
-def _total(q: Expr) -> Expr:
-    return intrinsic("int32", "llvm.vector.reduce.add", tirx.Cast(f"int32x{GROUP}", q))
+_TINY = 1e-30  # a group whose values are all smaller is 0: 127 / largest would overflow
 
 
 def quantise(n: Extent, columns: int) -> tirx.PrimFunc:
@@ -30,16 +20,7 @@ def quantise(n: Extent, columns: int) -> tirx.PrimFunc:
     x ~ scale * q with scale = max |x| / 127 of the group, rounded to nearest even; total = sum of q. The last
     group is padded with zeros.
     """
-    groups = pad(columns, GROUP) // GROUP
-
-    @T.inline
-    def group(values, g, token, q, scale, total):
-        largest: T.let = _largest(values)
-        inverse: T.let = T.Select(largest > T.float32(_TINY), T.float32(127) / largest, T.float32(0))
-        rounded: T.let = T.cast(T.nearbyint(values * T.broadcast(inverse, GROUP)), f"int8x{GROUP}")
-        q[token, g, T.ramp(0, 1, GROUP)] = rounded
-        scale[token, g] = largest * T.float32(1 / 127)
-        total[token, g] = _total(rounded)
+    whole, groups = columns // GROUP, pad(columns, GROUP) // GROUP
 
     @T.prim_func(private=True, s_tir=True)
     def quantise(x_: T.handle, q_: T.handle, scale_: T.handle, total_: T.handle):
@@ -49,13 +30,35 @@ def quantise(n: Extent, columns: int) -> tirx.PrimFunc:
         scale = T.match_buffer(scale_, (n, groups), "float32")
         total = T.match_buffer(total_, (n, groups), "int32")
         for token in T.parallel(n):
-            for g in T.serial(columns // GROUP):
-                group(x[0, token, T.ramp(g * GROUP, 1, GROUP)], g, token, q, scale, total)
-            if columns % GROUP != 0:
+            for g in T.serial(whole):
+                quantise_group(x[0, token, T.ramp(g * GROUP, 1, GROUP)], token, g, q, scale, total)
+            if whole < groups:
                 rest = T.alloc_buffer((GROUP,), "float32", scope="local")
                 rest[T.ramp(0, 1, GROUP)] = T.broadcast(T.float32(0), GROUP)
-                for i in T.serial(columns % GROUP):
-                    rest[i] = x[0, token, columns // GROUP * GROUP + i]
-                group(rest[T.ramp(0, 1, GROUP)], groups - 1, token, q, scale, total)
+                for i in T.serial(columns - whole * GROUP):
+                    rest[i] = x[0, token, whole * GROUP + i]
+                quantise_group(rest[T.ramp(0, 1, GROUP)], token, whole, q, scale, total)
 
     return quantise
+
+
+def quantise_group(
+    values: Expr, token: Expr, g: Expr | int, q: tirx.Buffer, scale: tirx.Buffer, total: tirx.Buffer
+) -> None:
+    """Write one group: 32 values in one vector, which the compiler splits to the machine's width."""
+    values = B.Bind(values)
+    largest = B.Bind(_largest(values))
+    limit, zero = tirx.const(127.0, "float32"), tirx.const(0.0, "float32")
+    inverse = B.Bind(tirx.Select(largest > tirx.const(_TINY, "float32"), limit / largest, zero))
+    rounded = tirx.nearbyint(values * tirx.Broadcast(inverse, GROUP))
+    codes = B.Bind(tirx.Cast(f"int8x{GROUP}", rounded))
+    B.buffer_store(q, codes, [token, g, tirx.Ramp(0, 1, GROUP)])
+    B.buffer_store(scale, largest * tirx.const(1 / 127, "float32"), [token, g])
+    wide = tirx.Cast(f"int32x{GROUP}", codes)
+    B.buffer_store(total, intrinsic("int32", "llvm.vector.reduce.add", wide), [token, g])
+
+
+def _largest(x: Expr) -> Expr:
+    """max |x| over the lanes: the bits of non-negative floats order as integers."""
+    bits = tirx.reinterpret(f"int32x{GROUP}", x) & tirx.const(0x7FFFFFFF, f"int32x{GROUP}")
+    return tirx.reinterpret("float32", intrinsic("int32", "llvm.vector.reduce.smax", bits))

@@ -127,7 +127,9 @@ class TemplateWriter:
 
     def _model(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bytes:
         def info(name: str, dtype: str, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
-            return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+            return helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape
+            )
 
         graph = helper.make_graph(
             self.nodes,
@@ -143,7 +145,9 @@ class TemplateWriter:
         return helper.make_model(graph, opset_imports=opsets, functions=bodies).SerializeToString()
 
 
-def llama_attention(hidden: int, heads: int, kv_heads: int, dim: int, window: int = 0, **settings: Any) -> Template:
+def llama_attention(
+    hidden: int, heads: int, kv_heads: int, dim: int, window: int = 0, **settings: Any
+) -> Template:
     """Norm, projections, rotary positions, attention, output projection, residual sum."""
     w = TemplateWriter({"x": ("float32", (1, "n", hidden)), "cos": ("float32", (1, "n", dim // 2)),
                         "sin": ("float32", (1, "n", dim // 2))})  # fmt: skip
@@ -178,7 +182,13 @@ class Library:
     """A compiled library with random weights in `quant`, called as the runtime calls it."""
 
     def __init__(
-        self, templates: Sequence[Template], quant: str, isa: str, out: Path, context: int = 64, chunk: int = 16
+        self,
+        templates: Sequence[Template],
+        quant: str,
+        isa: str,
+        out: Path,
+        context: int = 64,
+        chunk: int = 16,
     ) -> None:
         processor = PROCESSORS[isa]
         compile_library(templates, quant, processor, context, chunk, out)
@@ -204,7 +214,10 @@ class Library:
             seen[weight.name] = unpack(parts, layout, weight.shape)
             for param in self.lowered[template.id].params:
                 if param.weight == index:
-                    assert (parts[param.part].shape, str(parts[param.part].dtype)) == (param.shape, param.dtype)
+                    assert (parts[param.part].shape, str(parts[param.part].dtype)) == (
+                        param.shape,
+                        param.dtype,
+                    )
                     packed.append(aligned(parts[param.part]))
         self.weights[template.id], self.params[template.id] = seen, packed
 
@@ -213,7 +226,9 @@ class Library:
         low = self.lowered[id]
         return [aligned(np.full(shape, np.nan, low.cache_dtype)) for shape in low.cache_shapes]
 
-    def call(self, id: str, mode: str, inputs: Sequence[np.ndarray], caches: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
+    def call(
+        self, id: str, mode: str, inputs: Sequence[np.ndarray], caches: Sequence[np.ndarray] = ()
+    ) -> list[np.ndarray]:
         arrays = [*map(aligned, inputs), *self.params[id], *caches]
         result = self.machine[f"{id}_{mode}"](*map(tvm_ffi.from_dlpack, arrays))
         results = [result] if len(self.templates[id].outputs) == 1 else list(result)

@@ -77,7 +77,11 @@ def _check(kernel: Kernel, spec: AttentionSpec, n: int, start: int) -> None:
 
 
 ISAS = runnable()
-EVERYWHERE = ("grouped", "odd widths", "all")  # the other cases differ in nothing that an instruction set decides
+EVERYWHERE = (
+    "grouped",
+    "odd widths",
+    "all",
+)  # the other cases differ in nothing that an instruction set decides
 
 
 @pytest.mark.parametrize(

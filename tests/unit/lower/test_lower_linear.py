@@ -42,7 +42,11 @@ def _quantise(columns: int, decode: bool, isa: str) -> Kernel:
 def _quantised(x: np.ndarray, decode: bool, isa: str) -> list[np.ndarray]:
     _, n, columns = x.shape
     groups = pad(columns, GROUP) // GROUP
-    out = [np.zeros((n, groups, GROUP), np.int8), np.zeros((n, groups), np.float32), np.zeros((n, groups), np.int32)]
+    out = [
+        np.zeros((n, groups, GROUP), np.int8),
+        np.zeros((n, groups), np.float32),
+        np.zeros((n, groups), np.int32),
+    ]
     _quantise(columns, decode, isa)(x, *out)
     return out
 
@@ -108,7 +112,9 @@ def test_the_largest_products_do_not_overflow(bits: int, isa: str) -> None:
     layout = layout_of("linear", f"q{bits}", isa_of(isa).rows)
     parts = pack(codes.astype(np.float32), layout, "w")
     seen = unpack(parts, layout, codes.shape).astype(np.float64)
-    q = np.stack([np.full(GROUP, 127), np.full(GROUP, -127), np.tile([127, -127], 16), np.tile([-127, 127], 16)])
+    q = np.stack(
+        [np.full(GROUP, 127), np.full(GROUP, -127), np.tile([127, -127], 16), np.tile([-127, 127], 16)]
+    )
     q = q.astype(np.int8)[:, None]
     out = np.zeros((1, 4, 16), np.float32)
     kernel(q, np.ones((4, 1), np.float32), q.sum(-1, dtype=np.int32), parts["data"], parts["scales"], out)

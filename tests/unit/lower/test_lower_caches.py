@@ -1,0 +1,100 @@
+"""Caches are arguments that the functions change in place: written before they are read, never copied or moved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from llcompile.ir.graph import CacheSpec, Template
+from llcompile.lower import lower_templates
+from llcompile.lower.library import build_module, relax_passes
+from tests.unit.lower.harness import (
+    PROCESSORS,
+    Library,
+    TemplateWriter,
+    llama_attention,
+    random_inputs,
+    runnable,
+)
+
+
+def _two_attentions() -> Template:
+    """Two attention nodes in one template, the second over what the first returned; the second's result unused
+    but for its sum."""
+    w = TemplateWriter({"x": ("float32", (1, "n", 32))})
+    x = "x"
+    for _ in range(2):
+        q, k, v = (w.heads(w.linear(x, 32, 32), 2, 16) for _ in range(3))
+        x = w.op("Add", x, w.attend(q, k, v, CacheSpec(2, 2, 16, 16)))
+    return w.finish("two", (x, (1, "n", 32)))
+
+
+@pytest.mark.parametrize("quant", ["f32", "q4"])
+def test_both_caches_of_a_template_hold_what_was_appended(quant: str, tmp_path: Path) -> None:
+    template = _two_attentions()
+    library = Library([template], quant, runnable()[0], tmp_path / "t.so")
+    inputs = random_inputs(template, 20)
+    expected = library.oracle(template.id, inputs)[0]
+    caches = library.caches(template.id)
+    first = [np.ascontiguousarray(inputs[s.name][:, :13]) for s in template.inputs]
+    library.call(template.id, "prefill", first, caches)
+    for cache in caches:
+        assert np.isfinite(cache[:, :13]).all()
+        assert np.isnan(cache[:, 13:]).all()
+    before = [c[:, :13].copy() for c in caches]
+    rest = [np.ascontiguousarray(inputs[s.name][:, 13:]) for s in template.inputs]
+    got = library.call(template.id, "prefill", rest, caches)[0]
+    for cache, old in zip(caches, before, strict=True):
+        np.testing.assert_array_equal(cache[:, :13], old)
+        assert np.isfinite(cache[:, 13:20]).all()
+    tolerance = {"f32": 3e-6, "q4": 3e-2}[quant]
+    assert np.abs(got - expected[:, 13:]).max() < tolerance * np.abs(expected).max()
+
+
+def test_a_position_is_written_again_when_a_sequence_steps_back(tmp_path: Path) -> None:
+    template = llama_attention(32, 2, 2, 16)
+    library = Library([template], "f32", runnable()[0], tmp_path / "t.so")
+    inputs, other = random_inputs(template, 9), random_inputs(template, 9, seed=1)
+    caches = library.caches(template.id)
+    library.call(template.id, "prefill", [other[s.name] for s in template.inputs], caches)
+    again = library.call(template.id, "prefill", [inputs[s.name] for s in template.inputs], caches)[0]
+    np.testing.assert_array_equal(again, library.run(template.id, inputs, [9])[0])
+
+
+def test_no_copy_of_weights_or_caches_is_made() -> None:
+    """What a function allocates is activations alone: less than the smallest cache or packed weight."""
+    template, processor = llama_attention(64, 4, 2, 16), PROCESSORS["avx2"]
+    (lowered,) = lower_templates([template], "q4", processor, 4096)
+    smallest = min(2 * int(np.prod(shape)) for shape in lowered.cache_shapes)
+    for name, sizes in _storage(template, "q4", chunk=16, context=4096).items():
+        assert sizes, name
+        assert max(sizes) < smallest
+
+
+def test_prefill_memory_is_planned_for_the_longest_chunk() -> None:
+    """The length is symbolic, the memory is not; decoding needs a fraction of it."""
+    small, large = (_storage(llama_attention(64, 4, 2, 16), "f32", chunk, 64) for chunk in (16, 32))
+    assert sum(large["t1_prefill"]) == 2 * sum(small["t1_prefill"])
+    assert sum(small["t1_prefill"]) == 16 * sum(small["t1_decode"])
+
+
+def _storage(template: Template, quant: str, chunk: int, context: int) -> dict[str, list[int]]:
+    """Sizes of the storage that each function allocates; all are known when it is compiled."""
+    module = build_module([template], quant, PROCESSORS["avx2"], context, chunk)
+    with tvm.target.Target("llvm"):
+        lowered = relax_passes()(module)
+    sizes: dict[str, list[int]] = {}
+    for variable, function in lowered.functions.items():
+        if not isinstance(function, relax.Function):
+            continue
+        found = sizes.setdefault(variable.name_hint, [])
+        for block in function.body.blocks:
+            for binding in block.bindings:
+                call = binding.value
+                if isinstance(call, relax.Call) and getattr(call.op, "name", "") == "relax.vm.alloc_storage":
+                    found.append(int(call.args[0].values[0]))
+    return sizes

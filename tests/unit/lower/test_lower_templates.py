@@ -1,0 +1,138 @@
+"""Compiled templates against onnxruntime: whole prompts, prompts in chunks, and single tokens give the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llcompile.ir.graph import CacheSpec, Template
+from tests.unit.lower.harness import (
+    Library,
+    TemplateWriter,
+    embedding,
+    llama_attention,
+    llama_mlp,
+    random_inputs,
+    runnable,
+)
+
+N = 41
+CHUNKS = ([16, 16, 9], [7, 1, 1, 16, 3, 1, 2, 10], [1] * N)
+HIDDEN: tuple[str, tuple[int | str, ...]] = ("float32", (1, "n", 64))
+
+# Largest difference as a part of the largest output: float32 rounding; float16 caches; int8 activations.
+TOLERANCE = {"f32": 3e-6, "f16": 2e-3, "q8": 3e-2, "q4": 3e-2}
+
+
+def _gpt2_attention() -> Template:
+    """LayerNorm, one projection with bias split into q, k and v, ALiBi."""
+    w = TemplateWriter({"x": HIDDEN})
+    x = w.op("LayerNormalization", "x", w.weight("plain", 64), w.weight("plain", 64), epsilon=1e-5)
+    parts = w.op("Split", w.linear(x, 192, 64, bias=True), outputs=3, axis=2, num_outputs=3)
+    q, k, v = (w.heads(p, 4, 16) for p in parts)
+    slopes = [float(s) for s in np.geomspace(0.5, 0.01, 4)]
+    mixed = w.attend(q, k, v, CacheSpec(4, 4, 16, 16), alibi=slopes)
+    y = w.op("Add", "x", w.linear(mixed, 64, 64, bias=True))
+    return w.finish("gpt2", (y, (1, "n", 64)))
+
+
+def _phi3_attention() -> Template:
+    """A projection cut by Slice, rotary positions on half of each head, normed queries, an uneven value width."""
+    tables: Any = ("float32", (1, "n", 4))
+    w = TemplateWriter({"x": HIDDEN, "cos": tables, "sin": tables})
+    packed = w.linear("x", 64 + 32 + 24, 64)
+    ends = [(0, 64), (64, 96), (96, 120)]
+    one = w.constant([2], "int64")
+    q, k, v = (
+        w.op("Slice", packed, w.constant([a], "int64"), w.constant([b], "int64"), one) for a, b in ends
+    )
+    q, k, v = w.heads(q, 4, 16), w.heads(k, 2, 16), w.heads(v, 2, 12)
+    q = w.op("RMSNormalization", q, w.weight("plain", 16), axis=-1)
+    q, k = (w.op("RotaryEmbedding", t, "cos", "sin", rotary_embedding_dim=8) for t in (q, k))
+    mixed = w.attend(q, k, v, CacheSpec(4, 2, 16, 12, window=9), softcap=4.0)
+    return w.finish("phi3", (w.linear(mixed, 64, 48), (1, "n", 64)))
+
+
+def _pointwise(kind: str) -> Callable[[], Template]:
+    """An activation with what surrounds it in one family or another, and two outputs."""
+
+    def make() -> Template:
+        w = TemplateWriter({"x": HIDDEN, "y": HIDDEN})
+        scaled = w.op("Mul", "x", w.constant(3.0))
+        settings = {"approximate": "tanh"} if kind == "GeluTanh" else {}
+        active = w.op(kind.removesuffix("Tanh") if kind != "Tanh" else kind, scaled, **settings)
+        gain = w.op("Add", w.weight("plain", 64), w.constant(1.0))
+        normed = w.op("RMSNormalization", w.op("Add", active, "y"), gain, axis=-1)
+        capped = w.op("Mul", w.op("Tanh", w.op("Div", normed, w.constant(2.0))), w.constant(2.0))
+        return w.finish("act", (capped, (1, "n", 64)), (w.op("Sub", active, "y"), (1, "n", 64)))
+
+    return make
+
+
+def _rearranged() -> Template:
+    """Concat, Unsqueeze, Transpose, Where, Gather, Expand: each an index, fused with its neighbours."""
+    w = TemplateWriter({"x": HIDDEN})
+    left, right = w.op("Split", "x", w.constant([40, 24], "int64"), outputs=2, axis=-1)
+    swapped = w.op("Concat", right, left, axis=-1)
+    boxed = w.op("Unsqueeze", swapped, w.constant([0], "int64"))
+    reversed_ = w.op("Gather", w.op("Squeeze", boxed, w.constant([0], "int64")),
+                     w.constant(np.arange(64)[::-1], "int64"), axis=2)  # fmt: skip
+    mask = w.op("Greater", reversed_, w.op("Expand", w.constant([0.0]), w.constant([1, 1, 64], "int64")))
+    y = w.op("Where", mask, reversed_, w.op("Neg", w.op("Pow", "x", w.constant(2.0))))
+    return w.finish("moved", (y, (1, "n", 64)))
+
+
+def _positions() -> Template:
+    w = TemplateWriter({"position_ids": ("int64", (1, "n"))})
+    position = w.op("Cast", w.op("Unsqueeze", "position_ids", w.constant([2], "int64")), to=1)
+    angle = w.op("MatMul", position, w.constant(10000.0 ** -(np.arange(8) / 8)[None, None]))
+    return w.finish("positions", *((w.op(kind, angle), (1, "n", 8)) for kind in ("Cos", "Sin")))
+
+
+TEMPLATES: dict[str, Callable[[], Template]] = {
+    "llama attention": lambda: llama_attention(64, 4, 2, 16),
+    "llama mlp": lambda: llama_mlp(64, 72),
+    "embedding": lambda: embedding(11, 72),
+    "gpt2 attention": _gpt2_attention,
+    "phi3 attention": _phi3_attention,
+    "rearranged": _rearranged,
+    "positions": _positions,
+    **{kind: _pointwise(kind) for kind in ("Sigmoid", "Relu", "Tanh", "Gelu", "GeluTanh", "Erf", "Exp")},
+}
+QUANTISED = ("llama attention", "llama mlp", "embedding", "gpt2 attention", "phi3 attention")
+
+
+def _check(name: str, quant: str, isa: str, folder: Path) -> None:
+    template = TEMPLATES[name]()
+    library = Library([template], quant, isa, folder / "t.so")
+    inputs = random_inputs(template, N)
+    expected = library.oracle(template.id, inputs)
+    for chunks in CHUNKS:
+        for got, want in zip(library.run(template.id, inputs, chunks), expected, strict=True):
+            assert got.shape == want.shape
+            assert np.abs(got - want).max() <= TOLERANCE[quant] * np.abs(want).max(), (name, chunks)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_float32(name: str, tmp_path: Path) -> None:
+    _check(name, "f32", runnable()[0], tmp_path)
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+@pytest.mark.parametrize("quant", ["f16", "q8", "q4"])
+def test_smaller_formats(name: str, quant: str, tmp_path: Path) -> None:
+    _check(name, quant, runnable()[-1], tmp_path)
+
+
+def test_all_ways_to_cut_a_prompt_agree_closely_when_quantised(tmp_path: Path) -> None:
+    """Activations are rounded token by token, so chunks change only the order of float32 sums."""
+    template = llama_attention(64, 4, 2, 16)
+    library = Library([template], "q4", runnable()[0], tmp_path / "t.so")
+    inputs = random_inputs(template, N)
+    whole, *others = (library.run(template.id, inputs, chunks)[0] for chunks in CHUNKS)
+    for other in others:
+        np.testing.assert_allclose(other, whole, atol=2e-6 * float(np.abs(whole).max()))
