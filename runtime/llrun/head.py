@@ -46,7 +46,7 @@ from llrun.transport import Connection, ConnectionLost, Transport
 REACH_S = 10.0
 SET_UP_S = 20.0
 RETRY_S = 0.1
-GOODBYE_S = 0.2
+GOODBYE_S = 0.5
 COMPUTE_END_S = 5.0
 GRACE_S = 0.25
 BUSY = "R306"
@@ -119,6 +119,7 @@ class Session:
         self._engine = Engine(device.program, device.blocks, device.library, outbound, inbox)
         self._addresses = {name: addresses[name] for name in workers_of(device)}
         self._controls: dict[str, Connection] = {}
+        self._hearing: list[threading.Thread] = []
         self._pulse: Pulse | None = None
         self._compute = threading.Thread(target=self._run_engine, name="compute", daemon=True)
         self._next = 0
@@ -277,7 +278,9 @@ class Session:
         until = time.monotonic() + REACH_S
         for name, address in self._addresses.items():
             self._controls[name] = self._reach(name, address, hello, until)
-            threading.Thread(target=self._hear, args=(name,), name=f"hear {name}", daemon=True).start()
+            thread = threading.Thread(target=self._hear, args=(name,), name=f"hear {name}", daemon=True)
+            self._hearing.append(thread)
+            thread.start()
         self._pulse = Pulse(self._controls, self._replies.put)
         self._pulse.start()
         self._compute.start()
@@ -340,13 +343,18 @@ class Session:
         """Say goodbye and end everything; safe to call in any state, more than once."""
         if self._pulse:
             self._pulse.stop()
-        self._engine.inbox.put(Stop())
-        self._links.close()
+        self._links.retire()
         for control in self._controls.values():
             with suppress(ConnectionLost):
                 send_message(control, Goodbye())
-            control.close(drain_s=GOODBYE_S)
+        until = time.monotonic() + GOODBYE_S
+        for thread in self._hearing:  # each ends when its worker has heard the goodbye and closes
+            thread.join(max(until - time.monotonic(), 0))
+        self._links.close()
+        for control in self._controls.values():
+            control.close()
         self._controls.clear()
+        self._engine.inbox.put(Stop())
         if self._compute.is_alive():
             self._compute.join(COMPUTE_END_S)
 

@@ -129,12 +129,15 @@ class Links:
         except ConnectionLost as error:
             raise lost(destination, str(error)) from error
 
-    def close(self) -> None:
+    def retire(self) -> None:
+        """From now on a neighbour that closes its connection is no failure."""
         with self._changed:
             self._closed = True
-            connections = list(self._connections.values())
             self._changed.notify_all()
-        for connection in connections:
+
+    def close(self) -> None:
+        self.retire()
+        for connection in list(self._connections.values()):
             connection.close()
 
     def _read(self, device: str, connection: Connection) -> None:

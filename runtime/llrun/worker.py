@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 from llrun.device import Device
 from llrun.engine import Asking, Closing, Engine, Event, Opening, Stop
-from llrun.errors import INTERNAL, RunError, lost
+from llrun.errors import INTERNAL, LOST, RunError, lost
 from llrun.links import HANDSHAKE_S, Links, Pulse, dial, read_message, send_message
 from llrun.memory import Array
 from llrun.protocol import (
@@ -41,6 +41,7 @@ from llrun.transport import Connection, ConnectionLost, Listener, Transport
 MAX_HANDSHAKES = 16
 CONNECT_S = 10.0
 DRAIN_S = 0.5
+GRACE_S = 0.2
 ACCEPT_PAUSE_S = 0.2
 REASON_LIMIT = 4096
 Note = Callable[[str], None]
@@ -85,6 +86,7 @@ class WorkerSession:
         self._control = control
         self._head = device.record.head
         self._configuration: Configure | None = None
+        self._goodbye = threading.Event()
         inbox: SimpleQueue[Event] = SimpleQueue()
         self._links = Links(device.program, device.limits, inbox, self._fail)
         self._outside = HeadLink(control, self._links, self._head)
@@ -98,6 +100,9 @@ class WorkerSession:
         try:
             self._engine.run()
         except RunError as error:
+            # A neighbour that has heard the head's goodbye first is not lost.
+            if error.code == LOST and self._goodbye.wait(GRACE_S):
+                return None
             self._tell(error)
             return error
         finally:
@@ -128,6 +133,7 @@ class WorkerSession:
         try:
             while self._heard(read_message(self._control)):
                 pass
+            self._goodbye.set()
             self._engine.inbox.put(Stop())
         except ConnectionLost as error:
             self._fail(lost(self._head, str(error)))

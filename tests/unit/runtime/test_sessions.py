@@ -206,3 +206,12 @@ def test_bench_that_does_not_fit():
         check_plan(Plan(128, 16, 200, 1, 1), model)
     with pytest.raises(RunError, match="nothing to measure"):
         check_plan(Plan(0, 0, 0, 1, 1), model)
+
+
+def test_goodbye_is_no_failure(cluster):
+    workers = cluster(NAMES)
+    for _ in range(5):
+        with workers.session() as session:
+            generate(session, prompt(3), 2, Sampling(), lambda token: True)
+    time.sleep(0.3)
+    assert workers.notes == []
