@@ -29,9 +29,7 @@ def messages(stages: Sequence[Stage], flows: Sequence[Flow]) -> tuple[Message, .
     for flow in flows:
         start = index[flow.producer]
         source = stages[start].devices[0]
-        reached: dict[str, int] = {}
-        for stage in sorted({index[block] for block in flow.consumers}):
-            reached.setdefault(stages[stage].devices[0], stage)
+        reached = {stages[i].devices[0]: i for i in sorted({index[block] for block in flow.consumers})}
         found += [Message(flow, source, to, (start, stage)) for to, stage in reached.items() if to != source]
     return tuple(sorted(found, key=lambda m: (m.flow.producer, m.hop, m.flow.tensor)))
 

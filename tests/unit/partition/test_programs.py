@@ -122,6 +122,8 @@ def test_tables_are_made_anew_in_each_segment_that_uses_them() -> None:
     program = programs_of(layered(3), (("h", 0, 2), ("a", 2, 3), ("h", 3, 8)))["h"]
     runs = [step.template for step in program.steps if isinstance(step, schema.Run)]
     assert runs.count("positions") == 2
+    cos = next(tensor.id for tensor in tensor_table(layered(3)) if tensor.name == "cos")
+    assert sum(step == schema.Release(tensor=cos) for step in program.steps) == 2
 
 
 @pytest.mark.parametrize("parallel", [False, True])
