@@ -1,8 +1,9 @@
 """A small model in numpy, cut over any number of devices: what the runtime's tests execute without a
 compiler.
 
-Six blocks: an embedding, four that append to a cache and mix in the mean of what it holds, and an output
-head. The functions have the calling convention of compiled ones, so engine, links, worker and head run
+Seven blocks: an embedding, four that append to a cache and mix in the mean of what it holds, one that
+subtracts half the embedding, and an output head; the last two are needed for a prompt's last row alone.
+The functions have the calling convention of compiled ones, so engine, links, worker and head run
 unchanged.
 """
 
@@ -29,7 +30,8 @@ from llrun.schema import (
 )
 from llrun.stores import Block
 
-VOCABULARY, WIDTH, CONTEXT, CHUNK, BLOCKS = 97, 16, 256, 8, 6
+VOCABULARY, WIDTH, CONTEXT, CHUNK, BLOCKS = 97, 16, 256, 8, 7
+MIXERS = range(1, BLOCKS - 2)
 IDS, POSITIONS, LOGITS, SKIP, TABLE, FIRST = 0, 1, 2, 3, 4, 10  # tensor ids; FIRST + i: output of block i
 BUNDLE = "b" * 64
 
@@ -40,8 +42,8 @@ def weights(seed: int = 3) -> list[tuple[np.ndarray, ...]]:
     def draw(*shape: int) -> np.ndarray:
         return random.standard_normal(shape).astype(np.float32)
 
-    mixers = [(draw(WIDTH, WIDTH) / 3,) for _ in range(BLOCKS - 2)]
-    return [(draw(VOCABULARY, WIDTH),), *mixers, (draw(VOCABULARY, WIDTH),)]
+    mixers = [(draw(WIDTH, WIDTH) / 3,) for _ in MIXERS]
+    return [(draw(VOCABULARY, WIDTH),), *mixers, (), (draw(VOCABULARY, WIDTH),)]
 
 
 def embed(ids: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -62,8 +64,12 @@ def mix(x: np.ndarray, table: np.ndarray, ids: np.ndarray, w: np.ndarray, cache:
     return (x + np.tanh(means @ w)[None] * table).astype(np.float32)
 
 
-def project(x: np.ndarray, skip: np.ndarray, w: np.ndarray) -> np.ndarray:
-    return ((x - 0.5 * skip) @ w.T).astype(np.float32)
+def trim(x: np.ndarray, skip: np.ndarray) -> np.ndarray:
+    return (x - 0.5 * skip).astype(np.float32)
+
+
+def project(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return (x @ w.T).astype(np.float32)
 
 
 def one_row(function):
@@ -77,7 +83,7 @@ def one_row(function):
 
 
 def library(**replaced: object) -> Library:
-    kinds = {"t0": embed, "t1": mix, "t2": project, "positions": positions} | replaced
+    kinds = {"t0": embed, "t1": mix, "t2": trim, "t3": project, "positions": positions} | replaced
     functions = {f"{name}_prefill": f for name, f in kinds.items()}
     functions |= {f"{name}_decode": one_row(f) for name, f in kinds.items()}
     return Library(functions, lambda array: array, lambda array: array)
@@ -86,14 +92,14 @@ def library(**replaced: object) -> Library:
 def reference(ids: list[int], seed: int = 3) -> np.ndarray:
     """Logits (n, vocabulary) of the whole model, one token at a time, in float32."""
     parts = weights(seed)
-    caches = [np.zeros((1, CONTEXT, WIDTH), np.float32) for _ in range(BLOCKS - 2)]
+    caches = [np.zeros((1, CONTEXT, WIDTH), np.float32) for _ in MIXERS]
     rows = []
     for position, token in enumerate(ids):
         where = np.array([[position]])
         x = skip = embed(np.array([[token]]), *parts[0])
-        for part, cache in zip(parts[1:-1], caches, strict=True):
+        for part, cache in zip(parts[1:-2], caches, strict=True):
             x = mix(x, positions(where), where, *part, cache)
-        rows.append(project(x, skip, *parts[-1])[0, 0])
+        rows.append(project(trim(x, skip), *parts[-1])[0, 0])
     return np.stack(rows)
 
 
@@ -106,42 +112,53 @@ def greedy(ids: list[int], count: int) -> list[int]:
 
 
 def owners(devices: list[str]) -> list[str]:
-    """Device of each block: first and last on the head, the four between dealt out in order."""
-    middle = [devices[min(i * len(devices) // (BLOCKS - 2), len(devices) - 1)] for i in range(BLOCKS - 2)]
-    if len(devices) == 3:
-        middle = [devices[1], devices[1], devices[2], devices[2]]
-    return [devices[0], *middle, devices[0]]
+    """Device of each block: first and last on the head; of four devices, the last has the trimming block
+    alone."""
+    middle = {
+        1: [0, 0, 0, 0, 0],
+        2: [0, 1, 1, 1, 1],
+        3: [1, 1, 2, 2, 0],
+        4: [1, 1, 1, 2, 3],
+    }[len(devices)]
+    return [devices[0], *(devices[i] for i in middle), devices[0]]
 
 
 def programs(devices: list[str]) -> dict[str, tuple]:
-    """Every device's steps. The embedding's output also skips to the output head, which is on the same
-    device."""
+    """Every device's steps. The embedding's output skips to the trimming block."""
     owner = owners(devices)
     steps: dict[str, list] = {d: [Load(block=b) for b in range(BLOCKS) if owner[b] == d] for d in devices}
     for device in devices:
-        if device in owner[1:-1]:
+        if device in [owner[block] for block in MIXERS]:
             run = Run(template="positions", block=None, inputs=(POSITIONS,), outputs=(TABLE,))
             steps[device].append(run)
     for block in range(BLOCKS):
-        device, last = owner[block], "last" if block == BLOCKS - 1 else "all"
-        if block and owner[block - 1] != device:
-            sent = FIRST + block - 1
-            steps[owner[block - 1]].append(Send(tensor=sent, destination=device, rows=last))
-            if block > 1:
-                steps[owner[block - 1]].append(Release(tensor=sent))
-            steps[device].append(Receive(tensor=sent, source=owner[block - 1]))
-        steps[device].append(_run(block, last))
+        sources = [FIRST + block - 1] if block else []
+        if block == BLOCKS - 2:
+            sources.append(FIRST)
+        for tensor in sources:
+            maker, device = owner[tensor - FIRST], owner[block]
+            if maker != device:
+                rows = "last" if block >= BLOCKS - 2 else "all"
+                steps[maker].append(Send(tensor=tensor, destination=device, rows=rows))
+        for tensor in sources:
+            maker, device = owner[tensor - FIRST], owner[block]
+            if maker != device:
+                steps[device].append(Receive(tensor=tensor, source=maker))
+                if tensor != FIRST:
+                    steps[maker].append(Release(tensor=tensor))
+        steps[owner[block]].append(_run(block))
     return {device: tuple(one) for device, one in steps.items()}
 
 
-def _run(block: int, rows: str) -> Run:
+def _run(block: int) -> Run:
+    last, outputs = FIRST + block - 1, (FIRST + block,)
     if block == 0:
-        return Run(template="t0", block=0, inputs=(IDS,), outputs=(FIRST,))
-    if block == BLOCKS - 1:
-        inputs = (FIRST + block - 1, FIRST)
-        return Run(template="t2", block=block, inputs=inputs, outputs=(LOGITS,), rows=rows)
-    inputs = (FIRST + block - 1, TABLE, POSITIONS)
-    return Run(template="t1", block=block, inputs=inputs, outputs=(FIRST + block,))
+        return Run(template="t0", block=0, inputs=(IDS,), outputs=outputs)
+    if block in MIXERS:
+        return Run(template="t1", block=block, inputs=(last, TABLE, POSITIONS), outputs=outputs)
+    if block == BLOCKS - 2:
+        return Run(template="t2", block=block, inputs=(last, FIRST), outputs=outputs, rows="last")
+    return Run(template="t3", block=block, inputs=(last,), outputs=(LOGITS,), rows="last")
 
 
 def record(
@@ -156,7 +173,7 @@ def record(
     ]
     tensors += [Tensor(id=FIRST + i, name=f"h{i}", dtype="float32", shape=hidden) for i in range(BLOCKS - 1)]
     caches = (CacheArray(dtype="float32", shape=(1, CONTEXT, WIDTH)),)
-    templates = ["t0", *["t1"] * (BLOCKS - 2), "t2"]
+    templates = ["t0", *["t1" for _ in MIXERS], "t2", "t3"]
     fields = {
         "schema": 1,
         "digest": "",
