@@ -10,7 +10,8 @@ from llcompile.partition.problem import HEAD, Problem
 from llcompile.partition.search import search
 
 _NO_PLAN = "P201"
-_REMEDY = "Use --quant q4, a smaller --context, or add a device"
+
+_SMALLER = ("a smaller --context", "more devices")
 
 
 def size(count: float) -> str:
@@ -60,7 +61,7 @@ def _head_too_small(problem: Problem) -> str | None:
     name = problem.devices[HEAD].name
     return (
         f"the first and the last block (embedding and output head) need {size(need)} on the head, {name} has "
-        f"{_free_text(free)} free. Use --quant q4, or make a device with more memory the head"
+        f"{_free_text(free)} free beside the runtime. {_remedy(problem, 'a head with more memory')}"
     )
 
 
@@ -72,7 +73,7 @@ def _block_too_large(problem: Problem) -> str | None:
         return None
     return (
         f"block {block} needs {size(need)}, the largest device ({problem.devices[largest].name}) has "
-        f"{_free_text(problem.free[largest])} free. {_REMEDY}"
+        f"{_free_text(problem.free[largest])} free. {_remedy(problem, *_SMALLER)}"
     )
 
 
@@ -82,7 +83,7 @@ def _too_little_memory(problem: Problem) -> str | None:
     free = sum(max(0, bytes_) for bytes_ in problem.free)
     if weights + cache <= free:
         return None
-    return f"{_model_text(problem)}, the devices have {size(free)} free. {_REMEDY}"
+    return f"{_model_text(problem)}, the devices have {size(free)} free. {_remedy(problem, *_SMALLER)}"
 
 
 def _wish_too_large(problem: Problem) -> str | None:
@@ -117,8 +118,10 @@ def _no_arrangement(problem: Problem) -> str:
     if wishes and _fits_without_wishes(problem):
         return f"{text}, but no consecutive stages of whole blocks fit with {', '.join(wishes)}. Leave out one of these"
     if least_workers(problem) > len(problem.workers):
-        return f"{text}, but less in whole blocks: too few blocks fit on the devices together. {_REMEDY}"
-    return f"{text}, but no consecutive stages of whole blocks fit into them. {_REMEDY}"
+        fault = "but less in whole blocks: too few blocks fit on the devices together"
+    else:
+        fault = "but no consecutive stages of whole blocks fit into them"
+    return f"{text}, {fault}. {_remedy(problem, *_SMALLER)}"
 
 
 def _fits_without_wishes(problem: Problem) -> bool:
@@ -130,6 +133,12 @@ def _model_text(problem: Problem) -> str:
     weights = sum(cost.weights_bytes for cost in problem.costs)
     cache = sum(cost.cache_bytes for cost in problem.costs)
     return f"the model needs {size(weights + cache)} (weights {size(weights)}, cache {size(cache)})"
+
+
+def _remedy(problem: Problem, *others: str) -> str:
+    """What would help, fewer bits first where there are fewer to be had."""
+    ways = ["--quant q4", *others] if problem.options.quant != "q4" else list(others)
+    return "Use " + ", or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)
 
 
 def _free_text(free: int) -> str:

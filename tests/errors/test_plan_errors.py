@@ -38,21 +38,32 @@ def test_too_little_memory_in_all() -> None:
         plan(costs, chain(6), cluster(10, 9), OPTIONS)
     assert caught.value.message == (
         "no feasible plan: the model needs 24.0 MiB (weights 18.0 MiB, cache 6.0 MiB), the devices have 19.0 MiB "
-        "free. Use --quant q4, a smaller --context, or add a device"
+        "free. Use a smaller --context, or more devices"
     )
+
+
+def test_fewer_bits_are_a_remedy_where_there_are_fewer() -> None:
+    with pytest.raises(CompileError) as caught:
+        plan(
+            tuple(cost(b, 3 * MIB, 0, 0) for b in range(6)),
+            chain(6),
+            cluster(1),
+            replace(OPTIONS, quant="q8"),
+        )
+    assert caught.value.message.endswith("Use --quant q4, or a head with more memory")
 
 
 def test_block_larger_than_the_largest_device() -> None:
     assert refusal(1, 1, 8, 1, devices=cluster(3, 5, 7)) == (
         "no feasible plan: block 2 needs 8.0 MiB, the largest device (b) has 7.0 MiB free. "
-        "Use --quant q4, a smaller --context, or add a device"
+        "Use a smaller --context, or more devices"
     )
 
 
 def test_head_too_small_for_both_ends() -> None:
     assert refusal(3, 1, 3, devices=cluster(5, 50)) == (
         "no feasible plan: the first and the last block (embedding and output head) need 6.0 MiB on the head, "
-        "h has 5.0 MiB free. Use --quant q4, or make a device with more memory the head"
+        "h has 5.0 MiB free beside the runtime. Use a head with more memory"
     )
 
 
@@ -66,7 +77,7 @@ def test_enough_in_all_but_not_in_whole_blocks() -> None:
     message = refusal(1, 3, 3, 3, 1, devices=cluster(2.5, 5, 5))
     assert "the model needs 11.0 MiB" in message
     assert "the devices have 12.5 MiB free in all, but less in whole blocks" in message
-    assert message.endswith("Use --quant q4, a smaller --context, or add a device")
+    assert message.endswith("Use a smaller --context, or more devices")
 
 
 def test_use_all_with_more_devices_than_blocks() -> None:
@@ -107,7 +118,7 @@ def test_wishes_that_alone_do_not_fit_are_named() -> None:
 def test_wishes_that_make_no_difference_are_not_blamed() -> None:
     message = refusal(1, 3, 3, 3, 3, 3, 1, devices=cluster(2, 5, 4, 8), pins=(Pin(2, 3, "b"),), use_all=True)
     assert "--pin" not in message
-    assert message.endswith("Use --quant q4, a smaller --context, or add a device")
+    assert message.endswith("Use a smaller --context, or more devices")
 
 
 @pytest.mark.parametrize(
