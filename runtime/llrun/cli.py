@@ -73,7 +73,7 @@ def _guarded(command: click.Command, arguments: Sequence[str], name: str) -> int
 
 def _common(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("--timeout", type=float, default=600.0, show_default=True, metavar="S",
+        click.option("--timeout", type=float, default=120.0, show_default=True, metavar="S",
                      help="Give up when nothing comes from any device for this long."),
         click.option("--no-verify", is_flag=True, help="Skip hashing the weights (sizes are still checked)."),
         click.option("--peer", "peers", multiple=True, metavar="NAME=HOST:PORT",

@@ -103,7 +103,7 @@ def test_refused_by_name(cluster, changes, role, reason):
 
 
 def test_another_head_waits_and_is_told_why(cluster, monkeypatch):
-    monkeypatch.setattr("llrun.head.REACH_S", 0.3)
+    monkeypatch.setattr("llrun.controls.REACH_S", 0.3)
     workers = cluster(NAMES)
     with workers.session() as session:
         with pytest.raises(RunError, match="serving another head"), workers.session():

@@ -116,7 +116,7 @@ def test_workers_drop_a_head_that_is_gone(workers):
 
 
 def test_unreachable_worker_is_named(monkeypatch):
-    monkeypatch.setattr("llrun.head.REACH_S", 0.3)
+    monkeypatch.setattr("llrun.controls.REACH_S", 0.3)
     listener = Tcp().listen("127.0.0.1:0")
     address = listener.address
     listener.close()

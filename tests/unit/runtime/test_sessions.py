@@ -170,7 +170,10 @@ def test_a_device_that_fails_is_named_and_serves_on(cluster):
 def test_waiting_has_a_deadline(cluster):
     slow = synthetic.library(t1=lambda *arguments: time.sleep(2) or synthetic.mix(*arguments))
     workers = cluster(NAMES[:2], {"anna": synthetic.device("anna", NAMES[:2], slow)})
-    with workers.session(timeout_s=0.3) as session, pytest.raises(RunError, match=r"nothing came .* 0\.3 s"):
+    with (
+        workers.session(timeout_s=0.3) as session,
+        pytest.raises(RunError, match=r"nothing came .* 0\.3 s .* on anna, head"),
+    ):
         generate(session, prompt(3), 5, Sampling(), lambda token: True)
 
 
