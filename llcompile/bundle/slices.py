@@ -62,6 +62,7 @@ def device_infos(cluster: Cluster, names: Sequence[str]) -> dict[str, schema.Dev
             address=d.address,
             threads=d.threads,
             memory_bytes=d.memory_bytes,
+            isa=d.processor.isa,
         )
         for d in map(cluster.device, sorted(names))
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llrun.library import Library, load_library
 from llrun.links import Limits
 from llrun.memory import Array
+from llrun.processor import require
 from llrun.program import Program, build_program
 from llrun.schema import Slice
 from llrun.slice import Place, entry_of, verified_file
@@ -45,11 +46,13 @@ def load_device(place: Place, verify: bool, progress: Progress) -> Device:
     for name in sorted(record.files.keys() - weights):
         verified_file(place, name)
     arrays = _read_blocks(place, program, verify, progress)
+    me = record.devices[record.device]
+    require(me.isa, me.target)
     library = load_library(
         place.folder / record.runtime_library,
         place.folder / record.library,
         program.templates,
-        record.devices[record.device].threads,
+        me.threads,
     )
     blocks = {
         block.id: Block(block, tuple(library.wrap(array) for array in arrays[block.id]))

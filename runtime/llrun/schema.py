@@ -135,11 +135,14 @@ class ModelInfo(Strict, frozen=True):
 
 
 class DeviceInfo(Strict, frozen=True):
+    """`isa`: the instruction set its library uses, as llcompile.ir.cluster names them."""
+
     name: str
     target: str
     address: str
     threads: Positive
     memory_bytes: Positive
+    isa: str = ""
 
 
 class Slice(Strict, frozen=True):
