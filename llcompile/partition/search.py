@@ -76,30 +76,32 @@ def search(problem: Problem, gap: float) -> Outlook:
     """
     best: Found | None = None
     by_device: dict[int, Found] = {}
-    exact, least_sum, limit, low, closed = True, 0.0, INFINITY, 0.0, INFINITY
-    open_: list[_Range] = []
+    exact, least_sum, closed = True, 0.0, INFINITY
+    open_ = [_Range(0.0, 0.0, INFINITY, 0.0)]
     for _ in range(ROUNDS):
+        range_ = min(open_)
+        if best is not None and range_.bound >= best.figures.objective * (1 - gap):
+            break
+        limit = range_.high if range_.high == INFINITY else (range_.low + range_.high) / 2
         sweep = _Sweep(problem, limit)
         exact, least = exact and sweep.exact, sweep.least()
-        least_sum = least if limit == INFINITY else least_sum
         for found, workers in sweep.plans():
             best = _better(best, found)
-            for d in workers:
-                by_device[d] = _better(by_device.get(d), found)
-        if least < INFINITY:
-            reached = max(low, min(limit, slowest(problem, sweep.cheapest().figures) * (1 - EDGE)))
-            closed = min(closed, _bound(problem, least, reached))
-            open_.append(_Range(_bound(problem, least, low), low, reached, least))
-        if best is None or not open_ or min(open_).bound >= best.figures.objective * (1 - gap):
-            break
-        range_ = min(open_)
+            by_device |= {d: _better(by_device.get(d), found) for d in workers}
         open_.remove(range_)
-        low, limit = range_.low, (range_.low + range_.high) / 2
-        open_.append(_Range(_bound(problem, range_.least, limit), limit, range_.high, range_.least))
+        if limit < INFINITY:
+            open_.append(_Range(_bound(problem, range_.least, limit), limit, range_.high, range_.least))
+        else:
+            least_sum = least
+        if least < INFINITY:
+            reached = max(range_.low, min(limit, slowest(problem, sweep.cheapest().figures) * (1 - EDGE)))
+            closed = min(closed, _bound(problem, least, reached))
+            open_.append(_Range(_bound(problem, least, range_.low), range_.low, reached, least))
+        if not open_:
+            break
     bound = min([closed, *(range_.bound for range_ in open_)])
     if not exact:
-        least_sum = sum(min(costs) for costs in zip(*problem.block_cost, strict=True))
-        bound = least_sum
+        bound = least_sum = sum(min(costs) for costs in zip(*problem.block_cost, strict=True))
     return Outlook(best, by_device, min(bound, best.figures.objective) if best else bound, least_sum, exact)
 
 

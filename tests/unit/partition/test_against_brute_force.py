@@ -57,6 +57,17 @@ def test_mip_alone_equals_enumeration(part: int) -> None:
             assert solution.objective == pytest.approx(expected[0], rel=CLOSE), seed
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 3, 5])
+def test_search_that_is_cut_short_still_bounds(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+    monkeypatch.setattr("llcompile.partition.search.ROUNDS", rounds)
+    for seed in range(4000, 4100):
+        case = random_case(seed)
+        expected = brute_force(case.costs, case.flows, case.cluster, case.options)
+        outlook = search(Problem(case.costs, case.flows, case.cluster, case.options), 1e-9)
+        assert (outlook.best is None) == (expected is None)
+        assert expected is None or outlook.bound <= expected[0] * (1 + CLOSE), seed
+
+
 def test_search_bounds_hold() -> None:
     """The bounds that the MIP takes from the search are true ones, and the search says so when nothing fits."""
     for seed in range(2000, 2300):
