@@ -35,6 +35,12 @@ WORKERS = {"pi5": ("raspberry-pi-5", arm.CORTEX_A76), "pi4": ("raspberry-pi-4", 
 PINS = ("--pin", "2:4=pi5", "--pin", "4:6=pi4")
 Build = Callable[[str, bool], Path]  # of a quant, with Arm workers or with x86 ones
 
+# The command line without its check of the processor: what that check prevents can be seen then.
+UNCHECKED = (
+    "-c",
+    "import llrun.device as d; d.require = lambda *_: None; from llrun.cli import main; main()",
+)
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -82,7 +88,8 @@ def test_arm_workers_and_an_x86_head_produce_the_tokens_of_x86(
 
 def test_code_with_dot_product_dies_on_a_processor_without_it(bundle: Build, tmp_path: Path) -> None:
     built = bundle("q8", True)
-    with workers(built, tmp_path, {"pi5": arm.CORTEX_A72, "pi4": arm.CORTEX_A72}) as running:
+    cpus = {"pi5": arm.CORTEX_A72, "pi4": arm.CORTEX_A72}
+    with workers(built, tmp_path, cpus, UNCHECKED) as running:
         done = subprocess.run(
             [*head(built), *generation(models.prompt(7))],
             capture_output=True,
@@ -95,6 +102,13 @@ def test_code_with_dot_product_dies_on_a_processor_without_it(bundle: Build, tmp
     assert done.returncode == 1
     assert "pi5" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_processor_without_dot_product_is_refused(bundle: Build, tmp_path: Path) -> None:
+    slice_folder = str(bundle("q8", True) / "devices/pi5")
+    process = arm.start("-m", "llrun", slice_folder, cpu=arm.CORTEX_A72, log=tmp_path / "pi5")
+    assert process.wait(60) == 2
+    assert "lacks asimddp" in (tmp_path / "pi5").read_text()
 
 
 def devices(arm_workers: bool) -> dict[str, object]:
@@ -112,10 +126,12 @@ def devices(arm_workers: bool) -> dict[str, object]:
 
 
 @contextmanager
-def workers(bundle: Path, logs: Path, cpus: dict[str, str]) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+def workers(
+    bundle: Path, logs: Path, cpus: dict[str, str], entry: tuple[str, ...] = ("-m", "llrun")
+) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """The Arm slices of `bundle`, each served under qemu on its processor, until the end of the block."""
     running = {
-        name: arm.start("-m", "llrun", str(bundle / "devices" / name), cpu=cpu, log=logs / name)
+        name: arm.start(*entry, str(bundle / "devices" / name), cpu=cpu, log=logs / name)
         for name, cpu in cpus.items()
     }
     try:
