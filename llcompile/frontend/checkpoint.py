@@ -101,7 +101,22 @@ def _read_weight_map(index: Path) -> dict[str, str]:
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file. Raises CompileError F140 when something does not hold together."""
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+        raw = _header_bytes(path, size)
+    except OSError as error:
+        raise CompileError("F140", f"{path} cannot be read ({error.strerror}).") from None
+    document = _parse(path, raw)
+    start, data = 8 + len(raw), size - 8 - len(raw)
+    tensors = {
+        name: _tensor(path, name, entry, start) for name, entry in document.items() if name != "__metadata__"
+    }
+    ends = {name: document[name]["data_offsets"][1] for name in tensors}
+    _check_places(path, {n: (t.offset - start, ends[n]) for n, t in tensors.items()}, data)
+    return tensors
+
+
+def _header_bytes(path: Path, size: int) -> bytes:
     with path.open("rb") as file:
         prefix = file.read(8)
         if len(prefix) < 8:
@@ -110,14 +125,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if length > min(_LARGEST_HEADER_BYTES, size - 8):
             limit = f"the file has {size} and a header may have {_LARGEST_HEADER_BYTES}"
             raise _refuse(path, f"a header of {length} bytes is announced, but {limit}")
-        document = _parse(path, file.read(length))
-    start, data = 8 + length, size - 8 - length
-    tensors = {
-        name: _tensor(path, name, entry, start) for name, entry in document.items() if name != "__metadata__"
-    }
-    ends = {name: document[name]["data_offsets"][1] for name in tensors}
-    _check_places(path, {n: (t.offset - start, ends[n]) for n, t in tensors.items()}, data)
-    return tensors
+        return file.read(length)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

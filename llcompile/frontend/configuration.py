@@ -32,13 +32,14 @@ _DATA_DEPENDENT_ROPE = ("dynamic",)
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object of a file. Raises CompileError F110."""
-    size = path.stat().st_size
-    if size > _LARGEST_FILE_BYTES:
-        raise CompileError(
-            "F110", f"{path}: {size} bytes, more than {_LARGEST_FILE_BYTES}: not a configuration."
-        )
     try:
-        document = json.loads(path.read_bytes().decode())
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_FILE_BYTES + 1)
+        if len(raw) > _LARGEST_FILE_BYTES:
+            raise CompileError("F110", f"{path}: more than {_LARGEST_FILE_BYTES} bytes: not a configuration.")
+        document = json.loads(raw.decode())
+    except OSError as error:
+        raise CompileError("F110", f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
         raise CompileError("F110", f"{path}: not JSON ({error}).") from None
     if not isinstance(document, dict):

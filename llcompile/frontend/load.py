@@ -99,10 +99,11 @@ def _serialize(graph: ir.Model) -> bytes:
     proto.ir_version = _IR_VERSION
     proto.producer_name, proto.producer_version = "llcompile", ""
     proto.functions.extend(local_functions())
-    simplified, same = onnxsim.simplify(proto, check_n=0)
-    if not same:
-        raise CompileError("F121", "the simplified graph differs from the exported one.", INTERNAL)
-    onnx.checker.check_model(simplified, full_check=True)
+    try:
+        simplified, _ = onnxsim.simplify(proto, check_n=0)
+        onnx.checker.check_model(simplified, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
+        raise CompileError("F121", f"the exported graph is not valid ONNX: {error}", INTERNAL) from None
     return bytes(simplified.SerializeToString(deterministic=True))
 
 

@@ -12,7 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llcompile.frontend import load_model
+from llcompile.frontend.canonical.check import RequireCanonical
 from llcompile.ir.errors import CompileError
+from tests.golden.frontend_graphs import build
 from tests.models import loaded
 
 LLAMA: dict[str, Any] = {
@@ -129,7 +131,7 @@ def test_code_of_the_checkpoint_is_not_run(tmp_path: Path) -> None:
 
 
 def test_operator_and_module_at_fault_are_named(tmp_path: Path) -> None:
-    """Mamba has no attention: a convolution is left in its mixer."""
+    """Mamba has no attention: what is left in its mixer is not canonical."""
     config = {
         "model_type": "mamba",
         "vocab_size": 50,
@@ -137,8 +139,44 @@ def test_operator_and_module_at_fault_are_named(tmp_path: Path) -> None:
         "num_hidden_layers": 1,
         "state_size": 4,
     }
-    error = refused(tmp_path, config)
-    assert error.code in ("F111", "F120", "F122")
+    error = refused(tmp_path, config | {"num_attention_heads": 1})
+    assert error.code == "F120"
+    assert "in module backbone.layers.0.mixer" in error.message
+
+
+def test_module_that_cannot_be_traced_is_named(tmp_path: Path) -> None:
+    error = refused(
+        tmp_path, {"model_type": "mpt", "vocab_size": 50, "d_model": 32, "n_heads": 4, "n_layers": 1}
+    )
+    assert error.code == "F122"
+    assert "MptForCausalLM cannot be compiled: module transformer" in error.message
+
+
+def test_a_mask_that_attention_does_not_carry(tmp_path: Path) -> None:
+    """Llama's attention knows no window: a layer type that asks for one would be ignored."""
+    error = refused(tmp_path, LLAMA | {"layer_types": ["sliding_attention"], "sliding_window": 8})
+    assert error.code == "F133"
+    assert "layer 0 is of type sliding_attention, but its attention has window 0" in error.message
+
+
+@pytest.mark.parametrize(
+    ("graph", "weights", "message"),
+    [
+        ("(float[1,n,4] x) => (float[1,n,4] y) {y = Softmax(x)}", (), "Softmax in module .*not supported"),
+        (
+            "(float[4,4] x, float[4,4] w) => (float[4,4] y) {y = Mul(x, w)}",
+            ("w",),
+            "Mul .*reads the weight w",
+        ),
+        ("(float[4] x, int64[1] s) => (float[4] y) {y = Reshape(x, s)}", (), "Reshape .*depends on more"),
+        ("(float[4] x) => (float[4] y) {y = llcompile.Add(x, x)}", (), r"llcompile\.Add in module"),
+    ],
+)
+def test_what_is_not_canonical(graph: str, weights: tuple[str, ...], message: str) -> None:
+    model = build("g " + graph, weights)
+    with pytest.raises(CompileError, match=message) as caught:
+        RequireCanonical().run(model)
+    assert caught.value.code == "F120"
 
 
 def test_attention_outside_the_interface(tmp_path: Path) -> None:
