@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -137,6 +138,54 @@ def test_bench(bundle):
     ]
     assert all(row.keys() == {"test", "depth", "sequences", "tokens_per_s", "sd", "runs"} for row in rows)
     assert "| tg8 @ d16 |" in llrun(*common).stdout
+
+
+def test_a_conversation_at_a_terminal(bundle):
+    """Each line goes on in the same sequence; /new forgets it; a line that does not fit is no end."""
+    first = typed(bundle, "def main", "/new", "def main", "x " * 300, "def main")
+    answers = [line for line in first.splitlines() if line.startswith("[")]
+    assert len(answers) == 3
+    assert "tokens/s" in answers[0]
+    assert "more than the context of 256" in first
+    assert "/new begins another" in first
+    assert "Traceback" not in first
+    texts = first.split("> ")[1:]
+    assert texts[0].splitlines()[1] == texts[2].splitlines()[1] != texts[4].splitlines()[1]
+
+
+def typed(bundle: Path, *lines: str) -> str:
+    """What a terminal shows when `lines` are typed, each after the prompt, then the end of input."""
+    ours, theirs = pty.openpty()
+    command = [*LLRUN, str(bundle), "--local", "-n", "12"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    shown = b""
+    try:
+        for line in (*lines, None):
+            before = shown.count(b"> ")
+            while shown.count(b"> ") == before:
+                shown += os.read(ours, 4096)
+            os.write(ours, b"\x04" if line is None else f"{line}\n".encode())
+        with contextlib.suppress(OSError):  # the terminal is gone when its last user is
+            while piece := os.read(ours, 4096):
+                shown += piece
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_a_reader_that_leaves_is_no_traceback(bundle):
+    words = [*LLRUN, str(bundle), "--local", "-n", "200", "--prompt-ids", "1,2,3"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.read(4)
+    process.stdout.close()
+    assert process.stderr
+    assert b"Traceback" not in process.stderr.read()
+    assert process.wait(20) == 1
 
 
 # --- what is left behind ---
