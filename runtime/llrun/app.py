@@ -24,6 +24,8 @@ from llrun.transport import Tcp
 from llrun.worker import Worker
 
 TOKENIZER = "tokenizer/tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer/tokenizer_config.json"
+CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,20 @@ def serve(place: Place, listen: str | None, announce: str | None, verify: bool, 
 def read_tokenizer(place: Place) -> Tokenizer | None:
     """The model's tokenizer, None when the bundle has none."""
     return Tokenizer(verified_file(place, TOKENIZER)) if TOKENIZER in place.record.files else None
+
+
+def has_chat_template(place: Place) -> bool:
+    """Whether the model came with a template for conversations. Templates are programs: none is executed
+    here."""
+    if CHAT_TEMPLATE in place.record.files:
+        return True
+    if TOKENIZER_CONFIG not in place.record.files:
+        return False
+    path = verified_file(place, TOKENIZER_CONFIG)
+    try:
+        return "chat_template" in msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+    except msgspec.MsgspecError:
+        return False
 
 
 def encode(texts: Sequence[str], tokenizer: Tokenizer | None) -> list[list[int]]:
@@ -128,6 +144,10 @@ def answer_all(
         raise RunError("R106", "this bundle has no tokenizer to talk with: use --prompt-ids 1,2,3")
     with session_on(place, where, console) as session:
         if talk and tokenizer:
+            if has_chat_template(place):
+                console.note(
+                    "The model has a chat template, which is not applied: lines are continued as text."
+                )
             chat(session, wanted, tokenizer, console)
             return
         answers = []

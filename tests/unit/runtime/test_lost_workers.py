@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy_model
@@ -124,3 +126,52 @@ def test_unreachable_worker_is_named(monkeypatch):
     with pytest.raises(RunError, match="cannot reach device anna") as caught, session:
         pass
     assert caught.value.code == "R302"
+
+
+class Relay:
+    """A network in front of a worker: passes bytes on until it is cut, and then is silent."""
+
+    def __init__(self, address: str) -> None:
+        host, port = address.rsplit(":", 1)
+        self._behind = (host, int(port))
+        self._cut = threading.Event()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self._open: list[socket.socket] = [self._server]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self._cut.set()
+
+    def close(self) -> None:
+        for sock in self._open:
+            sock.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                far = socket.create_connection(self._behind)
+                self._open += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if self._cut.is_set():
+                    return
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+def test_a_cut_network_is_noticed_within_five_seconds(workers):
+    relay = Relay(workers.addresses["bert"])
+    direct = workers.addresses["bert"]
+    workers.addresses["bert"] = relay.address
+    error, seconds = fail_while_generating(workers, relay.cut)
+    assert "bert" in error.message
+    assert seconds < 5
+    relay.close()
+    workers.addresses["bert"] = direct
+    next_request_works(workers)
