@@ -37,7 +37,7 @@ LONG_FROM = 0.80  # fraction of the time budget after which sequences are long
 WARMUP_UNTIL, DECAY_FROM = 0.02, 0.45  # fractions of the time budget
 MUON_RATE, ADAM_RATE = 4e-3, 3e-3
 SAVE_EVERY_S = 300.0
-PROMPT = 'class Counter:\n    """Count things."""\n\n    def __init__(self'
+PROMPT = 'import os\nimport sys\n\ndef read_lines(path, encoding=None):\n    """'
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, temperature: float, seed: int) -> str:
     """`PROMPT` and 200 more tokens; a temperature of 0 takes the likeliest token each time."""
     torch.manual_seed(seed)
-    prompt = torch.tensor([[tokenizer.bos_token_id, *tokenizer.backend_tokenizer.encode(PROMPT).ids]])
+    prompt = torch.tensor([tokenizer.backend_tokenizer.encode(PROMPT).ids])
     choice = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
     ids = model.generate(
         prompt,
