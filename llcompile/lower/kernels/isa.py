@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,8 +13,6 @@ from llcompile.lower.kernels.vector import Expr, intrinsic, type_of
 from llcompile.lower.tiles import TILE_ROWS
 
 STEPS = 8  # a group of 32 features is 8 steps of 4
-
-Load = Callable[[int], Expr]
 
 
 class Isa(Protocol):
@@ -38,11 +36,11 @@ class Isa(Protocol):
     def prepare(self, word: Expr) -> Expr:
         """What of a vector of 8-bit weights can be computed once for all tokens. int32xL -> int32xL"""
 
-    def dot(self, bits: int, weights: Load, activations: Load, total: Expr) -> Expr:
+    def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
         """Products of one group, summed for each of `lanes` rows: int32xL.
 
-        `weights(s)`: step s of the prepared weights, int32xL: 4 int8 (q8) or 4 nibbles 0..15 (q4) a lane.
-        `activations(s)`: int32, the 4 int8 that all rows share. `total`: the int32 sum of the activations.
+        `weights[s]`: step s of the prepared weights, int32xL: 4 int8 (q8) or 4 nibbles 0..15 (q4) a lane.
+        `activations[s]`: int32, the 4 int8 that all rows share. `total`: the int32 sum of the activations.
         """
 
 
@@ -81,12 +79,12 @@ class Avx512Vnni(_Base):
     def prepare(self, word: Expr) -> Expr:
         return word ^ tirx.const(-0x7F7F7F80, type_of(word))
 
-    def dot(self, bits: int, weights: Load, activations: Load, total: Expr) -> Expr:
+    def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
         offset = -8 if bits == 4 else -128
         result = self.broadcast(total * tirx.const(offset, "int32"))
         for s in range(STEPS):
-            a = self._bytes(self.broadcast(activations(s)))
-            result = intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", result, self._bytes(weights(s)), a)
+            a = self._bytes(self.broadcast(activations[s]))
+            result = intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", result, self._bytes(weights[s]), a)
         return result
 
 
@@ -104,10 +102,10 @@ class Avx2(_Base):
     def _widen(self, x: Expr) -> Expr:
         return intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", x, tirx.const(1, "int16x16"))
 
-    def dot(self, bits: int, weights: Load, activations: Load, total: Expr) -> Expr:
+    def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
         pairs = []
         for s in range(STEPS):
-            w, a = self._bytes(weights(s)), self._bytes(self.broadcast(activations(s)))
+            w, a = self._bytes(weights[s]), self._bytes(self.broadcast(activations[s]))
             if bits == 8:
                 w, a = tirx.abs(w), intrinsic("int8x32", "llvm.x86.avx2.psign.b", a, w)
             pairs.append(self._madd(w, a))
@@ -124,11 +122,11 @@ class Neon(_Base):
     then pairwise in int32.
     """
 
-    def dot(self, bits: int, weights: Load, activations: Load, total: Expr) -> Expr:
+    def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
         together = STEPS if bits == 4 else 2
         halves = []
         for half in ("low", "high"):
-            products = [self._product(half, weights(s), activations(s)) for s in range(STEPS)]
+            products = [self._product(half, weights[s], activations[s]) for s in range(STEPS)]
             chunks = [_sum(products[i : i + together]) for i in range(0, STEPS, together)]
             halves.append(_sum([intrinsic("int32x4", "llvm.aarch64.neon.saddlp", chunk) for chunk in chunks]))
         rows = intrinsic("int32x4", "llvm.aarch64.neon.addp", *halves)
@@ -147,11 +145,11 @@ class Neon(_Base):
 class NeonDotprod(_Base):
     """sdot; nibbles 0..15 are signed bytes as they are."""
 
-    def dot(self, bits: int, weights: Load, activations: Load, total: Expr) -> Expr:
+    def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
         result = self._zero_point(bits, total)
         for s in range(STEPS):
-            a = self._bytes(self.broadcast(activations(s)))
-            w = self._bytes(weights(s))
+            a = self._bytes(self.broadcast(activations[s]))
+            w = self._bytes(weights[s])
             result = intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", result, w, a)
         return result
 

@@ -119,22 +119,20 @@ def quantised_block(
     """`a`, `w`: activations and weights as words of 4 codes."""
     lanes, parts, groups = isa.lanes, isa.parts, int(scales.shape[1])
 
+    vector = vector_type("float32", lanes)
+
     def block(t: Expr, first: Expr | int, tokens: int) -> None:
         acc = _accumulators(tokens * parts, lanes)
         with B.serial(groups) as g:
             for p in range(parts):
                 weights = _planes(isa, bits, w, t, g, p)
-                row_scale = B.Bind(
-                    tirx.Cast(vector_type("float32", lanes), scales[t, g, tirx.Ramp(p * lanes, 1, lanes)])
-                )
+                row_scale = B.Bind(tirx.Cast(vector, scales[t, g, tirx.Ramp(p * lanes, 1, lanes)]))
                 for m in range(tokens):
                     token = first + m
-                    dot = isa.dot(
-                        bits, weights.__getitem__, lambda s, token=token: a[token, g, s], total[token, g]
-                    )
+                    words = [a[token, g, s] for s in range(STEPS)]
+                    dot = isa.dot(bits, weights, words, total[token, g])
                     both = row_scale * tirx.Broadcast(scale[token, g], lanes)
-                    value = tirx.Cast(vector_type("float32", lanes), dot) * both
-                    _add(acc, (m * parts + p) * lanes, value, lanes)
+                    _add(acc, (m * parts + p) * lanes, tirx.Cast(vector, dot) * both, lanes)
         _store_tile(isa, out, acc, t, first, tokens, 1)
 
     return block

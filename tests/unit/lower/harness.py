@@ -142,7 +142,9 @@ class TemplateWriter:
         opsets = [helper.make_opsetid("", 23), helper.make_opsetid("llcompile", 1)]
         used = {n.op_type for n in self.nodes if n.domain}
         bodies = [f for f in local_functions() if f.name in used]
-        return helper.make_model(graph, opset_imports=opsets, functions=bodies).SerializeToString()
+        return helper.make_model(
+            graph, opset_imports=opsets, functions=bodies, ir_version=10
+        ).SerializeToString()
 
 
 def llama_attention(
@@ -195,7 +197,7 @@ class Library:
         self.machine = tvm_ffi.load_module(str(out))["vm_load_executable"]()
         self.machine["vm_initialization"](1, 0, 2)
         lowered = lower_templates(templates, quant, processor, context)
-        self.lowered = {l.template: l for l in lowered}
+        self.lowered = {low.template: low for low in lowered}
         self.templates = {t.id: t for t in templates}
         self.weights: dict[str, dict[str, np.ndarray]] = {}
         self.params: dict[str, list[np.ndarray]] = {}

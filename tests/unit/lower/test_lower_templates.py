@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -103,36 +104,48 @@ TEMPLATES: dict[str, Callable[[], Template]] = {
     "positions": _positions,
     **{kind: _pointwise(kind) for kind in ("Sigmoid", "Relu", "Tanh", "Gelu", "GeluTanh", "Erf", "Exp")},
 }
+ISAS = runnable()
 QUANTISED = ("llama attention", "llama mlp", "embedding", "gpt2 attention", "phi3 attention")
 
 
-def _check(name: str, quant: str, isa: str, folder: Path) -> None:
-    template = TEMPLATES[name]()
-    library = Library([template], quant, isa, folder / "t.so")
-    inputs = random_inputs(template, N)
-    expected = library.oracle(template.id, inputs)
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Library]:
+    """A library of all templates (QUANTISED ones in a smaller format) for each format, compiled once."""
+
+    @cache
+    def library(quant: str) -> Library:
+        names, isa = (TEMPLATES, ISAS[0]) if quant == "f32" else (QUANTISED, ISAS[-1])
+        templates = [replace(TEMPLATES[name](), id=name.replace(" ", "_")) for name in names]
+        return Library(templates, quant, isa, tmp_path_factory.mktemp(quant) / "t.so")
+
+    return library
+
+
+def _check(library: Library, name: str, tolerance: float) -> None:
+    id = name.replace(" ", "_")
+    inputs = random_inputs(library.templates[id], N)
+    expected = library.oracle(id, inputs)
     for chunks in CHUNKS:
-        for got, want in zip(library.run(template.id, inputs, chunks), expected, strict=True):
+        for got, want in zip(library.run(id, inputs, chunks), expected, strict=True):
             assert got.shape == want.shape
-            assert np.abs(got - want).max() <= TOLERANCE[quant] * np.abs(want).max(), (name, chunks)
+            assert np.abs(got - want).max() <= tolerance * np.abs(want).max(), (name, chunks)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_float32(name: str, tmp_path: Path) -> None:
-    _check(name, "f32", runnable()[0], tmp_path)
+def test_float32(name: str, libraries: Callable[[str], Library]) -> None:
+    _check(libraries("f32"), name, TOLERANCE["f32"])
 
 
 @pytest.mark.parametrize("name", QUANTISED)
 @pytest.mark.parametrize("quant", ["f16", "q8", "q4"])
-def test_smaller_formats(name: str, quant: str, tmp_path: Path) -> None:
-    _check(name, quant, runnable()[-1], tmp_path)
+def test_smaller_formats(name: str, quant: str, libraries: Callable[[str], Library]) -> None:
+    _check(libraries(quant), name, TOLERANCE[quant])
 
 
-def test_all_ways_to_cut_a_prompt_agree_closely_when_quantised(tmp_path: Path) -> None:
+def test_all_ways_to_cut_a_prompt_agree_closely_when_quantised(libraries: Callable[[str], Library]) -> None:
     """Activations are rounded token by token, so chunks change only the order of float32 sums."""
-    template = llama_attention(64, 4, 2, 16)
-    library = Library([template], "q4", runnable()[0], tmp_path / "t.so")
-    inputs = random_inputs(template, N)
-    whole, *others = (library.run(template.id, inputs, chunks)[0] for chunks in CHUNKS)
+    library, id = libraries("q4"), "llama_attention"
+    inputs = random_inputs(library.templates[id], N)
+    whole, *others = (library.run(id, inputs, chunks)[0] for chunks in CHUNKS)
     for other in others:
         np.testing.assert_allclose(other, whole, atol=2e-6 * float(np.abs(whole).max()))

@@ -1,0 +1,144 @@
+"""The shared library as a file: same bytes every time, nothing needed beyond the runtime, right instructions."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+
+from llcompile.lower import compile_library
+from llcompile.lower.kernels.isa import isa_of
+from llcompile.lower.kernels.linear import linear_float, linear_quantised
+from tests import arm
+from tests.unit.lower.harness import (
+    PROCESSORS,
+    Kernel,
+    Library,
+    llama_attention,
+    llama_mlp,
+    new_tokens,
+    random_inputs,
+    runnable,
+)
+
+HERE = Path(__file__).parent
+DRIVER = HERE / "without_compiler.py"
+ARM_RUNTIME = Path(sys.prefix) / "share/llcompile/aarch64-linux-gnu/libtvm_runtime.so"
+MACHINES = {"x86_64-linux-gnu": b"\x3e\x00", "aarch64-linux-gnu": b"\xb7\x00"}
+
+
+_BUILD = """
+import sys
+from pathlib import Path
+from tests.unit.lower.harness import PROCESSORS, compile_library, llama_attention, llama_mlp
+templates = [llama_attention(64, 4, 2, 16), llama_mlp(64, 72)]
+compile_library(templates, "q4", PROCESSORS["neon"], 64, 16, Path(sys.argv[1]))
+"""
+
+
+def _build_elsewhere(out: Path) -> bytes:
+    """The library compiled by another process, in another folder, with another hash seed."""
+    env = {"PYTHONHASHSEED": "7", "PATH": "/usr/bin:/bin", "TMPDIR": str(out.parent), "HOME": str(out.parent)}
+    subprocess.run([sys.executable, "-c", _BUILD, str(out)], check=True, cwd=HERE.parents[2], env=env)
+    return out.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    templates = [llama_attention(64, 4, 2, 16), llama_mlp(64, 72)]
+    here = tmp_path / "a.so"
+    compile_library(templates, "q4", PROCESSORS["neon"], 64, 16, here)
+    (tmp_path / "elsewhere").mkdir()
+    assert _build_elsewhere(tmp_path / "elsewhere/b.so") == here.read_bytes()
+    assert not list((tmp_path / "elsewhere").rglob("*.o")), "objects are left behind"
+
+
+@pytest.mark.parametrize("isa", PROCESSORS)
+def test_the_library_asks_for_the_runtime_alone(isa: str, tmp_path: Path) -> None:
+    """Undefined symbols are the runtime's, or memcpy and memset, which any process has; no library is named."""
+    out = tmp_path / "t.so"
+    compile_library([llama_mlp(64, 72)], "q8", PROCESSORS[isa], 64, 16, out)
+    head = out.read_bytes()[:20]
+    assert head[:4] == b"\x7fELF"
+    assert head[18:20] == MACHINES[PROCESSORS[isa].mtriple]
+    listed = subprocess.run(
+        ["readelf", "-W", "--dyn-syms", "-d", out], check=True, capture_output=True, text=True
+    ).stdout
+    undefined = {
+        line.split()[-1] for line in listed.splitlines() if " UND " in line and len(line.split()) > 7
+    }
+    assert {u for u in undefined if not u.startswith("TVM")} <= {"memcpy", "memset", "memmove"}
+    assert "NEEDED" not in listed
+
+
+def _save_mlp(quant: str, isa: str, folder: Path) -> list[str]:
+    """A library, and the arrays that without_compiler.py calls it with."""
+    template = llama_mlp(64, 72)
+    library, arrays = folder / f"{quant}.so", folder / f"{quant}.npz"
+    # avx2 and both kinds of NEON have tiles of 8 rows, so one set of packed weights.
+    native = Library([template], quant, "avx2" if "neon" in isa else isa, folder / f"native-{quant}.so")
+    compile_library([template], quant, PROCESSORS[isa], 64, 16, library)
+    inputs = random_inputs(template, 5)
+    (y,) = native.run("t2", inputs, [5])
+    params = {f"param{i}": p for i, p in enumerate(native.params["t2"])}
+    np.savez(arrays, x=inputs["x"], y=y, **params)
+    return [str(library), str(arrays)]
+
+
+def _judge(output: str, libraries: int) -> None:
+    lines = output.splitlines()
+    assert len(lines) == libraries
+    for line in lines:
+        difference, *errors = line.split()
+        assert float(difference) < 1e-5
+        assert len(errors) == 3, "wrong shapes and types are refused"
+
+
+def test_it_runs_without_the_compiler(tmp_path: Path) -> None:
+    runtime = Path(tvm.__file__).parent / "lib/libtvm_runtime.so"
+    files = _save_mlp("q4", runnable()[0], tmp_path)
+    command = [sys.executable, DRIVER, runtime, *files]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    _judge(done.stdout, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.qemu
+@pytest.mark.skipif(arm.missing() is not None, reason=str(arm.missing()))
+@pytest.mark.parametrize(("isa", "cpu"), [("neon", arm.CORTEX_A72), ("neon_dotprod", arm.CORTEX_A76)])
+def test_arm_gives_what_this_machine_gives(isa: str, cpu: str, tmp_path: Path) -> None:
+    formats = ("f16", "q8", "q4")
+    files = [path for quant in formats for path in _save_mlp(quant, isa, tmp_path)]
+    done = arm.run(str(DRIVER), str(ARM_RUNTIME), *files, cpu=cpu)
+    assert done.returncode == 0, done.stderr
+    _judge(done.stdout, len(formats))
+
+
+def _instructions(isa: str, bits: int) -> set[str]:
+    function = linear_quantised(isa_of(isa), bits, new_tokens(), 64, 32)
+    return set(re.findall(r"^\s+([a-z][a-z0-9.]*)\s", Kernel(function, isa).assembly(), re.MULTILINE))
+
+
+def test_each_instruction_set_gets_its_multiplication() -> None:
+    for bits in (4, 8):
+        assert "vpdpbusd" in _instructions("avx512vnni", bits)
+        avx2 = _instructions("avx2", bits)
+        assert {"vpmaddubsw", "vpmaddwd"} <= avx2
+        assert not any("zmm" in i or "vpdp" in i for i in avx2)
+        assert any(i.startswith("sdot") for i in _instructions("neon_dotprod", bits))
+        neon = _instructions("neon", bits)
+        assert any(i.startswith("smlal") for i in neon)
+        assert not any(i.startswith(("sdot", "udot", "usdot")) for i in neon)
+
+
+@pytest.mark.parametrize("isa", ["neon", "neon_dotprod"])
+def test_float_kernels_use_fused_multiply_add_on_arm(isa: str) -> None:
+    assembly = Kernel(linear_float(isa_of(isa), "float16", 1, 64, 32), isa).assembly()
+    assert "fmla" in assembly
+    assert "fcvtl" in assembly
