@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llcompile import cost, quantize
-from llcompile.ir.packing import Layout, layout_of
+from llcompile.ir.graph import WeightParam
+from llcompile.ir.packing import layout_of
 from tests.e2e import harness
 from tests.models import prompt, save
 
@@ -25,23 +28,23 @@ FAMILIES = ("llama", "gpt2", "gemma3")
 def dequantised_model(model: Path, compiled: harness.CompiledModel, quant: str) -> torch.nn.Module:
     """The model with each weight replaced by what the bundle's bytes stand for."""
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    table = copy.deepcopy(reference.get_input_embeddings())
     parameters = dict(reference.named_parameters())
-    for name, layout in weight_layouts(compiled, quant).items():
-        source = compiled.model.weights[name]
-        values = quantize.dequantised(source, layout)
-        with torch.no_grad():
-            parameters[name].copy_(torch.from_numpy(values.T if source.transpose else values))
+    reference.set_input_embeddings(table)  # a tied table is stored twice, each time in its own layout
+    with torch.no_grad():
+        for name, param in weight_params(compiled):
+            source = compiled.model.weights[name]
+            values = quantize.dequantised(source, layout_of(param.role, quant, 8))
+            is_table = param.role == "embedding" and values.shape == table.weight.shape
+            target = table.weight if is_table else parameters[name]
+            target.copy_(torch.from_numpy(values.T if source.transpose else values))
     return reference.eval()
 
 
-def weight_layouts(compiled: harness.CompiledModel, quant: str) -> dict[str, Layout]:
-    """How each weight is stored; a tied table as the output head reads it."""
-    templates = compiled.graph.templates
-    return {
-        weight: layout_of(param.role, quant, 8)
-        for block in compiled.graph.blocks
-        for weight, param in zip(block.weights, templates[block.template].weights, strict=True)
-    }
+def weight_params(compiled: harness.CompiledModel) -> Iterator[tuple[str, WeightParam]]:
+    """Every use of a weight by a block."""
+    for block in compiled.graph.blocks:
+        yield from zip(block.weights, compiled.graph.templates[block.template].weights, strict=True)
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
