@@ -104,6 +104,7 @@ def _serialize(graph: ir.Model) -> bytes:
         onnx.checker.check_model(simplified, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise CompileError("F121", f"the exported graph is not valid ONNX: {error}", INTERNAL) from None
+    del simplified.metadata_props[:]  # onnxsim's own settings
     return bytes(simplified.SerializeToString(deterministic=True))
 
 

@@ -184,5 +184,19 @@ CASES = {
     ),
     "root-mean-square-norms": Case(_NORM.replace("AXIS", "-1"), _NORM.replace("AXIS", "1")),
     "rotary-embeddings": Case(_rotary("upper", "lower"), _rotary("lower", "upper")),
+    "order-and-name": Case(
+        """g (int64[1,n] position_ids, float[1,n] x) => (float[1,n] y) <float three = {3.0}, float two = {2.0}>
+        { z = Relu(x)
+          a = Cast<to = 1>(position_ids)
+          unused = Mul(a, a)
+          c = Mul(a, three)
+          b = Mul(a, two)
+          s = Add(z, b)
+          y = Mul(s, c) }""",
+        """g (int64[1,n] position_ids, float[1,n] x) => (float[1,n] y) <float constant_0 = {3.0}>
+        { [cast] cast = Cast<to = 1>(position_ids)
+          [mul] mul = Mul(cast, constant_0)
+          [y] y = Add(x, mul) }""",
+    ),
     "gaussian-units": Case(_GELU.replace("OUTER", "0.7978846"), _GELU.replace("OUTER", "0.7")),
 }

@@ -11,6 +11,7 @@ from llcompile.frontend.canonical.check import RequireCanonical
 from llcompile.frontend.canonical.cleaning import DropNoOps, DropUnused, SequencesToSplits
 from llcompile.frontend.canonical.constants import FoldConstants, StaticShapes, WeightsToInputs
 from llcompile.frontend.canonical.matrices import GathersToEmbedding, ProductsToLinear, RowsToSequences
+from llcompile.frontend.canonical.naming import OrderAndName
 from llcompile.frontend.canonical.norms import RootMeanSquareNorms
 from llcompile.frontend.canonical.rotary import RotaryEmbeddings
 from llcompile.passes import Pass
@@ -33,6 +34,7 @@ def canonical_passes(names: Mapping[str, str]) -> tuple[Pass[ir.Model], ...]:
         GaussianUnits(),
         DropNoOps(),
         DropUnused(),
+        OrderAndName(),
         RequireCanonical(),
     )
 

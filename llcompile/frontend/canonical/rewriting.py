@@ -143,8 +143,13 @@ def attribute_ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
     return None if found is None else tuple(found.as_ints())
 
 
-def module_path(node: ir.Node) -> str:
-    """Where in the model a node comes from, as its modules name it; else its own name."""
+def scope(node: ir.Node) -> str:
+    """The module of the model that a node comes from, as its modules name it; empty when it is not known."""
     scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
     path = scopes[-2] if len(scopes) > 1 and scopes[-2].startswith("model") else ""
-    return path.removeprefix("model").removeprefix(".") or str(node.name)
+    return str(path).removeprefix("model").removeprefix(".")
+
+
+def module_path(node: ir.Node) -> str:
+    """Where in the model a node comes from, for people: its module, else its own name."""
+    return scope(node) or str(node.name)

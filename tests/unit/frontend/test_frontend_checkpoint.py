@@ -114,7 +114,7 @@ def test_every_cut_and_flipped_header_is_read_or_refused(tmp_path: Path) -> None
         path.write_bytes(whole[:cut])
         with pytest.raises(CompileError):
             read_header(path)
-    for _ in range(2000):
+    for _ in range(500):
         damaged = bytearray(whole)
         damaged[draw.randrange(len(whole) - 32)] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
@@ -122,7 +122,7 @@ def test_every_cut_and_flipped_header_is_read_or_refused(tmp_path: Path) -> None
             read_header(path)
         except CompileError:
             refused += 1
-    assert refused > 1000
+    assert refused > 250
 
 
 @pytest.mark.parametrize("dtype", ["F64", "I8", "F8_E4M3", "F4"])
