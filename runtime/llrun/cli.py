@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llrun import __version__
-from llrun.errors import INTERNAL, INTERRUPTED, USAGE, RunError
+from llrun.errors import INTERNAL, USAGE, RunError
 
 if TYPE_CHECKING:
     from llrun.slice import Place
@@ -27,7 +27,7 @@ Examples:
   llrun bench bundle/ --local -p 128 -n 32                   measure it; see llrun bench --help
 
 `tokens` in the JSON are the ids produced, an end-of-sequence token last where one was produced.
-Exit codes: 0 done, 2 wrong use or input, 1 anything else, 130 interrupted.
+Exit codes: 0 done, 2 wrong use or input, 1 anything else.
 """
 BENCH_EXAMPLES = """
 \b
@@ -62,7 +62,7 @@ def _guarded(command: click.Command, arguments: Sequence[str], name: str) -> int
         click.echo(f"error[R100]: {error.format_message()} See {name} --help.", err=True)
         return USAGE
     except (click.Abort, KeyboardInterrupt):
-        return INTERRUPTED
+        return INTERNAL
     except (
         BrokenPipeError
     ):  # whoever read our output has gone; keep the interpreter's last flush from failing too

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-USAGE, INTERNAL, INTERRUPTED = 2, 1, 130
+USAGE, INTERNAL = 2, 1
 LOST = "R301"
 
 

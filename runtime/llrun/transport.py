@@ -15,7 +15,7 @@ from llrun.errors import RunError
 
 # A sender whose bytes stay unacknowledged, or a silent peer, is given up after this long; with the
 # monitor's period it keeps "a lost worker ends the request" under five seconds.
-DEAD_AFTER_S = 3.5
+DEAD_AFTER_S = 3.0
 QUEUE_FRAMES = 256
 SEND_DEADLINE_S = 30.0
 TIMEVAL = struct.Struct("ll")
