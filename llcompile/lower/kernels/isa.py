@@ -19,7 +19,8 @@ class Isa(Protocol):
     """An instruction set as the kernels see it.
 
     A vector holds `lanes` float32. A tile of `rows` weight rows is `parts` vectors. `tokens`: block of tokens
-    that a prefill multiplies with one tile at once.
+    that a prefill multiplies with one tile of quantised weights at once; `float_tokens`: of float weights, which
+    need fewer registers.
     """
 
     @property
@@ -32,6 +33,8 @@ class Isa(Protocol):
     def parts(self) -> int: ...
     @property
     def tokens(self) -> int: ...
+    @property
+    def float_tokens(self) -> int: ...
 
     def prepare(self, word: Expr) -> Expr:
         """What of a vector of 8-bit weights can be computed once for all tokens. int32xL -> int32xL"""
@@ -49,6 +52,7 @@ class _Base:
     name: str
     lanes: int
     tokens: int
+    float_tokens: int
 
     @property
     def rows(self) -> int:
@@ -164,11 +168,11 @@ def _sum(values: list[Expr]) -> Expr:
 def isa_of(name: str) -> Isa:
     """The instruction set `name` of ir.Processor. Raises CompileError L101 for a name without kernels."""
     known: dict[str, Isa] = {
-        "avx512vnni": Avx512Vnni("avx512vnni", lanes=16, tokens=8),
-        "avx2": Avx2("avx2", lanes=8, tokens=4),
-        "neon": Neon("neon", lanes=4, tokens=4),
-        "neon_dotprod": NeonDotprod("neon_dotprod", lanes=4, tokens=4),
-        "neon_i8mm": NeonDotprod("neon_i8mm", lanes=4, tokens=4),
+        "avx512vnni": Avx512Vnni("avx512vnni", lanes=16, tokens=8, float_tokens=8),
+        "avx2": Avx2("avx2", lanes=8, tokens=4, float_tokens=8),
+        "neon": Neon("neon", lanes=4, tokens=4, float_tokens=8),
+        "neon_dotprod": NeonDotprod("neon_dotprod", lanes=4, tokens=4, float_tokens=8),
+        "neon_i8mm": NeonDotprod("neon_i8mm", lanes=4, tokens=4, float_tokens=8),
     }
     if name not in known:
         raise CompileError("L101", f"no kernels for instruction set {name!r}: use one of {', '.join(known)}")

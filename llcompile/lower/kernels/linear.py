@@ -34,7 +34,7 @@ def linear_float(isa: Isa, dtype: str, n: Extent, columns: int, rows: int) -> ti
         data = T.match_buffer(data_, (tiles, columns, isa.rows), dtype)
         out = T.match_buffer(out_, (1, n, rows), "float32")
         for t in T.parallel(tiles):
-            over_tokens(isa, n, t, float_block(isa, x, data, out))
+            over_tokens(isa.float_tokens, n, t, float_block(isa, x, data, out))
 
     return linear
 
@@ -63,17 +63,16 @@ def linear_quantised(isa: Isa, bits: int, n: Extent, columns: int, rows: int) ->
         a = T.decl_buffer((n, groups, STEPS), "int32", data=q.data)
         w = T.decl_buffer((tiles, groups, loads, isa.rows), "int32", data=data.data)
         for t in T.parallel(tiles):
-            over_tokens(isa, n, t, quantised_block(isa, bits, a, scale, total, w, scales, out))
+            over_tokens(isa.tokens, n, t, quantised_block(isa, bits, a, scale, total, w, scales, out))
 
     return linear
 
 
-def over_tokens(isa: Isa, n: Extent, t: Expr, block: Block) -> None:
-    """All tokens, in blocks of `isa.tokens`; one by one when there are fewer."""
+def over_tokens(size: int, n: Extent, t: Expr, block: Block) -> None:
+    """All tokens, in blocks of `size`; one by one when there are fewer."""
     if isinstance(n, int):
         block(t, 0, 1)
         return
-    size = isa.tokens
     with B.If(n < size):
         with B.Then(), B.serial(n) as m:
             block(t, m, 1)
