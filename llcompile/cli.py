@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llcompile.ir.errors import CompileError
+from llcompile.ir.errors import INTERNAL, CompileError
 
 if TYPE_CHECKING:
     from llcompile.console import Console
@@ -46,6 +46,11 @@ class Shell(click.Group):
         except CompileError as error:
             click.echo(str(error), err=True)
             ctx.exit(error.exit_code)
+        except BrokenPipeError:
+            raise  # whoever read our output has gone: click ends quietly
+        except OSError as error:
+            click.echo(f"error[E103]: {error.filename or 'the system'}: {error.strerror}", err=True)
+            ctx.exit(INTERNAL)
 
 
 @click.group(cls=Shell, context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,7 +69,7 @@ def planning(command: Any) -> Any:
         click.option("--target", required=True, type=click.Path(path_type=Path), help="devices.json"),
         click.option("--quant", type=click.Choice(["q4", "q8", "f16", "f32"]), default="q4", show_default=True,
                      help="How weights are stored and read."),
-        click.option("--context", type=click.IntRange(min=1), help="Tokens a sequence may hold."),
+        click.option("--context", type=click.IntRange(min=1), help="Tokens a sequence may hold.  [default: what the model was made for, at most 4096]"),
         click.option(
             "--objective",
             type=click.Choice(["latency", "throughput"]),
@@ -76,7 +81,8 @@ def planning(command: Any) -> Any:
         click.option("--pin", "pins", multiple=True, metavar="A:B=DEVICE", help="Blocks A to B-1 on DEVICE."),
         click.option("--random-weights", "random_seed", type=click.IntRange(min=0), metavar="SEED",
                      help="Draw the weights; MODEL needs a config.json alone."),
-        click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default="cores"),
+        click.option("--jobs", type=click.IntRange(1, 256), default=os.cpu_count() or 1, show_default="cores",
+                     help="Threads that pack weights."),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
         click.option("--dump-dir", type=click.Path(path_type=Path, file_okay=False),
                      help="Write the program after every pass here, as NN-pass.txt."),
@@ -88,7 +94,14 @@ def planning(command: Any) -> Any:
 
 @main.command(epilog=EPILOG["build"])
 @planning
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("bundle"),
+    show_default=True,
+    help="Where the bundle goes; an older one there is replaced.",
+)
 def build(output: Path, as_json: bool, dump_dir: Path | None, **arguments: Any) -> None:
     """Build MODEL (a Hugging Face directory or hub id) into a bundle for the devices of --target."""
     from llcompile import bundle, console, pipeline
