@@ -3,7 +3,7 @@ compiled library driven as the runtime does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,20 @@ def embedding(rows: int, columns: int) -> Template:
     return w.finish("t0", (y, (1, "n", columns)))
 
 
+def random_weight(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Matrices that keep the size of what they multiply; vectors around 1."""
+    noise = rng.standard_normal(shape)
+    return (1 + noise / 10 if len(shape) == 1 else noise * shape[-1] ** -0.5).astype(np.float32)
+
+
+def extreme_weight(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """All codes at the end of their range, rows of one sign each: times ones, the largest sums there are."""
+    signs = rng.choice([-1.0, 1.0], shape[0])
+    return (np.ones(shape) if len(shape) == 1 else signs[:, None] * np.ones(shape) / shape[1]).astype(
+        np.float32
+    )
+
+
 class Library:
     """A compiled library with random weights in `quant`, called as the runtime calls it."""
 
@@ -191,6 +205,7 @@ class Library:
         out: Path,
         context: int = 64,
         chunk: int = 16,
+        draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] = random_weight,
     ) -> None:
         processor = PROCESSORS[isa]
         compile_library(templates, quant, processor, context, chunk, out)
@@ -203,14 +218,15 @@ class Library:
         self.params: dict[str, list[np.ndarray]] = {}
         rng = np.random.default_rng(7)
         for template in templates:
-            self._draw(template, quant, tile_rows(processor), rng)
+            self._pack(template, quant, tile_rows(processor), lambda shape: draw(rng, shape))
 
-    def _draw(self, template: Template, quant: str, rows: int, rng: np.random.Generator) -> None:
+    def _pack(
+        self, template: Template, quant: str, rows: int, draw: Callable[[tuple[int, ...]], np.ndarray]
+    ) -> None:
         """`weights`: as the kernels see them, in float32. `params`: packed."""
         seen, packed = {}, []
         for index, weight in enumerate(template.weights):
-            matrix = rng.standard_normal(weight.shape).astype(np.float32)
-            matrix = 1 + matrix / 10 if matrix.ndim == 1 else matrix * np.float32(weight.shape[-1] ** -0.5)
+            matrix = draw(weight.shape)
             layout: Layout = layout_of(weight.role, quant, rows)
             parts = pack(matrix, layout, weight.name)
             seen[weight.name] = unpack(parts, layout, weight.shape)

@@ -79,7 +79,8 @@ def test_no_copy_of_weights_or_caches_is_made() -> None:
 def test_prefill_memory_is_planned_for_the_longest_chunk() -> None:
     """The length is symbolic, the memory of intermediates is not: buffers are shared as those of a fixed length."""
     small, large = (_storage(llama_attention(64, 4, 2, 16), "f32", chunk, 64) for chunk in (16, 32))
-    assert sum(large["t1_prefill"][0]) == 2 * sum(small["t1_prefill"][0])
+    assert small["t1_prefill"][1] == 1  # the output
+    assert sum(large["t1_prefill"][0]) == 2 * sum(small["t1_prefill"][0]) > 0
     assert small["t1_decode"] == large["t1_decode"]
     intermediates = 64 * (1 + 1 + 0.5 + 0.5 + 1 + 0.5 + 0.5 + 1 + 1 + 1) * 4  # one token's, were none shared
     assert sum(small["t1_prefill"][0]) < 16 * intermediates

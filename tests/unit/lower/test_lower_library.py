@@ -19,10 +19,12 @@ from tests.unit.lower.harness import (
     PROCESSORS,
     Kernel,
     Library,
+    extreme_weight,
     llama_attention,
     llama_mlp,
     new_tokens,
     random_inputs,
+    random_weight,
     runnable,
 )
 
@@ -76,17 +78,17 @@ def test_the_library_asks_for_the_runtime_alone(isa: str, tmp_path: Path) -> Non
     assert "NEEDED" not in listed
 
 
-def _save_mlp(quant: str, isa: str, folder: Path) -> list[str]:
+def _save_mlp(quant: str, isa: str, folder: Path, extreme: bool = False) -> list[str]:
     """A library, and the arrays that without_compiler.py calls it with."""
-    template = llama_mlp(64, 72)
-    library, arrays = folder / f"{quant}.so", folder / f"{quant}.npz"
+    template, name = llama_mlp(64, 72), f"{quant}{'-extreme' if extreme else ''}"
+    library, native, arrays = (folder / f"{name}{end}" for end in (".so", "-native.so", ".npz"))
     # avx2 and both kinds of NEON have tiles of 8 rows, so one set of packed weights.
-    native = Library([template], quant, "avx2" if "neon" in isa else isa, folder / f"native-{quant}.so")
+    here, draw = "avx2" if "neon" in isa else isa, extreme_weight if extreme else random_weight
+    driven = Library([template], quant, here, native, draw=draw)
     compile_library([template], quant, PROCESSORS[isa], 64, 16, library)
-    inputs = random_inputs(template, 5)
-    (y,) = native.run("t2", inputs, [5])
-    params = {f"param{i}": p for i, p in enumerate(native.params["t2"])}
-    np.savez(arrays, x=inputs["x"], y=y, **params)
+    x = np.ones((1, 5, 64), np.float32) if extreme else random_inputs(template, 5)["x"]
+    (y,) = driven.run("t2", {"x": x}, [5])
+    np.savez(arrays, x=x, y=y, **{f"param{i}": p for i, p in enumerate(driven.params["t2"])})
     return [str(library), str(arrays)]
 
 
@@ -113,11 +115,11 @@ def test_it_runs_without_the_compiler(tmp_path: Path) -> None:
 @pytest.mark.skipif(arm.missing() is not None, reason=str(arm.missing()))
 @pytest.mark.parametrize(("isa", "cpu"), [("neon", arm.CORTEX_A72), ("neon_dotprod", arm.CORTEX_A76)])
 def test_arm_gives_what_this_machine_gives(isa: str, cpu: str, tmp_path: Path) -> None:
-    formats = ("f16", "q8", "q4")
-    files = [path for quant in formats for path in _save_mlp(quant, isa, tmp_path)]
+    cases = [("f16", False), ("q8", False), ("q4", False), ("q8", True), ("q4", True)]
+    files = [path for quant, extreme in cases for path in _save_mlp(quant, isa, tmp_path, extreme)]
     done = arm.run(str(DRIVER), str(ARM_RUNTIME), *files, cpu=cpu)
     assert done.returncode == 0, done.stderr
-    _judge(done.stdout, len(formats))
+    _judge(done.stdout, len(cases))
 
 
 def _instructions(isa: str, bits: int) -> set[str]:
