@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -96,18 +97,28 @@ def _judge(output: str, libraries: int) -> None:
     lines = output.splitlines()
     assert len(lines) == libraries
     for line in lines:
-        difference, *errors = line.split()
+        _, difference, *errors = line.split()
         assert float(difference) < 1e-5
         assert len(errors) == 3, "wrong shapes and types are refused"
 
 
-def test_it_runs_without_the_compiler(tmp_path: Path) -> None:
+def test_it_runs_without_the_compiler_and_equally_on_any_number_of_threads(tmp_path: Path) -> None:
     runtime = Path(tvm.__file__).parent / "lib/libtvm_runtime.so"
-    files = _save_mlp("q4", runnable()[0], tmp_path)
+    files = [path for quant in ("f32", "q4") for path in _save_mlp(quant, runnable()[0], tmp_path)]
     command = [sys.executable, DRIVER, runtime, *files]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    _judge(done.stdout, 1)
+    said = []
+    for threads in (1, 2, 3):
+        env = {**os.environ, "TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0"}
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr
+        _judge(done.stdout, 2)
+        said.append(done.stdout)
+    assert said[0] == said[1] == said[2], "same bits"
+
+
+def test_the_compiler_is_not_loaded_before_it_is_needed() -> None:
+    code = "import sys, llcompile.lower; sys.exit('tvm' in sys.modules or 'onnx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.slow

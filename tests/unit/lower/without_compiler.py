@@ -2,10 +2,12 @@
 
     python without_compiler.py libtvm_runtime.so library.so arrays.npz [library.so arrays.npz ...]
 
-Writes for each the largest difference from the expected output, then the errors that wrong inputs give.
+Writes for each a digest of the output, its largest difference from the expected one, and the errors that wrong
+inputs give.
 """
 
 import ctypes
+import hashlib
 import sys
 
 import numpy as np
@@ -30,7 +32,8 @@ def check(library: str, arrays: str) -> list[str]:
     params = [aligned(stored[f"param{i}"]) for i in range(len(stored.files) - 2)]
     whole = np.from_dlpack(machine["t2_prefill"](aligned(x), *params))
     last = np.from_dlpack(machine["t2_decode"](aligned(x[:, -1:]), *params))
-    said = [str(max(np.abs(whole - y).max(), np.abs(last - y[:, -1:]).max()))]
+    said = [hashlib.sha256(whole.tobytes()).hexdigest()]
+    said += [str(max(np.abs(whole - y).max(), np.abs(last - y[:, -1:]).max()))]
     for wrong in (x[:, :, 1:], x.astype(np.float64), x[0]):
         try:
             machine["t2_prefill"](aligned(np.ascontiguousarray(wrong)), *params)
