@@ -129,17 +129,27 @@ def emit_function(
     """Add `<template>_decode` (n is 1) or `<template>_prefill` (n is a variable) to the module."""
     emitter = Emitter(module, template, graph, n)
     arguments = [*_bind_inputs(emitter), *_bind_params(emitter, lowered), *_bind_caches(emitter, lowered)]
-    builder = module.builder
+    builder, refused = module.builder, None
     with builder.function(f"{template.id}_{emitter.mode}", arguments):
+        returned: list[relax.Expr] = []
         with builder.dataflow():
-            for node in graph.nodes:
-                if node.op not in operators:
-                    raise emitter.error("L110", node, "this operator cannot be compiled")
-                outputs = operators[node.op](emitter, node)
-                emitter.values.update(zip(node.outputs, outputs, strict=False))
-            results = [emitter.materialise(emitter.values[o.name]) for o in template.outputs]
-            returned = [builder.emit_output(r) for r in results]
+            # Raised once the function is closed: the builder complains on stderr about one that is left open.
+            try:
+                returned = [builder.emit_output(result) for result in _emit_nodes(emitter, graph, operators)]
+            except CompileError as error:
+                refused = error
         builder.emit_func_output(returned[0] if len(returned) == 1 else relax.Tuple(returned))
+    if refused:
+        raise refused
+
+
+def _emit_nodes(emitter: Emitter, graph: OnnxGraph, operators: Mapping[str, OpEmitter]) -> list[relax.Expr]:
+    """Run every operator's emitter; the outputs in memory."""
+    for node in graph.nodes:
+        if node.op not in operators:
+            raise emitter.error("L110", node, "this operator cannot be compiled")
+        emitter.values.update(zip(node.outputs, operators[node.op](emitter, node), strict=False))
+    return [emitter.materialise(emitter.values[output.name]) for output in emitter.template.outputs]
 
 
 def _bind_inputs(emitter: Emitter) -> list[relax.Var]:

@@ -62,7 +62,9 @@ CASES: dict[str, tuple[Callable[[], Template], str, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_operator_and_its_template_are_named(case: str, tmp_path: Path) -> None:
+def test_the_operator_and_its_template_are_named(
+    case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     make, code, operator = CASES[case]
     with pytest.raises(CompileError) as caught:
         compile_library([llama_mlp(32, 32), make()], "f32", PROCESSORS["avx2"], 64, 16, tmp_path / "t.so")
@@ -70,6 +72,7 @@ def test_the_operator_and_its_template_are_named(case: str, tmp_path: Path) -> N
     assert operator in caught.value.message
     assert "t3" in caught.value.message
     assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", ""), "the error is all there is to read"
 
 
 def test_an_unknown_instruction_set_is_refused_with_those_there_are(tmp_path: Path) -> None:
