@@ -94,7 +94,7 @@ def formulate(problem: Problem, limit: float = INFINITY, floor: float = 0.0) -> 
         _copies(model, flow)
     _busy(model)
     if floor > 0:
-        costs = {i: column.cost for i, column in enumerate(model.mip.columns)}
+        costs = {i: column.cost / model.mip.scale for i, column in enumerate(model.mip.columns)}
         model.mip.row("floor", costs, lower=floor * (1 - TOLERANCE) / model.mip.scale)
     return model.mip
 
@@ -362,6 +362,6 @@ def _busy(model: _Model) -> None:
 def _token_row(model: _Model) -> None:
     """`slowest` is no less than a token's seconds / sequences. A token's seconds: the other costs / their weight."""
     mip, problem = model.mip, model.problem
-    factor = mip.scale / (problem.weights.token * problem.weights.sequences)
+    factor = 1 / (problem.weights.token * problem.weights.sequences)
     costs = {i: -column.cost * factor for i, column in enumerate(mip.columns) if i != model.slowest}
     mip.row("token", scaled(add({model.slowest: mip.scale}, costs), 1 / mip.scale), lower=0.0)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 INFINITY = float("inf")
-_SCALE = "* seconds per unit of the objective: "
+_SCALE = "* objective in seconds; best solved in units of "
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Row:
 
 @dataclass
 class Mip:
-    """A minimisation under construction. Costs are given in seconds and kept in units of `scale` seconds, so that
-    solver tolerances mean the same for a tiny model as for a large one."""
+    """A minimisation under construction, costs in seconds. `scale`, a power of two, is the unit in seconds that it
+    is best solved in: then solver tolerances mean the same for a tiny model as for a large one."""
 
     name: str
     scale: float
@@ -45,7 +45,7 @@ class Mip:
     def column(
         self, name: str, cost: float = 0.0, upper: float = 1.0, lower: float = 0.0, integer: bool = False
     ) -> int:
-        self.columns.append(Column(name, lower, upper, integer, cost / self.scale))
+        self.columns.append(Column(name, lower, upper, integer, cost))
         return len(self.columns) - 1
 
     def row(
@@ -62,7 +62,7 @@ def to_mps(mip: Mip) -> str:
 
 
 def scale_of(text: str) -> float:
-    """Seconds per unit of the objective, from the comment `to_mps` wrote; 1 when there is none."""
+    """The unit in seconds to solve in, from the comment `to_mps` wrote; 1 when there is none."""
     for line in text.splitlines()[:5]:
         if line.startswith(_SCALE):
             return float(line.removeprefix(_SCALE))

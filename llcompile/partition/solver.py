@@ -43,7 +43,8 @@ def solve(
 
     Raises CompileError P220 (exit 1) when the solver fails for a reason of its own.
     """
-    model = mathopt.Model.from_model_proto(_read(text))
+    scale = scale_of(text)
+    model = _read(text, scale)
     result = mathopt.solve(
         model,
         mathopt.SolverType.GSCIP,
@@ -55,7 +56,7 @@ def solve(
         ),
         model_params=_hints(model, hint),
     )
-    return _solution(result, scale_of(text), gap)
+    return _solution(result, scale, gap)
 
 
 def resolve(problem: str, time_limit_s: float = 600.0, gap: float = 1e-9, seed: int = 1) -> tuple[str, float]:
@@ -65,8 +66,13 @@ def resolve(problem: str, time_limit_s: float = 600.0, gap: float = 1e-9, seed: 
     return solution.status, solution.objective
 
 
-def _read(text: str) -> object:
-    return mps_converter.mps_to_model_proto(text)
+def _read(text: str, scale: float) -> mathopt.Model:
+    """The model of `text`, its objective in units of `scale` seconds: exact, as the scale is a power of two."""
+    model = mathopt.Model.from_model_proto(mps_converter.mps_to_model_proto(text))
+    model.minimize(
+        mathopt.fast_sum(term.coefficient / scale * term.variable for term in model.objective.linear_terms())
+    )
+    return model
 
 
 def _hints(model: mathopt.Model, hint: Mapping[str, float] | None) -> mathopt.ModelSolveParameters | None:
