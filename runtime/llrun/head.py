@@ -126,7 +126,12 @@ class Session:
     def feed(self, number: int, ids: Ids, position: int, all_rows: bool = False) -> None:
         """Queue `ids` at `position`, in chunks. Chunks beyond what may be under way wait here, not on
         the devices."""
-        chunk = self._device.record.model.chunk
+        model = self._device.record.model
+        if position + len(ids) > model.context:
+            raise RunError(
+                "R105", f"{position} + {len(ids)} tokens are more than the context of {model.context}"
+            )
+        chunk = model.chunk
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
             array = empty((1, len(part)), "int64")

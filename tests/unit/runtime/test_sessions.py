@@ -148,6 +148,12 @@ def test_the_context_can_be_filled_to_its_last_position(cluster):
         assert len(generate(session, ids, None, Sampling(), lambda token: True).tokens) == 6
 
 
+def test_logits_beyond_the_context_are_refused_before_they_reach_a_cache(cluster):
+    with cluster(NAMES[:1]).session() as session, pytest.raises(RunError) as caught:
+        session.logits(prompt(257))
+    assert caught.value.code == "R105"
+
+
 def test_a_device_that_fails_is_named_and_serves_on(cluster):
     calls = []
 
