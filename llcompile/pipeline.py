@@ -75,6 +75,7 @@ def make_plan(options: BuildOptions, trace: Trace) -> Planned:
 
 def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOptions) -> Planned:
     """Decide which device computes which blocks of `dataflow`."""
+    cluster = cost.with_tokenizer(cluster, model.tokenizer_bytes)
     context = context_of(options, model)
     chunk = min(CHUNK, context)
     costs = cost.block_costs(dataflow, options.quant, context, chunk)

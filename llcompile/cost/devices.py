@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ DEVICE_KEYS = ("name", "target", "address", "memory_bytes", "threads", "profile"
 LINK_KEYS = ("bytes_per_s", "latency_s")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+TOKENIZER_LIBRARY_BYTES, TOKENIZER_FACTOR = 8_000_000, 13
 _NOT_JSON, _WRONG = "C101", "C102"
 
 
@@ -61,6 +62,22 @@ def load_cluster(path: str | Path, targets: str | Path | None = None) -> Cluster
     if faults.found or cluster is None:
         raise CompileError(_WRONG, _report(str(path), faults.found))
     return cluster
+
+
+def with_tokenizer(cluster: Cluster, tokenizer_bytes: int) -> Cluster:
+    """`cluster` with the memory on its head that the tokenizer takes, whose file has `tokenizer_bytes` (0: none).
+
+    Measured with tokenizers 0.23 on byte-level BPE of 2,048, 16,000 and 40,000 entries (0.12, 1.1 and 2.9 MB of
+    JSON): 5.7 MB for the library, and 12 to 13 times the file, a small one 26 times.
+    """
+    if not tokenizer_bytes:
+        return cluster
+    taken = TOKENIZER_LIBRARY_BYTES + TOKENIZER_FACTOR * tokenizer_bytes
+    devices = tuple(
+        replace(d, runtime_bytes=d.runtime_bytes + taken) if d.name == cluster.head else d
+        for d in cluster.devices
+    )
+    return replace(cluster, devices=devices)
 
 
 def _report(path: str, found: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import onnx_ir as ir
 import onnxsim
@@ -49,6 +51,7 @@ def load_model(
     _require_attention(graph, config, type(skeleton).__name__)
     sources = weight_sources(graph, stored, float(getattr(config, "initializer_range", 0.02)))
     begin, ends = token_ids(directory, config)
+    tokenizer = tokenizer_files(directory)
     return Model(
         name=name,
         architecture=type(skeleton).__name__,
@@ -59,7 +62,10 @@ def load_model(
         max_positions=_max_positions(config),
         bos_token_id=begin,
         eos_token_ids=ends,
-        tokenizer_files=tokenizer_files(directory),
+        tokenizer_files=tokenizer,
+        tokenizer_bytes=sum(
+            Path(path).stat().st_size for path in tokenizer if path.endswith("tokenizer.json")
+        ),
         random_seed=random_seed,
     )
 

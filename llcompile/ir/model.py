@@ -33,7 +33,8 @@ class Model:
     `onnx` is a serialized ModelProto, checked, simplified, canonical (llcompile.frontend's docstring lists the
     operators): inputs `input_ids` and `position_ids`, int64 (1, n), then one input per weight under its
     checkpoint name; one output `logits`, float32 (1, n, vocab_size). `weights` maps each weight input to its
-    source; a tied weight is one input with several consumers. `random_seed` is None when a checkpoint is read.
+    source; a tied weight is one input with several consumers. `tokenizer_bytes`: size of
+    tokenizer.json. `random_seed` is None when a checkpoint is read.
     """
 
     name: str
@@ -46,4 +47,5 @@ class Model:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     tokenizer_files: tuple[str, ...]
+    tokenizer_bytes: int = 0
     random_seed: int | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llcompile.cost import load_cluster, targets_dir
+from llcompile.cost import load_cluster, targets_dir, with_tokenizer
 from llcompile.cost.strict_json import Faults
 from llcompile.cost.targets import FIGURES, load_target, target_names
 from llcompile.ir.cluster import Link
@@ -169,3 +169,13 @@ def test_instruction_sets() -> None:
 )
 def test_examples_are_good(path: Path) -> None:
     assert len(load_cluster(path).devices) >= 2
+
+
+def test_a_tokenizer_takes_memory_on_the_head_alone(tmp_path: Path) -> None:
+    path = tmp_path / "devices.json"
+    path.write_text(json.dumps(two_devices()))
+    cluster = load_cluster(path)
+    grown = with_tokenizer(cluster, 2_000_000)
+    assert grown.device("laptop").runtime_bytes == cluster.device("laptop").runtime_bytes + 34_000_000
+    assert grown.device("pi") == cluster.device("pi")
+    assert with_tokenizer(cluster, 0) == cluster
