@@ -3,24 +3,27 @@
 """Matrix products y = x Wᵀ with packed weights (ir.packing, kind `tiled`), for one token and for blocks of them.
 
 A tile of weight rows is one parallel task; it multiplies all tokens, in blocks whose accumulators stay in
-registers, while the tile stays in the cache. The last block of a prefill overlaps the one before it when n is
-no multiple of the block: a token's sum does not depend on its block, so it is written twice with the same
-value. Sums run in a fixed order.
+registers, while the tile stays in the cache.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from tvm import tirx
 from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as B
 
 from llcompile.ir.packing import GROUP, pad
+from llcompile.lower.kernels.blocks import (
+    Activations,
+    Block,
+    Matrix,
+    Sums,
+    float_block,
+    over_tokens,
+    quantised_block,
+)
 from llcompile.lower.kernels.isa import STEPS, Isa
-from llcompile.lower.kernels.vector import Expr, Extent, splat, vector_type
-
-Block = Callable[[Expr, Expr | int, int], None]  # multiplies tile t with tokens first..first + count - 1
+from llcompile.lower.kernels.vector import Expr, Extent
 
 
 def linear_float(isa: Isa, dtype: str, n: Extent, columns: int, rows: int) -> tirx.PrimFunc:
@@ -34,7 +37,7 @@ def linear_float(isa: Isa, dtype: str, n: Extent, columns: int, rows: int) -> ti
         data = T.match_buffer(data_, (tiles, columns, isa.rows), dtype)
         out = T.match_buffer(out_, (1, n, rows), "float32")
         for t in T.parallel(tiles):
-            over_tokens(isa.float_tokens, n, t, float_block(isa, x, data, out))
+            multiply_tile(isa, isa.float_tokens, n, float_block(isa, x, [Matrix(data)]), out, t)
 
     return linear
 
@@ -44,7 +47,6 @@ def linear_quantised(isa: Isa, bits: int, n: Extent, columns: int, rows: int) ->
 
     q (n, G, 32) int8, scale (n, G) float32, total (n, G) int32 as `quantise` makes them (G = groups of
     columns), data and scales as ir.packing says for q8 (bits = 8) or q4 (bits = 4) -> (1, n, rows) float32.
-    Groups are multiplied exactly in integers and summed in float32.
     """
     tiles, groups = pad(rows, isa.rows) // isa.rows, pad(columns, GROUP) // GROUP
     loads = STEPS * bits // 8
@@ -63,114 +65,36 @@ def linear_quantised(isa: Isa, bits: int, n: Extent, columns: int, rows: int) ->
         a = T.decl_buffer((n, groups, STEPS), "int32", data=q.data)
         w = T.decl_buffer((tiles, groups, loads, isa.rows), "int32", data=data.data)
         for t in T.parallel(tiles):
-            over_tokens(isa.tokens, n, t, quantised_block(isa, bits, a, scale, total, w, scales, out))
+            multiply_tile(
+                isa,
+                isa.tokens,
+                n,
+                quantised_block(isa, bits, Activations(a, scale, total), [Matrix(w, scales)]),
+                out,
+                t,
+            )
 
     return linear
 
 
-def over_tokens(size: int, n: Extent, t: Expr, block: Block) -> None:
-    """All tokens, in blocks of `size`; one by one when there are fewer."""
-    if isinstance(n, int):
-        block(t, 0, 1)
-        return
-    with B.If(n < size):
-        with B.Then(), B.serial(n) as m:
-            block(t, m, 1)
-        with B.Else(), B.serial((n + (size - 1)) // size) as b:
-            block(t, B.Bind(tirx.min(b * size, n - size)), size)
+def multiply_tile(isa: Isa, size: int, n: Extent, block: Block, out: tirx.Buffer, t: Expr) -> None:
+    """Tile t of matrix 0 times all tokens, in blocks of `size`."""
+
+    def body(first: Expr | int, tokens: int) -> None:
+        _store_tile(isa, out, block([(0, t)], first, tokens), t, first, tokens)
+
+    over_tokens(size, n, body)
 
 
-def float_block(isa: Isa, x: tirx.Buffer, data: tirx.Buffer, out: tirx.Buffer) -> Block:
-    lanes, parts, columns = isa.lanes, isa.parts, int(data.shape[1])
-    vector = vector_type("float32", lanes)
-
-    def block(t: Expr, first: Expr | int, tokens: int) -> None:
-        # One token alone: several sums side by side, or every step would wait for the one before.
-        chains = next(c for c in (4, 2, 1) if columns % c == 0) if tokens == 1 else 1
-        acc = _accumulators(tokens * chains * parts, lanes)
-        with B.serial(columns // chains) as k:
-            for c in range(chains):
-                for p in range(parts):
-                    w = B.Bind(tirx.Cast(vector, data[t, k * chains + c, tirx.Ramp(p * lanes, 1, lanes)]))
-                    for m in range(tokens):
-                        each = tirx.Broadcast(x[0, first + m, k * chains + c], lanes)
-                        _add(acc, ((m * chains + c) * parts + p) * lanes, w * each, lanes)
-        for m in range(tokens):
-            for c in range(1, chains):
-                for p in range(parts):
-                    other = acc[tirx.Ramp(((m * chains + c) * parts + p) * lanes, 1, lanes)]
-                    _add(acc, (m * chains * parts + p) * lanes, other, lanes)
-        _store_tile(isa, out, acc, t, first, tokens, chains)
-
-    return block
-
-
-def quantised_block(
-    isa: Isa,
-    bits: int,
-    a: tirx.Buffer,
-    scale: tirx.Buffer,
-    total: tirx.Buffer,
-    w: tirx.Buffer,
-    scales: tirx.Buffer,
-    out: tirx.Buffer,
-) -> Block:
-    """`a`, `w`: activations and weights as words of 4 codes."""
-    lanes, parts, groups = isa.lanes, isa.parts, int(scales.shape[1])
-
-    vector = vector_type("float32", lanes)
-
-    def block(t: Expr, first: Expr | int, tokens: int) -> None:
-        acc = _accumulators(tokens * parts, lanes)
-        with B.serial(groups) as g:
-            for p in range(parts):
-                weights = _planes(isa, bits, w, t, g, p)
-                row_scale = B.Bind(tirx.Cast(vector, scales[t, g, tirx.Ramp(p * lanes, 1, lanes)]))
-                for m in range(tokens):
-                    token = first + m
-                    words = [a[token, g, s] for s in range(STEPS)]
-                    dot = isa.dot(bits, weights, words, total[token, g])
-                    both = row_scale * tirx.Broadcast(scale[token, g], lanes)
-                    _add(acc, (m * parts + p) * lanes, tirx.Cast(vector, dot) * both, lanes)
-        _store_tile(isa, out, acc, t, first, tokens, 1)
-
-    return block
-
-
-def _planes(isa: Isa, bits: int, w: tirx.Buffer, t: Expr, g: Expr, p: int) -> list[Expr]:
-    """The 8 steps of a group, 4 codes a row, of part p of a tile: what all tokens share, computed once."""
-    at = tirx.Ramp(p * isa.lanes, 1, isa.lanes)
-    words = [B.Bind(w[t, g, j, at]) for j in range(STEPS * bits // 8)]
-    if bits == 8:
-        return [B.Bind(isa.prepare(word)) for word in words]
-    nibbles, four = splat(0x0F0F0F0F, words[0]), splat(4, words[0])
-    return [B.Bind(half & nibbles) for word in words for half in (word, word >> four)]
-
-
-def _accumulators(count: int, lanes: int) -> tirx.Buffer:
-    acc = B.alloc_buffer((count * lanes,), "float32", scope="local")
-    zero = tirx.const(0.0, vector_type("float32", lanes))
-    for i in range(count):
-        B.buffer_store(acc, zero, [tirx.Ramp(i * lanes, 1, lanes)])
-    return acc
-
-
-def _add(acc: tirx.Buffer, start: int, value: Expr, lanes: int) -> None:
-    at = tirx.Ramp(start, 1, lanes)
-    B.buffer_store(acc, acc[at] + value, [at])
-
-
-def _store_tile(
-    isa: Isa, out: tirx.Buffer, acc: tirx.Buffer, t: Expr, first: Expr | int, tokens: int, chains: int
-) -> None:
-    """Write the accumulators (token, chain 0, row) of tile t; of the last tile only the rows there are."""
+def _store_tile(isa: Isa, out: tirx.Buffer, sums: Sums, t: Expr, first: Expr | int, tokens: int) -> None:
+    """Write the sums of tile t; of the last tile only the rows there are."""
     rows, tile, lanes = int(out.shape[2]), isa.rows, isa.lanes
 
     def whole() -> None:
         for m in range(tokens):
             for p in range(isa.parts):
-                value = acc[tirx.Ramp(m * chains * tile + p * lanes, 1, lanes)]
-                B.buffer_store(out, value, [0, first + m, tirx.Ramp(t * tile + p * lanes, 1, lanes)])
+                place = [0, first + m, tirx.Ramp(t * tile + p * lanes, 1, lanes)]
+                B.buffer_store(out, sums.vector(0, m, p), place)
 
     if rows % tile == 0:
         whole()
@@ -181,4 +105,4 @@ def _store_tile(
         with B.Else():
             for m in range(tokens):
                 for r in range(rows % tile):
-                    B.buffer_store(out, acc[m * chains * tile + r], [0, first + m, rows // tile * tile + r])
+                    B.buffer_store(out, sums.scalar(0, m, r), [0, first + m, rows // tile * tile + r])

@@ -1,0 +1,151 @@
+"""Micro-kernels of matrix products: tiles of packed weights (ir.packing, kind `tiled`) times a block of tokens.
+
+A block multiplies one or more tiles, of one matrix or of several with the same input, with a few tokens; its sums
+stay in registers until the caller has written them. Sums run in a fixed order that depends neither on the block's
+size nor on its place, so a token's result is the same alone and among others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as B
+
+from llcompile.lower.kernels.isa import STEPS, Isa
+from llcompile.lower.kernels.vector import Expr, Extent, splat, vector_type
+
+Tile = tuple[int, Expr]  # number of the matrix, number of the tile in it
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Buffers of one packed weight. Float: data (tiles, columns, R), no scales. Quantised: data (tiles, G, loads, R)
+    int32, words of 4 codes, and scales (tiles, G, R) float16."""
+
+    data: tirx.Buffer
+    scales: tirx.Buffer | None = None
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Quantised activations, as `quantise` makes them. words (n, G, 8) int32: 4 codes each; scale (n, G) float32;
+    total (n, G) int32."""
+
+    words: tirx.Buffer
+    scale: tirx.Buffer
+    total: tirx.Buffer
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a block has computed: products of `tile` (its place in the block's list) with `token` (counted from the
+    block's first)."""
+
+    acc: tirx.Buffer
+    isa: Isa
+    tiles: int
+
+    def vector(self, tile: int, token: int, part: int) -> Expr:
+        """Rows part * lanes .. of the tile: float32xL."""
+        return self.acc[tirx.Ramp(self._start(tile, token) + part * self.isa.lanes, 1, self.isa.lanes)]
+
+    def scalar(self, tile: int, token: int, row: int) -> Expr:
+        return self.acc[self._start(tile, token) + row]
+
+    def _start(self, tile: int, token: int) -> int:
+        return (token * self.tiles + tile) * self.isa.rows
+
+
+Block = Callable[[Sequence[Tile], Expr | int, int], Sums]  # (tiles, first token, number of tokens)
+
+
+def over_tokens(size: int, n: Extent, body: Callable[[Expr | int, int], None]) -> None:
+    """`body` of all tokens, in blocks of `size`; one by one when there are fewer. The last block overlaps the one
+    before it when n is no multiple of `size`: a token is then computed twice, with the same result."""
+    if isinstance(n, int):
+        body(0, 1)
+        return
+    with B.If(n < size):
+        with B.Then(), B.serial(n) as m:
+            body(m, 1)
+        with B.Else(), B.serial((n + (size - 1)) // size) as b:
+            body(B.Bind(tirx.min(b * size, n - size)), size)
+
+
+def float_block(isa: Isa, x: tirx.Buffer, matrices: Sequence[Matrix]) -> Block:
+    """x (1, n, columns) float32; sums in float32."""
+    lanes, parts, columns = isa.lanes, isa.parts, int(matrices[0].data.shape[1])
+    vector = vector_type("float32", lanes)
+
+    def block(tiles: Sequence[Tile], first: Expr | int, tokens: int) -> Sums:
+        # One token alone: several sums side by side, or every step would wait for the one before.
+        chains = next(c for c in (4, 2, 1) if columns % c == 0) if tokens == 1 else 1
+        size = tokens * len(tiles) * parts
+        acc = _accumulators(size * chains, lanes)
+        with B.serial(columns // chains) as k:
+            for c in range(chains):
+                for i, (number, t) in enumerate(tiles):
+                    for p in range(parts):
+                        weight = matrices[number].data[t, k * chains + c, tirx.Ramp(p * lanes, 1, lanes)]
+                        w = B.Bind(tirx.Cast(vector, weight))
+                        for m in range(tokens):
+                            each = tirx.Broadcast(x[0, first + m, k * chains + c], lanes)
+                            place = c * size + (m * len(tiles) + i) * parts + p
+                            _add(acc, place * lanes, w * each, lanes)
+        for c in range(1, chains):
+            for place in range(size):
+                _add(acc, place * lanes, acc[tirx.Ramp((c * size + place) * lanes, 1, lanes)], lanes)
+        return Sums(acc, isa, len(tiles))
+
+    return block
+
+
+def quantised_block(isa: Isa, bits: int, a: Activations, matrices: Sequence[Matrix]) -> Block:
+    """Groups are multiplied exactly in integers and summed in float32."""
+    lanes, parts, groups = isa.lanes, isa.parts, int(matrices[0].data.shape[1])
+    vector = vector_type("float32", lanes)
+
+    def block(tiles: Sequence[Tile], first: Expr | int, tokens: int) -> Sums:
+        acc = _accumulators(tokens * len(tiles) * parts, lanes)
+        with B.serial(groups) as g:
+            for i, (number, t) in enumerate(tiles):
+                for p in range(parts):
+                    matrix = matrices[number]
+                    assert matrix.scales is not None
+                    weights = _planes(isa, bits, matrix.data, t, g, p)
+                    scales = matrix.scales[t, g, tirx.Ramp(p * lanes, 1, lanes)]
+                    row_scale = B.Bind(tirx.Cast(vector, scales))
+                    for m in range(tokens):
+                        words = [a.words[first + m, g, s] for s in range(STEPS)]
+                        dot = isa.dot(bits, weights, words, a.total[first + m, g])
+                        both = row_scale * tirx.Broadcast(a.scale[first + m, g], lanes)
+                        place = (m * len(tiles) + i) * parts + p
+                        _add(acc, place * lanes, tirx.Cast(vector, dot) * both, lanes)
+        return Sums(acc, isa, len(tiles))
+
+    return block
+
+
+def _planes(isa: Isa, bits: int, w: tirx.Buffer, t: Expr, g: Expr, p: int) -> list[Expr]:
+    """The 8 steps of a group, 4 codes a row, of part p of a tile: what all tokens share, computed once."""
+    at = tirx.Ramp(p * isa.lanes, 1, isa.lanes)
+    words = [B.Bind(w[t, g, j, at]) for j in range(STEPS * bits // 8)]
+    if bits == 8:
+        return [B.Bind(isa.prepare(word)) for word in words]
+    nibbles, four = splat(0x0F0F0F0F, words[0]), splat(4, words[0])
+    return [B.Bind(half & nibbles) for word in words for half in (word, word >> four)]
+
+
+def _accumulators(count: int, lanes: int) -> tirx.Buffer:
+    acc = B.alloc_buffer((count * lanes,), "float32", scope="local")
+    zero = tirx.const(0.0, vector_type("float32", lanes))
+    for i in range(count):
+        B.buffer_store(acc, zero, [tirx.Ramp(i * lanes, 1, lanes)])
+    return acc
+
+
+def _add(acc: tirx.Buffer, start: int, value: Expr, lanes: int) -> None:
+    at = tirx.Ramp(start, 1, lanes)
+    B.buffer_store(acc, acc[at] + value, [at])
