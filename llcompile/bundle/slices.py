@@ -50,7 +50,7 @@ def block_entry(placed: Placed) -> schema.BlockEntry:
         template=placed.block.template,
         file=placed.file,
         params=tuple(schema.Param(name=p.name, dtype=p.dtype, shape=p.shape) for p in lowered.params),
-        caches=tuple(schema.CacheArray(dtype=lowered.cache_dtype, shape=s) for s in lowered.cache_shapes),
+        caches=tuple(schema.CacheArray(dtype=dtype, shape=shape) for dtype, shape in lowered.caches),
     )
 
 

@@ -92,16 +92,23 @@ def layout_of(role: str, quant: str, tile_rows: int) -> Layout:
     return Layout("tiled", quant, tile_rows)
 
 
+MAX_BATCH = 16  # sequences of which one token each is computed together
+
+
 @dataclass(frozen=True)
 class LoweredTemplate:
-    """Calling convention of a template's two functions in a library: `<id>_decode` (n = 1) and `<id>_prefill`.
+    """Calling convention of a template's functions in a library.
 
-    fn(*inputs, *params, *caches) -> output, or a tuple of outputs when there are several. Inputs in the
-    template's order; caches: for each attention node keys then values, `cache_dtype`, shape
-    (kv_heads, context, dim), appended to in place at position_ids[0, 0].
+    `<id>_decode`: 1 token. `<id>_prefill`: 1 to chunk tokens of one sequence. With caches also `<id>_batch`: 1 to
+    MAX_BATCH tokens n, each of a different sequence, at its own position of position_ids (1, n).
+
+    fn(*inputs, *params, slots, *caches) -> output, or a tuple of outputs when there are several; without caches
+    neither slots nor caches. Inputs in the template's order. Caches of all sequences lie side by side: `caches`
+    gives for each argument its dtype and its shape without the leading axis, that of slots; tokens are appended in
+    place at their positions. slots int64: where the sequence's caches are, (1,); for `_batch` each token's, (n,).
+    Arguments of caches: for each attention node keys, then values, both (kv_heads, context, dim).
     """
 
     template: str
     params: tuple[PackedParam, ...]
-    cache_shapes: tuple[tuple[int, ...], ...]
-    cache_dtype: str
+    caches: tuple[tuple[str, tuple[int, ...]], ...]

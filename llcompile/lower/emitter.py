@@ -37,16 +37,21 @@ class Module:
 
 
 class Emitter:
-    """State while a template's function is built: values by ONNX name, packed weights, caches left to use."""
+    """State while a template's function is built: values by ONNX name, packed weights, caches left to use.
 
-    def __init__(self, module: Module, template: Template, graph: OnnxGraph, n: Extent) -> None:
+    `function`: decode (n is 1), prefill (n tokens of one sequence) or batch (one token of each of n sequences).
+    """
+
+    def __init__(self, module: Module, template: Template, graph: OnnxGraph, function: str) -> None:
         self.module = module
         self.template = template
         self.graph = graph
-        self.n = n
+        self.function = function
+        self.n: Extent = 1 if function == "decode" else tirx.Var("n", "int64")
         self.values: dict[str, Value] = {name: constant(array) for name, array in graph.constants.items()}
         self.packed: dict[str, list[tuple[PackedParam, relax.Var]]] = {}
-        self.caches: list[tuple[CacheSpec, relax.Expr, relax.Expr]] = []
+        self.caches: list[tuple[CacheSpec, list[relax.Var]]] = []
+        self.slots: relax.Var | None = None
         self.position_ids: relax.Var | None = None
         self.quantised: dict[relax.Expr, tuple[relax.Expr, ...]] = {}
 
@@ -56,6 +61,7 @@ class Emitter:
 
     @property
     def mode(self) -> str:
+        """For the names of kernels: a batch is computed by prefill's, but for attention."""
         return "decode" if self.decode else "prefill"
 
     def extent(self) -> Extent:
@@ -124,13 +130,13 @@ def emit_function(
     lowered: LoweredTemplate,
     graph: OnnxGraph,
     operators: Mapping[str, OpEmitter],
-    n: Extent,
+    function: str,
 ) -> None:
-    """Add `<template>_decode` (n is 1) or `<template>_prefill` (n is a variable) to the module."""
-    emitter = Emitter(module, template, graph, n)
+    """Add `<template>_<function>` to the module."""
+    emitter = Emitter(module, template, graph, function)
     arguments = [*_bind_inputs(emitter), *_bind_params(emitter, lowered), *_bind_caches(emitter, lowered)]
     builder, refused = module.builder, None
-    with builder.function(f"{template.id}_{emitter.mode}", arguments):
+    with builder.function(f"{template.id}_{function}", arguments):
         returned: list[relax.Expr] = []
         with builder.dataflow():
             # Raised once the function is closed: the builder complains on stderr about one that is left open.
@@ -177,8 +183,15 @@ def _bind_params(emitter: Emitter, lowered: LoweredTemplate) -> list[relax.Var]:
 
 
 def _bind_caches(emitter: Emitter, lowered: LoweredTemplate) -> list[relax.Var]:
-    types = [relax.TensorType(list(shape), lowered.cache_dtype) for shape in lowered.cache_shapes]
+    """The slots' and the caches' arguments; `capacity`, the number of slots, is known at run time alone."""
+    if not lowered.caches:
+        return []
+    capacity = tirx.Var("capacity", "int64")
+    types = [relax.TensorType([capacity, *shape], dtype) for dtype, shape in lowered.caches]
     variables = [relax.Var(f"cache{i}", kind) for i, kind in enumerate(types)]
-    pairs = zip(variables[::2], variables[1::2], strict=True)
-    emitter.caches = [(spec, k, v) for spec, (k, v) in zip(emitter.template.caches, pairs, strict=True)]
-    return variables
+    each = len(variables) // len(emitter.template.caches)
+    groups = [variables[i : i + each] for i in range(0, len(variables), each)]
+    emitter.caches = list(zip(emitter.template.caches, groups, strict=True))
+    sequences = emitter.n if emitter.function == "batch" else 1
+    emitter.slots = relax.Var("slots", relax.TensorType([sequences], "int64"))
+    return [emitter.slots, *variables]

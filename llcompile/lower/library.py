@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 
 from llcompile.ir.cluster import Processor
 from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.graph import Template
+from llcompile.ir.packing import MAX_BATCH
 from llcompile.lower.emitter import Module, emit_function
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.onnx_graph import read_graph
@@ -46,17 +47,18 @@ def target_of(processor: Processor) -> tvm.target.Target:
 def build_module(
     templates: Sequence[Template], quant: str, processor: Processor, context: int, chunk: int
 ) -> tvm.IRModule:
-    """The Relax module with both functions of each template; prefill memory is planned for `chunk` tokens."""
+    """The Relax module with all functions of each template; memory is planned for `chunk` tokens of a prompt."""
     module = Module(relax.BlockBuilder(), isa_of(processor.isa), quant, context)
     lowered = lower_templates(templates, quant, processor, context)
     for template, convention in zip(templates, lowered, strict=True):
         graph = read_graph(template)
-        for n in (1, tirx.Var("n", "int64")):
-            emit_function(module, template, convention, graph, OPERATORS, n)
+        for function in ("decode", "prefill", "batch") if convention.caches else ("decode", "prefill"):
+            emit_function(module, template, convention, graph, OPERATORS, function)
     built = module.builder.get()
     for name, function in built.functions.items():
         if isinstance(function, relax.Function):
-            built.update_func(name, function.with_attr("tir_var_upper_bound", {"n": chunk}))
+            most = MAX_BATCH if name.name_hint.endswith("_batch") else chunk
+            built.update_func(name, function.with_attr("tir_var_upper_bound", {"n": most}))
     return built
 
 

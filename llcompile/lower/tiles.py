@@ -43,10 +43,9 @@ def _lower(template: Template, quant: str, rows: int, context: int) -> LoweredTe
     for index, weight in enumerate(template.weights):
         layout = layout_of(weight.role, quant, rows)
         params.extend(packed_params(index, weight.name, weight.shape, layout))
-    shapes: list[tuple[int, ...]] = []
-    for cache in template.caches:
-        shapes.append((cache.kv_heads, context, cache.key_dim))
-        shapes.append((cache.kv_heads, context, cache.value_dim))
-    return LoweredTemplate(
-        template.id, tuple(params), tuple(shapes), "float32" if quant == "f32" else "float16"
-    )
+    caches = [
+        (cache_dtype(quant), (cache.kv_heads, context, width))
+        for cache in template.caches
+        for width in (cache.key_dim, cache.value_dim)
+    ]
+    return LoweredTemplate(template.id, tuple(params), tuple(caches))

@@ -26,7 +26,7 @@ from llrun.protocol import (
     pack_header,
 )
 from llrun.schema import Release, Run, Send
-from llrun.stores import MAX_SEQUENCES, Block, Sequence, SequenceStore, StepState
+from llrun.stores import Block, Sequence, SequenceStore, StepState
 
 FINAL = LAST_CHUNK | ALL_ROWS
 MAX_STEPS = 64
@@ -160,7 +160,8 @@ class Engine:
             if not self._sequences.open(event.sequence):
                 raise RunError(
                     "R402",
-                    f"sequence {event.sequence} refused: at most {MAX_SEQUENCES} at once, each number once",
+                    f"sequence {event.sequence} refused: at most {self._sequences.capacity} at once,"
+                    " each number once",
                 )
             self._outside.opened(event.sequence, self.measure())
         elif isinstance(event, Closing):
@@ -254,9 +255,9 @@ class Engine:
         inputs = [step.values[tensor] for tensor in call.inputs]
         if last:
             inputs = [self._last_row(t, v) for t, v in zip(call.inputs, inputs, strict=True)]
-        caches = (
-            self._sequences.caches(sequence, call.block) if call.stateful and call.block is not None else ()
-        )
+        caches: tuple[Any, ...] = ()
+        if call.stateful and call.block is not None:
+            caches = (sequence.slots, *self._sequences.caches(call.block))
         function = call.decode if last or step.rows == 1 else call.prefill
         start = time.perf_counter()
         try:

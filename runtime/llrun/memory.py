@@ -4,7 +4,7 @@ large."""
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import prod
 
@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.generic]
 ALIGNMENT = 64
 HUGE_PAGE = 2 << 20
+Spec = tuple[tuple[int, ...], str]  # shape and dtype
+_NORESERVE = getattr(
+    mmap, "MAP_NORESERVE", 0x4000
+)  # Linux's value where Python does not name it (before 3.13)
 
 
 def empty(shape: Sequence[int], dtype: str) -> Array:
@@ -38,11 +42,11 @@ def reserve(size: int, huge: bool) -> NDArray[np.uint8]:
     """`size` zero bytes of private anonymous memory, aligned to a page (to a huge page with `huge`).
 
     Pages are committed when first written. Huge pages spare address look-ups when weights are streamed
-    (measured: 33 against 27 GB/s on one core); a cache, filled little by little, stays on small ones.
+    (measured: 33 against 27 GB/s on one core).
     """
     huge = huge and size >= HUGE_PAGE
     slack = HUGE_PAGE if huge else 0
-    region = mmap.mmap(-1, max(size, 1) + slack, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    region = _anonymous(size + slack, 0)
     raw = np.frombuffer(region, np.uint8)
     start = -raw.ctypes.data % HUGE_PAGE if huge else 0
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
@@ -53,16 +57,46 @@ def reserve(size: int, huge: bool) -> NDArray[np.uint8]:
     return raw[start : start + size]
 
 
-def carve(specs: Sequence[tuple[tuple[int, ...], str]]) -> tuple[Array, ...]:
-    """Zeroed arrays of the given (shape, dtype), each aligned, in one lazily committed region."""
-    sizes = [prod(shape) * np.dtype(dtype).itemsize for shape, dtype in specs]
-    padded = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
-    region = reserve(sum(padded), huge=False)
-    starts = [sum(padded[:i]) for i in range(len(specs))]
-    return tuple(
-        region[start : start + size].view(dtype).reshape(shape)
-        for (shape, dtype), start, size in zip(specs, starts, sizes, strict=True)
-    )
+class Slots:
+    """Arrays (count, *shape), one for each (shape, dtype) given, each aligned: zero bytes whose pages are committed
+    when first written, in one region that is not counted as used before. Raises OSError when there is no room."""
+
+    def __init__(self, specs: Sequence[Spec], count: int) -> None:
+        self.count = count
+        self._sizes = [prod(shape) * np.dtype(dtype).itemsize for shape, dtype in specs]
+        padded = [-(-size * count // mmap.PAGESIZE) * mmap.PAGESIZE for size in self._sizes]
+        self._starts = [sum(padded[:i]) for i in range(len(specs))]
+        self._region = _anonymous(sum(padded), _NORESERVE)
+        raw = np.frombuffer(self._region, np.uint8)
+        self.arrays = tuple(
+            raw[start : start + size * count].view(dtype).reshape((count, *shape))
+            for (shape, dtype), start, size in zip(specs, self._starts, self._sizes, strict=True)
+        )
+
+    def discard(self, slot: int) -> None:
+        """Give back the pages that hold nothing but `slot`'s bytes; what is left of it is as it was."""
+        for start, size in zip(self._starts, self._sizes, strict=True):
+            first = -(-(start + slot * size) // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = (start + (slot + 1) * size) // mmap.PAGESIZE * mmap.PAGESIZE
+            if first < last:
+                self._region.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def reserve_slots(specs: Mapping[int, Sequence[Spec]], most: int) -> dict[int, Slots]:
+    """Slots for each entry of `specs`: `most` of each, or as many as the address space has room for (a power of two
+    less each time). Raises OSError when there is none for a single one."""
+    count = most
+    while True:
+        try:
+            return {key: Slots(each, count) for key, each in specs.items()}
+        except OSError:
+            if count == 1:
+                raise
+            count //= 2
+
+
+def _anonymous(size: int, flags: int) -> mmap.mmap:
+    return mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags)
 
 
 def peak_bytes() -> int:

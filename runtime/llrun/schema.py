@@ -40,7 +40,8 @@ class Receive(Strict, frozen=True, tag="receive", tag_field="op"):
 
 
 class Run(Strict, frozen=True, tag="run", tag_field="op"):
-    """Call `<template>_decode` (one row) or `<template>_prefill`. `block` is None for the positions template.
+    """Call `<template>_decode` (one row), `<template>_prefill`, or for one row of each of several sequences
+    `<template>_batch`. `block` is None for the positions template.
 
     inputs, outputs: tensor ids in the template's order. `rows`: `last` if only the newest row is needed:
     then it runs on the last row of the last chunk of a prompt, and not at all on the chunks before.
@@ -109,7 +110,7 @@ class Param(Strict, frozen=True):
 
 
 class CacheArray(Strict, frozen=True):
-    """One cache argument: (kv_heads, context, dim)."""
+    """One cache argument, without its leading axis: that of slots, one for each open sequence."""
 
     dtype: str
     shape: tuple[Size, ...]

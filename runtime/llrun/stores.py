@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any
 
-from llrun.memory import Array, carve
+from llrun.errors import INTERNAL, RunError
+from llrun.memory import Array, empty, reserve_slots
 from llrun.schema import BlockEntry
 
 MAX_SEQUENCES = 64
@@ -35,34 +37,54 @@ class StepState:
 
 @dataclass
 class Sequence:
-    """`caches`: arguments by block, made when first used. `frontier`: for each segment the position it
-    runs next. `steps`: by position."""
+    """`slot`: where its caches are; `slots`: that as an argument, int64 (1,). `frontier`: for each segment the
+    position it runs next. `steps`: by position."""
 
+    slot: int
+    slots: Any
     frontier: list[int]
-    caches: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     steps: dict[int, StepState] = field(default_factory=dict)
 
 
 class SequenceStore:
-    """Sequences by number. Memory of a cache is taken page by page as positions are written."""
+    """Sequences by number, and the caches of all blocks: arrays of slots, of which every sequence has one.
+
+    Memory of a slot is taken page by page as positions are written, and given back when its sequence closes.
+    Raises RunError R503 when not even one slot can be reserved.
+    """
 
     def __init__(self, blocks: Mapping[int, Block], wrap: Wrap, segments: int) -> None:
-        self._blocks = blocks
         self._wrap = wrap
         self._segments = segments
         self._open: dict[int, Sequence] = {}
         self._newest = -1
+        specs = {id: [(c.shape, c.dtype) for c in block.entry.caches] for id, block in blocks.items()}
+        try:
+            self._slots = reserve_slots({id: each for id, each in specs.items() if each}, MAX_SEQUENCES)
+        except OSError as error:
+            reason = f"this system has no room for the cache of a single sequence: {error}"
+            raise RunError("R503", reason + ". Build with a smaller --context", INTERNAL) from error
+        self._caches = {id: tuple(map(wrap, slots.arrays)) for id, slots in self._slots.items()}
+        self.capacity = min((slots.count for slots in self._slots.values()), default=MAX_SEQUENCES)
+        self._free = list(range(self.capacity))
 
     def open(self, number: int) -> bool:
         """Make room for a sequence; False when there are too many or the number was used before."""
-        if number <= self._newest or len(self._open) >= MAX_SEQUENCES:
+        if number <= self._newest or not self._free:
             return False
         self._newest = number
-        self._open[number] = Sequence([0] * self._segments)
+        slot = heappop(self._free)  # the lowest: its page tables are there already
+        slots = empty((1,), "int64")
+        slots[0] = slot
+        self._open[number] = Sequence(slot, self._wrap(slots), [0] * self._segments)
         return True
 
     def close(self, number: int) -> None:
-        self._open.pop(number, None)
+        sequence = self._open.pop(number, None)
+        if sequence is not None:
+            for slots in self._slots.values():
+                slots.discard(sequence.slot)
+            heappush(self._free, sequence.slot)
 
     def get(self, number: int) -> Sequence | None:
         return self._open.get(number)
@@ -70,10 +92,6 @@ class SequenceStore:
     def was_closed(self, number: int) -> bool:
         return number <= self._newest and number not in self._open
 
-    def caches(self, sequence: Sequence, block: int) -> tuple[Any, ...]:
-        found = sequence.caches.get(block)
-        if found is None:
-            specs = [(cache.shape, cache.dtype) for cache in self._blocks[block].entry.caches]
-            found = tuple(self._wrap(array) for array in carve(specs)) if specs else ()
-            sequence.caches[block] = found
-        return found
+    def caches(self, block: int) -> tuple[Any, ...]:
+        """Arguments of a block's functions: (slots, ...) each; none for a block without caches."""
+        return self._caches.get(block, ())

@@ -50,17 +50,26 @@ class AttentionSpec:
         return self.window or self.context + 1
 
 
-def append_row(cache: tirx.Buffer, new: tirx.Buffer, h: Expr, start: Expr, i: Expr, lanes: int) -> None:
-    """cache[h, start + i] = new[0, h, i]"""
-    width = int(cache.shape[2])
+def append_row(
+    cache: tirx.Buffer, new: tirx.Buffer, slot: Expr, h: Expr, place: Expr, i: Expr, lanes: int
+) -> None:
+    """cache[slot, h, place] = new[0, h, i]"""
+    width = int(cache.shape[3])
     wide = gcd(width, lanes)
     with B.serial(width // wide) as j:
         value = tirx.Cast(vector_type(cache.dtype, wide), new[0, h, i, run(j * wide, wide)])
-        B.buffer_store(cache, value, [h, start + i, run(j * wide, wide)])
+        B.buffer_store(cache, value, [slot, h, place, run(j * wide, wide)])
 
 
 def score_keys(
-    query: tirx.Buffer, keys: tirx.Buffer, scores: tirx.Buffer, h: Expr, base: Expr, stop: Expr, lanes: int
+    query: tirx.Buffer,
+    keys: tirx.Buffer,
+    scores: tirx.Buffer,
+    slot: Expr,
+    h: Expr,
+    base: Expr,
+    stop: Expr,
+    lanes: int,
 ) -> None:
     """scores[r, t] = query row r . key base + t; of keys past the end, the last one's."""
     block, d = (int(extent) for extent in query.shape)
@@ -70,7 +79,7 @@ def score_keys(
         at = B.Bind(tirx.min(base + t, stop - 1))
         sums = _zeros(block, wide)
         with B.serial(d // wide) as j:
-            key = B.Bind(tirx.Cast(vector_type("float32", wide), keys[h, at, run(j * wide, wide)]))
+            key = B.Bind(tirx.Cast(vector_type("float32", wide), keys[slot, h, at, run(j * wide, wide)]))
             for r in range(block):
                 product = key * query[r, run(j * wide, wide)]
                 B.buffer_store(sums, sums[r, run(0, wide)] + product, [r, run(0, wide)])
@@ -126,6 +135,7 @@ def add_values(
     weights: tirx.Buffer,
     shrink: tirx.Buffer,
     values: tirx.Buffer,
+    slot: Expr,
     h: Expr,
     base: Expr,
     stop: Expr,
@@ -141,7 +151,7 @@ def add_values(
             B.buffer_store(acc, mixed[r, run(j * wide, wide)] * same(shrink[r], wide), [r, row])
         with B.serial(KEYS) as t:
             at = B.Bind(tirx.min(base + t, stop - 1))
-            value = B.Bind(tirx.Cast(vector_type("float32", wide), values[h, at, run(j * wide, wide)]))
+            value = B.Bind(tirx.Cast(vector_type("float32", wide), values[slot, h, at, run(j * wide, wide)]))
             for r in range(block):
                 B.buffer_store(acc, acc[r, row] + value * same(weights[r, t], wide), [r, row])
         for r in range(block):
@@ -164,18 +174,23 @@ def _capped(score: Expr, cap: float) -> Expr:
     return tanh(score * splat(1 / cap, score)) * splat(cap, score) if cap else score
 
 
-def attention(lanes: int, n: Extent, spec: AttentionSpec) -> tirx.PrimFunc:
+def attention(lanes: int, n: Extent, spec: AttentionSpec, apart: bool) -> tirx.PrimFunc:
     """q (1, H, n, d), k (1, Hkv, n, d), v (1, Hkv, n, dv), position_ids (1, n), slopes (H,) ((1,), not read, without
-    ALiBi), keys (Hkv, context, d) and values (Hkv, context, dv) updated in place -> (1, H, n, dv).
+    ALiBi), slots (n,) or (1,), keys (S, Hkv, context, d) and values (S, Hkv, context, dv) updated in place
+    -> (1, H, n, dv).
 
-    k and v are appended at position_ids[0, 0]; the query at position p sees positions max(0, p - window + 1)..p.
+    `apart`: every token is of a sequence of its own, token i at position_ids[0, i] in slots[i]; otherwise all are
+    of the one in slots[0], appended at position_ids[0, 0]. The query at position p sees positions
+    max(0, p - window + 1)..p of its slot.
     """
     heads, kv_heads, context, group, d, dv = (
         spec.heads, spec.kv_heads, spec.context, spec.group, spec.key_dim, spec.value_dim,
     )  # fmt: skip
-    block = min(group, ROWS) if isinstance(n, int) else ROWS
-    rows = n * group
+    block = min(group, ROWS) if apart else ROWS
+    sequences = n if apart else 1
+    rows = group if apart else n * group  # of a sequence and a key-value head
     blocks = (rows + (block - 1)) // block
+    capacity = tirx.Var("capacity", "int64")
 
     @T.prim_func(private=True, s_tir=True)
     def attention(
@@ -184,6 +199,7 @@ def attention(lanes: int, n: Extent, spec: AttentionSpec) -> tirx.PrimFunc:
         v_: T.handle,
         position_: T.handle,
         slopes_: T.handle,
+        slots_: T.handle,
         keys_: T.handle,
         values_: T.handle,
         out_: T.handle,
@@ -194,18 +210,23 @@ def attention(lanes: int, n: Extent, spec: AttentionSpec) -> tirx.PrimFunc:
         v = T.match_buffer(v_, (1, kv_heads, n, dv), "float32")
         position = T.match_buffer(position_, (1, n), "int64")
         slopes = T.match_buffer(slopes_, (heads if spec.alibi else 1,), "float32")
-        keys = T.match_buffer(keys_, (kv_heads, context, d), spec.cache_dtype)
-        values = T.match_buffer(values_, (kv_heads, context, dv), spec.cache_dtype)
+        slots = T.match_buffer(slots_, (sequences,), "int64")
+        keys = T.match_buffer(keys_, (capacity, kv_heads, context, d), spec.cache_dtype)
+        values = T.match_buffer(values_, (capacity, kv_heads, context, dv), spec.cache_dtype)
         out = T.match_buffer(out_, (1, heads, n, dv), "float32")
         for h in T.parallel(kv_heads):
             for i in T.serial(n):
-                append_row(keys, k, h, position[0, 0], i, lanes)
-                append_row(values, v, h, position[0, 0], i, lanes)
-        for item in T.parallel(kv_heads * blocks):
-            h = item // blocks
+                slot = slots[i if apart else 0]
+                place = position[0, i if apart else 0] + (0 if apart else i)
+                append_row(keys, k, slot, h, place, i, lanes)
+                append_row(values, v, slot, h, place, i, lanes)
+        for item in T.parallel(sequences * (kv_heads * blocks)):
+            sequence = item // (kv_heads * blocks)
+            h = item // blocks % kv_heads
             first = item % blocks * block
             last = T.min(first + block, rows) - 1
-            start = position[0, 0]
+            slot = slots[sequence]
+            start = position[0, sequence]
             stop = start + last // group + 1
             begin = T.max(start + first // group + 1 - spec.reach, T.int64(0)) // KEYS * KEYS
             query = T.alloc_buffer((block, d), "float32", scope="local")
@@ -216,24 +237,25 @@ def attention(lanes: int, n: Extent, spec: AttentionSpec) -> tirx.PrimFunc:
             shrink = T.alloc_buffer((block,), "float32", scope="local")
             for r in T.serial(block):
                 row = T.min(first + r, last)
+                token = sequence + row // group
                 for j in T.serial(d):
-                    query[r, j] = q[0, h * group + row % group, row // group, j] * T.float32(spec.scale)
+                    query[r, j] = q[0, h * group + row % group, token, j] * T.float32(spec.scale)
                 for j in T.serial(dv):
                     mixed[r, j] = T.float32(0)
                 sums[r, T.ramp(0, 1, KEYS)] = T.broadcast(T.float32(0), KEYS)
                 peak[r] = T.float32(_NONE)
             for tile in T.serial((stop - begin + (KEYS - 1)) // KEYS):
                 base = begin + tile * KEYS
-                score_keys(query, keys, scores, h, base, stop, lanes)
+                score_keys(query, keys, scores, slot, h, base, stop, lanes)
                 for r in T.serial(block):
                     row = T.min(first + r, last)
                     slope = slopes[h * group + row % group if spec.alibi else 0]
                     weigh_keys(scores, peak, sums, shrink, slope, r, base, start + row // group, spec)
-                add_values(mixed, scores, shrink, values, h, base, stop, lanes)
+                add_values(mixed, scores, shrink, values, slot, h, base, stop, lanes)
             for r in T.serial(block):
                 row = T.min(first + r, last)
                 inverse = T.float32(1) / total(sums[r, T.ramp(0, 1, KEYS)])
                 for j in T.serial(dv):
-                    out[0, h * group + row % group, row // group, j] = mixed[r, j] * inverse
+                    out[0, h * group + row % group, sequence + row // group, j] = mixed[r, j] * inverse
 
     return attention

@@ -21,11 +21,11 @@ from llcompile.lower.values import Index, Loads, Shape, Value, stored
 def _attention(emitter: Emitter, node: Node) -> list[Value]:
     """One kernel call that writes the caches and attends: no pass can drop or reorder the write, as the result
     that is used comes from the same call."""
-    if not emitter.caches or emitter.position_ids is None:
+    if not emitter.caches or emitter.position_ids is None or emitter.slots is None:
         raise emitter.error("L116", node, "the template has no cache left, or no position_ids, for it")
     if not node.attributes.get("causal", 1):
         raise emitter.error("L117", node, "only causal attention can be compiled")
-    cache, keys, values = emitter.caches.pop(0)
+    cache, (keys, values) = emitter.caches.pop(0)
     slopes = np.asarray(node.attributes.get("alibi", ()), dtype=np.float32)
     spec = _spec(emitter, node, cache, bool(slopes.size))
     inputs = [emitter.value(name) for name in node.inputs[:3]]
@@ -34,11 +34,13 @@ def _attention(emitter: Emitter, node: Node) -> list[Value]:
         *map(emitter.materialise, inputs),
         emitter.position_ids,
         relax.const(slopes if slopes.size else np.zeros(1, np.float32)),
+        emitter.slots,
         keys,
         values,
     ]
-    make = partial(attention, emitter.module.isa.lanes, emitter.extent(), spec)
-    name = f"attention_{spec.heads}_{spec.kv_heads}_{spec.key_dim}_{emitter.mode}"
+    apart = emitter.function != "prefill"
+    make = partial(attention, emitter.module.isa.lanes, emitter.extent(), spec, apart)
+    name = f"attention_{spec.heads}_{spec.kv_heads}_{spec.key_dim}_{emitter.function}"
     kernel = emitter.module.kernel(name, spec, make)
     shape: Shape = (1, spec.heads, "n", spec.value_dim)
     types = [emitter.tensor_type(shape, "float32"), keys.ty, values.ty]

@@ -149,8 +149,8 @@ def lower(target: str, quant: str = "q4") -> tuple[LoweredTemplate, ...]:
             for i, (w, layout) in enumerate(zip(t.weights, layouts, strict=True))
             for p in packed_params(i, w.name, w.shape, layout)
         ]
-        shapes = tuple((c.kv_heads, 64, d) for c in t.caches for d in (c.key_dim, c.value_dim))
-        lowered.append(LoweredTemplate(t.id, tuple(params), shapes, "float16"))
+        caches = [("float16", (c.kv_heads, 64, d)) for c in t.caches for d in (c.key_dim, c.value_dim)]
+        lowered.append(LoweredTemplate(t.id, tuple(params), tuple(caches)))
     return tuple(lowered)
 
 

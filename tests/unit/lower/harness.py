@@ -239,15 +239,20 @@ class Library:
                     packed.append(aligned(parts[param.part]))
         self.weights[template.id], self.params[template.id] = seen, packed
 
-    def caches(self, id: str) -> list[np.ndarray]:
+    def caches(self, id: str, slots: int = 1) -> list[np.ndarray]:
         """Caches full of what must never be read."""
-        low = self.lowered[id]
-        return [aligned(np.full(shape, np.nan, low.cache_dtype)) for shape in low.cache_shapes]
+        return [aligned(np.full((slots, *shape), np.nan, dtype)) for dtype, shape in self.lowered[id].caches]
 
     def call(
-        self, id: str, mode: str, inputs: Sequence[np.ndarray], caches: Sequence[np.ndarray] = ()
+        self,
+        id: str,
+        mode: str,
+        inputs: Sequence[np.ndarray],
+        caches: Sequence[np.ndarray] = (),
+        slots: Sequence[int] = (0,),
     ) -> list[np.ndarray]:
-        arrays = [*map(aligned, inputs), *self.params[id], *caches]
+        where = [aligned(np.array(slots, np.int64))] if caches else []
+        arrays = [*map(aligned, inputs), *self.params[id], *where, *caches]
         result = self.machine[f"{id}_{mode}"](*map(tvm_ffi.from_dlpack, arrays))
         results = [result] if len(self.templates[id].outputs) == 1 else list(result)
         return [np.from_dlpack(r).copy() for r in results]

@@ -35,6 +35,9 @@ CASES = {
 NEW_AND_CACHED = [(1, 0), (1, 1), (1, 31), (1, 32), (1, 33), (1, 69), (2, 0), (3, 30), (17, 16), (17, 53)]
 
 
+SLOT = 1
+
+
 def _reference(
     spec: AttentionSpec, q: np.ndarray, keys: np.ndarray, values: np.ndarray, slopes: np.ndarray, start: int
 ) -> np.ndarray:
@@ -64,16 +67,17 @@ def _check(kernel: Kernel, spec: AttentionSpec, n: int, start: int) -> None:
     slopes = np.geomspace(1, 0.1, spec.heads if spec.alibi else 1).astype(np.float32)
     before, caches = [], []
     for tokens in new:
-        cache = np.full((spec.kv_heads, spec.context, tokens.shape[-1]), np.nan, spec.cache_dtype)
-        cache[:, :start] = draw(spec.kv_heads, start, tokens.shape[-1])
+        cache = np.full((3, spec.kv_heads, spec.context, tokens.shape[-1]), np.nan, spec.cache_dtype)
+        cache[SLOT, :, :start] = draw(spec.kv_heads, start, tokens.shape[-1])
         before.append(cache.copy())
         caches.append(cache)
     out = np.full((1, spec.heads, n, spec.value_dim), np.nan, np.float32)
-    kernel(q, *new, np.arange(start, start + n)[None], slopes, *caches, out)
+    kernel(q, *new, np.arange(start, start + n)[None], slopes, np.array([SLOT]), *caches, out)
     for cache, old, tokens in zip(caches, before, new, strict=True):
-        old[:, start : start + n] = tokens[0].astype(spec.cache_dtype)
+        old[SLOT, :, start : start + n] = tokens[0].astype(spec.cache_dtype)
         np.testing.assert_array_equal(cache, old)  # appended, and nothing else touched
-    np.testing.assert_allclose(out, _reference(spec, q, *caches, slopes, start), atol=4e-6, rtol=1e-5)
+    own = [cache[SLOT] for cache in caches]
+    np.testing.assert_allclose(out, _reference(spec, q, *own, slopes, start), atol=4e-6, rtol=1e-5)
 
 
 ISAS = runnable()
@@ -90,7 +94,9 @@ EVERYWHERE = (
 def test_attention(name: str, isa: str) -> None:
     spec = CASES[name]
     lanes = isa_of(isa).lanes
-    decode, prefill = (Kernel(attention(lanes, n, spec), isa) for n in (1, new_tokens()))
+    decode, prefill = (
+        Kernel(attention(lanes, n, spec, apart=isinstance(n, int)), isa) for n in (1, new_tokens())
+    )
     for n, start in NEW_AND_CACHED:
         _check(prefill, spec, n, start)
         if n == 1:
@@ -100,5 +106,5 @@ def test_attention(name: str, isa: str) -> None:
 def test_a_thousand_tokens() -> None:
     isa = runnable()[0]
     spec = _spec(8, 2, 64, context=1100, cache_dtype="float16")
-    _check(Kernel(attention(isa_of(isa).lanes, 1, spec), isa), spec, 1, 1000)
-    _check(Kernel(attention(isa_of(isa).lanes, new_tokens(), spec), isa), spec, 17, 1000)
+    _check(Kernel(attention(isa_of(isa).lanes, 1, spec, apart=True), isa), spec, 1, 1000)
+    _check(Kernel(attention(isa_of(isa).lanes, new_tokens(), spec, apart=False), isa), spec, 17, 1000)

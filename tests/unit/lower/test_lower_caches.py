@@ -16,6 +16,7 @@ from tests.unit.lower.harness import (
     PROCESSORS,
     Library,
     TemplateWriter,
+    aligned,
     llama_attention,
     random_inputs,
     runnable,
@@ -43,14 +44,14 @@ def test_both_caches_of_a_template_hold_what_was_appended(quant: str, tmp_path: 
     first = [np.ascontiguousarray(inputs[s.name][:, :13]) for s in template.inputs]
     library.call(template.id, "prefill", first, caches)
     for cache in caches:
-        assert np.isfinite(cache[:, :13]).all()
-        assert np.isnan(cache[:, 13:]).all()
-    before = [c[:, :13].copy() for c in caches]
+        assert np.isfinite(cache[0, :, :13]).all()
+        assert np.isnan(cache[0, :, 13:]).all()
+    before = [c[0, :, :13].copy() for c in caches]
     rest = [np.ascontiguousarray(inputs[s.name][:, 13:]) for s in template.inputs]
     got = library.call(template.id, "prefill", rest, caches)[0]
     for cache, old in zip(caches, before, strict=True):
-        np.testing.assert_array_equal(cache[:, :13], old)
-        assert np.isfinite(cache[:, 13:20]).all()
+        np.testing.assert_array_equal(cache[0, :, :13], old)
+        assert np.isfinite(cache[0, :, 13:20]).all()
     tolerance = {"f32": 3e-6, "q4": 3e-2}[quant]
     assert np.abs(got - expected[:, 13:]).max() < tolerance * np.abs(expected).max()
 
@@ -69,11 +70,11 @@ def test_no_copy_of_weights_or_caches_is_made() -> None:
     """What a function allocates is activations alone: less than the smallest cache or packed weight."""
     template, processor = llama_attention(64, 4, 2, 16), PROCESSORS["avx2"]
     (lowered,) = lower_templates([template], "q4", processor, 4096)
-    smallest = min(2 * int(np.prod(shape)) for shape in lowered.cache_shapes)
+    smallest = min(2 * int(np.prod(shape)) for _, shape in lowered.caches)
     for name, (planned, outputs) in _storage(template, "q4", chunk=16, context=4096).items():
         assert planned, name
         assert max(planned) < smallest
-        assert outputs == (1 if name == "t1_prefill" else 0)
+        assert outputs == (0 if name == "t1_decode" else 1)
 
 
 def test_prefill_memory_is_planned_for_the_longest_chunk() -> None:
@@ -101,3 +102,31 @@ def _storage(template: Template, quant: str, chunk: int, context: int) -> dict[s
             fixed = [int(size.values[0]) for size in sizes if isinstance(size, relax.ShapeExpr)]
             found[variable.name_hint] = (fixed, len(sizes) - len(fixed))
     return found
+
+
+def test_a_token_is_the_same_bit_by_bit_alone_in_a_prompt_and_in_a_batch(tmp_path: Path) -> None:
+    """Sequences of different lengths, in slots that are not in their order."""
+    template = llama_attention(64, 4, 2, 16)
+    library = Library([template], "q4", runnable()[0], tmp_path / "t.so", chunk=64)
+    lengths, slots = (1, 5, 31, 33, 41), (4, 0, 2, 5, 1)
+    prompts = [random_inputs(template, length, seed) for seed, length in enumerate(lengths)]
+    caches, whole, alone = library.caches("t1", slots=6), [], []
+    for prompt, length, slot in zip(prompts, lengths, slots, strict=True):
+        inputs = [prompt[s.name] for s in template.inputs]
+        whole.append(library.call("t1", "prefill", inputs, library.caches("t1"))[0][:, -1:])
+        before, newest = ([np.ascontiguousarray(part) for part in cut] for cut in _cut(inputs, length - 1))
+        if length > 1:
+            library.call("t1", "prefill", before, caches, (slot,))
+        copies = [cache.copy() for cache in caches]
+        alone.append(library.call("t1", "decode", newest, [aligned(c) for c in copies], (slot,))[0])
+    newest = [
+        np.concatenate(part, axis=1)
+        for part in zip(*([p[s.name][:, -1:] for s in template.inputs] for p in prompts), strict=True)
+    ]
+    (together,) = library.call("t1", "batch", newest, caches, slots)
+    np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
+    np.testing.assert_array_equal(together, np.concatenate(whole, axis=1))
+
+
+def _cut(arrays: list[np.ndarray], at: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    return [a[:, :at] for a in arrays], [a[:, at:] for a in arrays]

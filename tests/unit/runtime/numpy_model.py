@@ -54,8 +54,12 @@ def positions(ids: np.ndarray) -> np.ndarray:
     return np.cos(ids[..., None] * np.linspace(0.1, 1, WIDTH)).astype(np.float32)
 
 
-def mix(x: np.ndarray, table: np.ndarray, ids: np.ndarray, w: np.ndarray, cache: np.ndarray) -> np.ndarray:
-    """Row at position p: x + tanh((mean of the cache's rows 0..p) W) * table."""
+def mix(
+    x: np.ndarray, table: np.ndarray, ids: np.ndarray, w: np.ndarray, slots: np.ndarray, caches: np.ndarray
+) -> np.ndarray:
+    """Row at position p: x + tanh((mean of the cache's rows 0..p) W) * table. caches (slots, 1, context, width)."""
+    (slot,) = slots
+    cache = caches[slot]
     start, n = int(ids[0, 0]), x.shape[1]
     assert np.array_equal(ids[0], np.arange(start, start + n))
     cache[0, start : start + n] = x[0]
@@ -92,13 +96,14 @@ def library(**replaced: object) -> Library:
 def reference(ids: list[int], seed: int = 3) -> np.ndarray:
     """Logits (n, vocabulary) of the whole model, one token at a time, in float32."""
     parts = weights(seed)
-    caches = [np.zeros((1, CONTEXT, WIDTH), np.float32) for _ in MIXERS]
+    caches = [np.zeros((1, 1, CONTEXT, WIDTH), np.float32) for _ in MIXERS]
+    slots = np.zeros(1, np.int64)
     rows = []
     for position, token in enumerate(ids):
         where = np.array([[position]])
         x = skip = embed(np.array([[token]]), *parts[0])
         for part, cache in zip(parts[1:-2], caches, strict=True):
-            x = mix(x, positions(where), where, *part, cache)
+            x = mix(x, positions(where), where, *part, slots, cache)
         rows.append(project(trim(x, skip), *parts[-1])[0, 0])
     return np.stack(rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from llrun import schema
 from llrun.errors import RunError
-from llrun.memory import ALIGNMENT, aligned_copy, carve, empty, is_aligned, peak_bytes, reserve
+from llrun.memory import ALIGNMENT, Slots, aligned_copy, empty, is_aligned, peak_bytes, reserve, reserve_slots
 from llrun.schema import FileEntry, Param
 from llrun.slice import find, verified_file
 from llrun.weights import read_weights
@@ -145,7 +146,8 @@ def test_missing_entry_is_named(tmp_path):
 def test_arrays_are_aligned(shape, dtype):
     for _ in range(5):
         assert is_aligned(empty(shape, dtype))
-    first, second = carve([(shape, dtype), (shape, "float32")])
+    first, second = Slots([(shape, dtype), (shape, "float32")], 3).arrays
+    assert first.shape == second.shape == (3, *shape)
     assert is_aligned(first)
     assert is_aligned(second)
     assert not second.any()
@@ -163,6 +165,38 @@ def test_reserved_memory_is_committed_only_when_touched():
     region[:4096] = 1
     assert peak_bytes() - before < 64 << 20
     assert reserve(5 << 20, huge=True).ctypes.data % (2 << 20) == 0
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * mmap.PAGESIZE
+
+
+@pytest.mark.parametrize(
+    "width", [1 << 20, (1 << 20) + 40]
+)  # whole pages, and slots that share their first and last
+def test_a_slot_is_given_back_and_its_neighbours_stay(width):
+    slots = Slots([((width,), "uint8"), ((3, 5), "float16")], 4)
+    before = resident_bytes()
+    for array in slots.arrays:
+        array[...] = np.arange(1, 5).reshape(4, *[1] * (array.ndim - 1))
+    taken = resident_bytes()
+    slots.discard(1)
+    assert taken - before > 3 << 20
+    assert taken - resident_bytes() > (1 << 20) - 2 * mmap.PAGESIZE
+    for array in slots.arrays:
+        for slot in (0, 2, 3):
+            assert (array[slot] == slot + 1).all()
+    assert not slots.arrays[0][1, 4096:-4096].any()
+
+
+def test_fewer_slots_where_addresses_are_short():
+    huge = {0: [((1 << 42,), "uint8")]}  # 64 of them are more than any processor's address space
+    found = reserve_slots(huge, 64)[0]
+    assert 1 <= found.count < 64
+    assert found.arrays[0].shape == (found.count, 1 << 42)
+    with pytest.raises(OSError, match=r"Cannot allocate|too large"):
+        reserve_slots({0: [((1 << 50,), "uint8")]}, 64)
 
 
 # --- slices ---
