@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as B
 
+from llcompile.ir.graph import DTYPE_BYTES
 from llcompile.lower.kernels.isa import STEPS, Isa
 from llcompile.lower.kernels.vector import Expr, Extent, splat, vector_type
+
+LINE = 64  # bytes that memory delivers at once
 
 Tile = tuple[int, Expr]  # number of the matrix, number of the tile in it
 
@@ -77,7 +81,7 @@ def over_tokens(size: int, n: Extent, body: Callable[[Expr | int, int], None]) -
 def float_block(isa: Isa, x: tirx.Buffer, matrices: Sequence[Matrix]) -> Block:
     """x (1, n, columns) float32; sums in float32."""
     lanes, parts, columns = isa.lanes, isa.parts, int(matrices[0].data.shape[1])
-    vector = vector_type("float32", lanes)
+    vector, ahead = vector_type("float32", lanes), isa.ahead(8 * DTYPE_BYTES[str(matrices[0].data.dtype)])
 
     def block(tiles: Sequence[Tile], first: Expr | int, tokens: int) -> Sums:
         # One token alone: several sums side by side, or every step would wait for the one before.
@@ -85,6 +89,8 @@ def float_block(isa: Isa, x: tirx.Buffer, matrices: Sequence[Matrix]) -> Block:
         size = tokens * len(tiles) * parts
         acc = _accumulators(size * chains, lanes)
         with B.serial(columns // chains) as k:
+            for number, t in tiles:
+                _fetch(matrices[number].data, t, k * chains, chains, ahead if tokens == 1 else 0)
             for c in range(chains):
                 for i, (number, t) in enumerate(tiles):
                     for p in range(parts):
@@ -105,15 +111,17 @@ def float_block(isa: Isa, x: tirx.Buffer, matrices: Sequence[Matrix]) -> Block:
 def quantised_block(isa: Isa, bits: int, a: Activations, matrices: Sequence[Matrix]) -> Block:
     """Groups are multiplied exactly in integers and summed in float32."""
     lanes, parts, groups = isa.lanes, isa.parts, int(matrices[0].data.shape[1])
-    vector = vector_type("float32", lanes)
+    vector, ahead = vector_type("float32", lanes), isa.ahead(bits)
 
     def block(tiles: Sequence[Tile], first: Expr | int, tokens: int) -> Sums:
         acc = _accumulators(tokens * len(tiles) * parts, lanes)
         with B.serial(groups) as g:
             for i, (number, t) in enumerate(tiles):
+                matrix = matrices[number]
+                assert matrix.scales is not None
+                _fetch(matrix.data, t, g, 1, ahead)
+                _fetch(matrix.scales, t, g, 1, ahead // 4)
                 for p in range(parts):
-                    matrix = matrices[number]
-                    assert matrix.scales is not None
                     weights = _planes(isa, bits, matrix.data, t, g, p)
                     scales = matrix.scales[t, g, tirx.Ramp(p * lanes, 1, lanes)]
                     row_scale = B.Bind(tirx.Cast(vector, scales))
@@ -136,6 +144,19 @@ def _planes(isa: Isa, bits: int, w: tirx.Buffer, t: Expr, g: Expr, p: int) -> li
         return [B.Bind(isa.prepare(word)) for word in words]
     nibbles, four = splat(0x0F0F0F0F, words[0]), splat(4, words[0])
     return [B.Bind(half & nibbles) for word in words for half in (word, word >> four)]
+
+
+def _fetch(buffer: tirx.Buffer, t: Expr, step: Expr | int, steps: int, ahead: int) -> None:
+    """Ask for the memory that lies `ahead` bytes after the steps step .. step + steps - 1 of tile t.
+
+    Past the end of a tile lies the next one, and past the matrix whatever does: a fetch never faults.
+    """
+    width, inner = DTYPE_BYTES[str(buffer.dtype)], [0] * (len(buffer.shape) - 3)
+    size = steps * width * prod(int(extent) for extent in buffer.shape[2:])
+    read, often, data = (tirx.const(i, "int32") for i in (0, 3, 1))
+    for byte in range(0, size if ahead else 0, LINE):
+        line = tirx.address_of(buffer[(t, step, *inner, (ahead + byte) // width)])
+        B.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", line, read, often, data))
 
 
 def _accumulators(count: int, lanes: int) -> tirx.Buffer:

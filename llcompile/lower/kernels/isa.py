@@ -36,6 +36,12 @@ class Isa(Protocol):
     @property
     def float_tokens(self) -> int: ...
 
+    def ahead(self, bits: int) -> int:
+        """How many bytes before their use to ask for weights of `bits` bits; 0 leaves that to the processor.
+
+        Those who look far enough ahead by themselves lose a little by being told.
+        """
+
     def prepare(self, word: Expr) -> Expr:
         """What of a vector of 8-bit weights can be computed once for all tokens. int32xL -> int32xL"""
 
@@ -62,6 +68,9 @@ class _Base:
     def parts(self) -> int:
         return self.rows // self.lanes
 
+    def ahead(self, bits: int) -> int:
+        return 0
+
     def prepare(self, word: Expr) -> Expr:
         return word
 
@@ -79,6 +88,9 @@ class _Base:
 @dataclass(frozen=True)
 class Avx512Vnni(_Base):
     """vpdpbusd: unsigned weights times signed activations. Signed weights become unsigned by adding 128."""
+
+    def ahead(self, bits: int) -> int:
+        return 8192 if bits in (4, 16) else 0  # measured on Zen 5: half the bits, twice the work a line
 
     def prepare(self, word: Expr) -> Expr:
         return word ^ tirx.const(-0x7F7F7F80, type_of(word))
@@ -99,6 +111,9 @@ class Avx2(_Base):
     q4: 8 steps * 2 * 15 * 127 = 30480 fits in int16, so the steps are summed there. q8: |w| times the
     activation with w's sign, 2 * 127 * 127 = 32258, fits for one step.
     """
+
+    def ahead(self, bits: int) -> int:
+        return 8192
 
     def _madd(self, w: Expr, a: Expr) -> Expr:
         return intrinsic("int16x16", "llvm.x86.avx2.pmadd.ub.sw", w, a)
