@@ -112,18 +112,14 @@ def _prefill(session: Session, plan: Plan, run: int) -> float:
 
 
 def _decode(session: Session, plan: Plan, run: int) -> float:
-    """Tokens a second when each sequence is fed its next token as soon as it has given logits."""
+    """Tokens a second when all sequences are fed their next token together, once all have given logits."""
     numbers = _at_depth(session, plan, run)
     tokens = {number: _tokens(session, plan.tokens, run, number) for number in numbers}
-    fed = dict.fromkeys(numbers, 0)
     start = time.perf_counter()
-    for number in numbers:
-        session.feed(number, tokens[number][:1], plan.depth)
-    for _ in range(plan.sequences * plan.tokens):
-        number = session.next_logits().sequence
-        fed[number] += 1
-        if fed[number] < plan.tokens:
-            session.feed(number, [tokens[number][fed[number]]], plan.depth + fed[number])
+    for index in range(plan.tokens):
+        session.feed_many((number, tokens[number][index], plan.depth + index) for number in numbers)
+        for _ in numbers:
+            session.next_logits()
     seconds = time.perf_counter() - start
     _close(session, numbers)
     return plan.sequences * plan.tokens / seconds

@@ -37,7 +37,7 @@ class Logits:
     rows: NDArray[np.float32]
 
 
-Reply = tuple[str, AnyMessage] | Logits | RunError
+Reply = tuple[str, AnyMessage] | list[Logits] | RunError  # the logits of one pass come together
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ def load_device(place: Place, verify: bool, progress: Progress) -> Device:
         place.folder / record.runtime_library,
         place.folder / record.library,
         program.templates,
+        {block.template for block in record.blocks if block.caches},
         me.threads,
     )
     blocks = {

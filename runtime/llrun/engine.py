@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Mapping
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Protocol
 
 from llrun.errors import INTERNAL, RunError
 from llrun.library import Library
-from llrun.memory import Array, aligned_copy, empty, peak_bytes
-from llrun.program import Program, Segment
-from llrun.protocol import (
-    ALL_ROWS,
-    HEADER_BYTES,
-    LAST_CHUNK,
-    ONE_ROW,
-    TENSOR,
-    Figures,
-    Header,
-    ProtocolError,
-    pack_header,
-)
-from llrun.schema import Release, Run, Send
+from llrun.memory import Array, peak_bytes
+from llrun.passes import FINAL, Results, Row, Runner, bind, is_row
+from llrun.program import Program
+from llrun.protocol import MAX_BATCH, ONE_ROW, Figures, Header, ProtocolError
 from llrun.stores import Block, Sequence, SequenceStore, StepState
 
-FINAL = LAST_CHUNK | ALL_ROWS
 MAX_STEPS = 64
 
 # --- what comes in ---
@@ -36,20 +25,28 @@ MAX_STEPS = 64
 
 @dataclass(frozen=True)
 class Arrived:
-    """A tensor from another device, its header already checked against the program."""
+    """A tensor from another device, checked against the program: of one step, or a row of each of several,
+    a header for each."""
 
-    header: Header
+    headers: tuple[Header, ...]
     array: Array
 
 
 @dataclass(frozen=True)
-class Fed:
+class Feed:
     """New tokens of a sequence, on the head: token ids int64 (1, n)."""
 
     sequence: int
     position: int
     flags: int
     ids: Array
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What the head feeds at once: single tokens of several sequences are computed in one pass."""
+
+    feeds: tuple[Feed, ...]
 
 
 @dataclass(frozen=True)
@@ -77,43 +74,19 @@ class Stop:
 Event = Arrived | Fed | Opening | Closing | Asking | Stop
 
 
-class Outside(Protocol):
+class Outside(Results, Protocol):
     """Where results go. Called from the engine's thread."""
 
-    def send(self, destination: str, header: bytes, payload: memoryview) -> None: ...
     def opened(self, sequence: int, figures: Figures) -> None: ...
-    def step_done(self, sequence: int, position: int, figures: Figures) -> None: ...
+    def steps_done(self, steps: Several[tuple[int, int]], figures: Figures) -> None: ...
     def measured(self, figures: Figures) -> None: ...
-    def logits(self, sequence: int, position: int, rows: Array) -> None: ...
-
-
-@dataclass(frozen=True)
-class Call:
-    """A Run with everything but its inputs and caches bound."""
-
-    template: str
-    block: int | None
-    decode: Callable[..., Any]
-    prefill: Callable[..., Any]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    params: tuple[Any, ...]
-    stateful: bool
-    last: bool
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A segment ready to run. `waits_early`: what it waits for on a chunk that is not a prompt's last."""
-
-    waits: frozenset[int]
-    only_last: frozenset[int]
-    waits_early: frozenset[int]
-    operations: tuple[Call | Send | Release, ...]
 
 
 class Engine:
     """One device's part of every step of one session.
+
+    What has come in is taken before anything is run, and of the steps that can run those of which the same
+    segment computes a single row run as one: up to MAX_BATCH sequences, their weights read once.
 
     `blocks` and `library` are injected: any mapping of callables over arrays serves. `inbox` is the only
     way in, and safe from any thread. A step's tensors, caches and cursor are touched by the thread that
@@ -132,30 +105,40 @@ class Engine:
         self._program = program
         self._library = library
         self._outside = outside
-        self._segments = tuple(_bind(segment, blocks, library) for segment in program.segments)
-        self._sequences = SequenceStore(blocks, library.wrap, len(self._segments))
-        self._compute_s = 0.0
+        self._sequences = SequenceStore(blocks, library.wrap, len(program.segments))
+        self._segments = bind(program, blocks, library, self._sequences)
+        self._runner = Runner(program, library, outside)
+        self._ready: deque[StepState] = deque()
+        self._most = min(MAX_BATCH, program.chunk)
+        self._stopped = False
         self._wait_s = 0.0
-        self._sent_bytes = 0
         self._peak_bytes = 0
 
     def run(self) -> None:
         """Handle events until Stop. Raises RunError: the stop's own, or what went wrong here."""
-        while True:
+        while not self._stopped:
             start = time.perf_counter()
             event = self.inbox.get()
             self._wait_s += time.perf_counter() - start
-            if isinstance(event, Stop):
-                if event.error:
-                    raise event.error
-                return
             self._handle(event)
+            self.settle()
+
+    def settle(self) -> None:
+        """Take what has come in and run what can run, until nothing is left of either, without waiting."""
+        while not self._stopped:
+            if not self.inbox.empty():
+                self._handle(self.inbox.get())
+            elif self._ready:
+                self._run_next()
+            else:
+                return
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Arrived):
-            self._arrived(event.header, event.array)
+            self._arrived(event)
         elif isinstance(event, Fed):
-            self._fed(event)
+            for feed in event.feeds:
+                self._fed(feed)
         elif isinstance(event, Opening):
             if not self._sequences.open(event.sequence):
                 raise RunError(
@@ -165,13 +148,30 @@ class Engine:
                 )
             self._outside.opened(event.sequence, self.measure())
         elif isinstance(event, Closing):
-            self._sequences.close(event.sequence)
+            self._close(event.sequence)
         elif isinstance(event, Asking):
             self._outside.measured(self.measure())
+        else:
+            self._stopped = True
+            if event.error:
+                raise event.error
+
+    def _close(self, number: int) -> None:
+        """What of the sequence has not run yet never will."""
+        self._sequences.close(number)
+        self._ready = deque(step for step in self._ready if step.sequence.number != number)
 
     # --- a step's tensors come in ---
 
-    def _arrived(self, header: Header, array: Array) -> None:
+    def _arrived(self, event: Arrived) -> None:
+        value = self._library.wrap(event.array)
+        if len(event.headers) == 1:
+            self._take(event.headers[0], value)
+        else:
+            for index, header in enumerate(event.headers):
+                self._take(header, Row(value, index, len(event.headers)))
+
+    def _take(self, header: Header, value: object) -> None:
         number, name = header.sequence, self._program.layouts[header.tensor].name
         sequence = self._sequences.get(number)
         if sequence is None:
@@ -183,156 +183,91 @@ class Engine:
             return
         if sequence.frontier[index] > header.position:
             raise ProtocolError(f"tensor {name} of sequence {number} at {header.position} came twice")
-        step = self._step(sequence, number, header.position, header.rows, header.flags & ~ONE_ROW)
+        step = self._step(sequence, header.position, header.rows, header.flags & ~ONE_ROW)
         if header.tensor in step.values:
             raise ProtocolError(f"tensor {name} of sequence {number} at {header.position} came twice")
-        step.values[header.tensor] = self._library.wrap(array)
-        self._advance(number, sequence)
+        step.values[header.tensor] = value
+        self._queue(step)
 
-    def _fed(self, event: Fed) -> None:
-        sequence = self._sequences.get(event.sequence)
+    def _fed(self, feed: Feed) -> None:
+        sequence = self._sequences.get(feed.sequence)
         if sequence is None:
-            raise RunError("R402", f"sequence {event.sequence} is not open", INTERNAL)
-        step = self._step(sequence, event.sequence, event.position, event.ids.shape[1], event.flags)
-        step.values[self._program.input_ids] = self._library.wrap(event.ids)
-        self._advance(event.sequence, sequence)
+            raise RunError("R402", f"sequence {feed.sequence} is not open", INTERNAL)
+        step = self._step(sequence, feed.position, feed.ids.shape[1], feed.flags)
+        step.values[self._program.input_ids] = self._library.wrap(feed.ids)
+        self._queue(step)
 
-    def _step(self, sequence: Sequence, number: int, position: int, rows: int, flags: int) -> StepState:
+    def _step(self, sequence: Sequence, position: int, rows: int, flags: int) -> StepState:
         step = sequence.steps.get(position)
         if step is None:
             if len(sequence.steps) >= MAX_STEPS:
-                raise ProtocolError(f"sequence {number} has {MAX_STEPS} steps under way, no more are taken")
-            positions = empty((1, rows), "int64")
-            positions[0] = np.arange(position, position + rows)
-            step = StepState(
-                position, rows, flags, {self._program.position_ids: self._library.wrap(positions)}
-            )
-            sequence.steps[position] = step
+                raise ProtocolError(
+                    f"sequence {sequence.number} has {MAX_STEPS} steps under way, no more are taken"
+                )
+            step = sequence.steps[position] = StepState(sequence, position, rows, flags)
         elif (step.rows, step.flags) != (rows, flags):
             raise ProtocolError(
-                f"the step of sequence {number} at {position} has {step.rows} rows, then {rows}"
+                f"the step of sequence {sequence.number} at {position} has {step.rows} rows, then {rows}"
                 f" (flags {step.flags}, then {flags})"
             )
         return step
 
     # --- and what has all it needs runs ---
 
-    def _advance(self, number: int, sequence: Sequence) -> None:
-        # In order of positions: what a step completes may let the next one run, never an earlier one.
-        for position in sorted(sequence.steps):
-            step = sequence.steps[position]
-            while step.cursor < len(self._segments) and self._ready(sequence, step):
-                for operation in self._segments[step.cursor].operations:
-                    self._perform(operation, number, sequence, step)
-                sequence.frontier[step.cursor] = position + step.rows
-                step.cursor += 1
-            if step.cursor == len(self._segments):
-                del sequence.steps[position]
-                self._outside.step_done(number, position, self._figures(self._peak_bytes))
-
-    def _ready(self, sequence: Sequence, step: StepState) -> bool:
-        segment = self._segments[step.cursor]
+    def _queue(self, step: StepState) -> None:
+        """Let the step run if it has all it needs."""
+        segment, sequence = self._segments[step.cursor], step.sequence
         waits = segment.waits if step.flags & FINAL else segment.waits_early
-        frontier = sequence.frontier[step.cursor]
         # A device that only has rows of the last chunk to compute never hears of the others.
-        in_order = frontier == step.position or not self._program.every_chunk
-        return in_order and step.values.keys() >= waits
+        in_order = sequence.frontier[step.cursor] == step.position or not self._program.every_chunk
+        if in_order and not step.queued and step.values.keys() >= waits:
+            step.queued = True
+            self._ready.append(step)
 
-    def _perform(
-        self, operation: Call | Send | Release, number: int, sequence: Sequence, step: StepState
-    ) -> None:
-        if isinstance(operation, Call):
-            if not operation.last or step.flags & FINAL:
-                self._call(operation, number, sequence, step)
-        elif isinstance(operation, Send):
-            if operation.rows == "all" or step.flags & FINAL:
-                self._send(operation, number, step)
-        else:
-            step.values.pop(operation.tensor, None)
+    def _run_next(self) -> None:
+        """Run a segment for the step that has waited longest, and for those that can be joined with it."""
+        steps = self._together()
+        for step in steps:
+            step.queued = False
+        index = steps[0].cursor
+        self._runner.run(self._segments[index], steps)
+        done = []
+        for step in steps:
+            sequence, stop = step.sequence, step.position + step.rows
+            sequence.frontier[index] = stop
+            step.cursor += 1
+            if step.cursor == len(self._segments):
+                del sequence.steps[step.position]
+                done.append((sequence.number, step.position))
+            else:
+                self._queue(step)
+            following = sequence.steps.get(stop)
+            if following and following.cursor == index:
+                self._queue(following)
+        if done:
+            self._outside.steps_done(done, self._figures())
 
-    def _call(self, call: Call, number: int, sequence: Sequence, step: StepState) -> None:
-        last = call.last and not step.flags & ALL_ROWS and step.rows > 1
-        inputs = [step.values[tensor] for tensor in call.inputs]
-        if last:
-            inputs = [self._last_row(t, v) for t, v in zip(call.inputs, inputs, strict=True)]
-        caches: tuple[Any, ...] = ()
-        if call.stateful and call.block is not None:
-            caches = (sequence.slots, *self._sequences.caches(call.block))
-        function = call.decode if last or step.rows == 1 else call.prefill
-        start = time.perf_counter()
-        try:
-            result = function(*inputs, *call.params, *caches)
-        except (RuntimeError, ValueError, TypeError) as error:
-            where = "" if call.block is None else f" of block {call.block}"
-            raise RunError("R501", f"template {call.template}{where} failed: {error}", INTERNAL) from error
-        self._compute_s += time.perf_counter() - start
-        outputs = (result,) if len(call.outputs) == 1 else result
-        for tensor, value in zip(call.outputs, outputs, strict=True):
-            step.values[tensor] = value
-        if self._program.logits in call.outputs:
-            rows = self._library.unwrap(step.values[self._program.logits])
-            self._outside.logits(number, step.position, rows)
-
-    def _last_row(self, tensor: int, value: Any) -> Any:
-        array = self._library.unwrap(value)
-        axis = self._program.layouts[tensor].axis
-        if array.shape[axis] == 1:
-            return value
-        return self._library.wrap(aligned_copy(_last(array, axis)))
-
-    def _send(self, send: Send, number: int, step: StepState) -> None:
-        layout = self._program.layouts[send.tensor]
-        array = self._library.unwrap(step.values[send.tensor])
-        if send.rows == "last" and not step.flags & ALL_ROWS:
-            array = _last(array, layout.axis)
-        array = np.ascontiguousarray(array)
-        rows = array.shape[layout.axis]
-        if array.nbytes != rows * layout.row_bytes or rows not in (1, step.rows):
-            raise RunError("R501", f"tensor {layout.name} came out as {array.dtype} {array.shape}", INTERNAL)
-        flags = step.flags | (ONE_ROW if rows == 1 else 0)
-        header = Header(
-            TENSOR, flags, layout.code, self._program.epoch, number, step.position, step.rows, send.tensor,
-            array.nbytes,
-        )  # fmt: skip
-        self._outside.send(send.destination, pack_header(header), array.data.cast("B"))
-        self._sent_bytes += HEADER_BYTES + array.nbytes
+    def _together(self) -> list[StepState]:
+        """The step that has waited longest; with it others whose single row the same segment computes, in
+        order of sequences: so rows that came joined are found as they came."""
+        first = self._ready.popleft()
+        segment = self._segments[first.cursor]
+        if not self._ready or not is_row(segment, first):
+            return [first]
+        steps, left = [first], deque[StepState]()
+        for step in self._ready:
+            fits = len(steps) < self._most and step.cursor == first.cursor and is_row(segment, step)
+            (steps if fits else left).append(step)
+        self._ready = left
+        return sorted(steps, key=lambda step: (step.sequence.number, step.position))
 
     # --- figures ---
 
     def measure(self) -> Figures:
         """The figures now, memory read anew."""
         self._peak_bytes = peak_bytes()
-        return self._figures(self._peak_bytes)
+        return self._figures()
 
-    def _figures(self, peak: int) -> Figures:
-        return Figures(self._compute_s, self._wait_s, self._sent_bytes, peak)
-
-
-def _last(array: Array, axis: int) -> Array:
-    return array[(slice(None),) * axis + (slice(-1, None),)]
-
-
-def _bind(segment: Segment, blocks: Mapping[int, Block], library: Library) -> Bound:
-    return Bound(
-        waits=segment.waits,
-        only_last=segment.waits_last,
-        waits_early=segment.waits - segment.waits_last,
-        operations=tuple(
-            _call_of(step, blocks, library) if isinstance(step, Run) else step for step in segment.operations
-        ),
-    )
-
-
-def _call_of(run: Run, blocks: Mapping[int, Block], library: Library) -> Call:
-    block = None if run.block is None else blocks[run.block]
-    return Call(
-        template=run.template,
-        block=run.block,
-        decode=library.functions[f"{run.template}_decode"],
-        prefill=library.functions[f"{run.template}_prefill"],
-        inputs=run.inputs,
-        outputs=run.outputs,
-        params=block.params if block else (),
-        stateful=bool(block and block.entry.caches),
-        last=run.rows == "last",
-    )
+    def _figures(self) -> Figures:
+        runner = self._runner
+        return Figures(runner.compute_s, self._wait_s, runner.sent_bytes, self._peak_bytes)

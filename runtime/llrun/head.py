@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llrun.controls import Controls, Logits, Reply, cause_of, failure_of
 from llrun.device import Device
-from llrun.engine import Asking, Closing, Engine, Event, Fed, Opening, Stop
+from llrun.engine import Asking, Closing, Engine, Event, Fed, Feed, Opening, Stop
 from llrun.errors import INTERNAL, RunError
 from llrun.links import Links
 from llrun.memory import Array, empty
@@ -31,7 +31,7 @@ from llrun.protocol import (
     Open,
     Opened,
     Ready,
-    StepDone,
+    StepsDone,
 )
 from llrun.transport import Transport
 
@@ -54,15 +54,16 @@ class Outbound:
     def opened(self, sequence: int, figures: Figures) -> None:
         self._replies.put((self._device, Opened(sequence, figures)))
 
-    def step_done(self, sequence: int, position: int, figures: Figures) -> None:
-        self._replies.put((self._device, StepDone(sequence, position, figures)))
+    def steps_done(self, steps: Sequence[tuple[int, int]], figures: Figures) -> None:
+        self._replies.put((self._device, StepsDone(tuple(steps), figures)))
 
     def measured(self, figures: Figures) -> None:
         self._replies.put((self._device, Measured(figures)))
 
-    def logits(self, sequence: int, position: int, rows: Array) -> None:
+    def logits(self, steps: Sequence[tuple[int, int]], rows: Array) -> None:
         matrix = rows.reshape(-1, rows.shape[-1]).astype(np.float32, copy=False)
-        self._replies.put(Logits(sequence, position, matrix))
+        each = len(matrix) // len(steps)  # a row of each of several steps, or all rows of one
+        self._replies.put([Logits(*step, matrix[i * each : (i + 1) * each]) for i, step in enumerate(steps)])
 
 
 class Session:
@@ -87,12 +88,12 @@ class Session:
         self._controls = Controls(device.record.bundle, device.name, transport, chosen, self._replies)
         self._compute = threading.Thread(target=self._run_engine, name="compute", daemon=True)
         self._next = 0
-        self._waiting: deque[Fed] = deque()
+        self._waiting: deque[Feed] = deque()
         self._chunks: dict[tuple[int, int], int] = {}
         self._partial: set[str] = set()  # devices that take part in a prompt's last chunk alone
         self._ready: deque[Logits] = deque()
         self._newest: tuple[int, int] | None = None
-        self._done: dict[str, tuple[int, int]] = {}
+        self._done: dict[str, tuple[tuple[int, int], ...]] = {}  # what each did last
         self.figures: dict[str, Figures] = {}
 
     def __enter__(self) -> Session:
@@ -121,24 +122,39 @@ class Session:
         return number
 
     def close_sequence(self, number: int) -> None:
+        """Forget the sequence, and of its tokens those that have not been computed yet."""
+        self._waiting = deque(feed for feed in self._waiting if feed.sequence != number)
+        self._chunks = {key: left for key, left in self._chunks.items() if key[0] != number}
         self._tell(Close(number), Closing(number))
+        self._release()
 
     def feed(self, number: int, ids: Ids, position: int, all_rows: bool = False) -> None:
         """Queue `ids` at `position`, in chunks. Chunks beyond what may be under way wait here, not on
         the devices."""
+        self._waiting.extend(self._chunked(number, ids, position, all_rows))
+        self._release()
+
+    def feed_many(self, tokens: Iterable[tuple[int, int, int]]) -> None:
+        """Queue one token of each of several sequences, (number, token id, position), at once: they are
+        computed in one pass, or in as many as their number takes."""
+        feeds = [self._chunked(number, (token,), position, False) for number, token, position in tokens]
+        self._waiting.extend(feed for parts in feeds for feed in parts)
+        self._release()
+
+    def _chunked(self, number: int, ids: Ids, position: int, all_rows: bool) -> list[Feed]:
         model = self._device.record.model
         if position + len(ids) > model.context:
             raise RunError(
                 "R105", f"{position} + {len(ids)} tokens are more than the context of {model.context}"
             )
-        chunk = model.chunk
+        chunk, feeds = model.chunk, []
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
             array = empty((1, len(part)), "int64")
             array[0] = part
             flags = (LAST_CHUNK if start + chunk >= len(ids) else 0) | (ALL_ROWS if all_rows else 0)
-            self._waiting.append(Fed(number, position + start, flags, array))
-        self._release()
+            feeds.append(Feed(number, position + start, flags, array))
+        return feeds
 
     def next_logits(self) -> Logits:
         """The next logits of any sequence. Raises RunError when a device is lost or nothing moves for
@@ -175,24 +191,25 @@ class Session:
         failure = failure_of(reply)
         if failure:
             raise cause_of(failure, self._replies)
-        if isinstance(reply, Logits):
-            self._ready.append(reply)
+        if isinstance(reply, list):
+            self._ready.extend(reply)
         if not isinstance(reply, tuple):
             return None
         device, message = reply
-        if isinstance(message, Opened | StepDone | Measured):
+        if isinstance(message, Opened | StepsDone | Measured):
             self.figures[device] = message.figures
         if isinstance(message, Configured) and not message.every_chunk:
             self._partial.add(device)
-        if isinstance(message, StepDone):
-            self._done[device] = (message.sequence, message.position)
-            self._chunk_done((message.sequence, message.position))
+        if isinstance(message, StepsDone):
+            self._done[device] = message.steps
+            for step in message.steps:
+                self._chunk_done(step)
         return message
 
     def _standstill(self) -> RunError:
         """Nothing moves though every device lives: name those that have not done the newest step."""
         devices = sorted({self._device.name, *workers_of(self._device)})
-        behind = [device for device in devices if self._done.get(device) != self._newest]
+        behind = [device for device in devices if self._newest not in self._done.get(device, (None,))]
         return RunError(
             "R305",
             f"nothing came from any device for {self._timeout_s:g} s (--timeout); the newest step is not done"
@@ -215,14 +232,16 @@ class Session:
     def _release(self) -> None:
         """Let waiting chunks go while fewer are under way than keep every device busy; single tokens go
         at once."""
-        devices = len(self._controls) + 1
+        devices, going = len(self._controls) + 1, []
         while self._waiting and (self._waiting[0].ids.shape[1] == 1 or len(self._chunks) < 2 * devices):
-            fed = self._waiting.popleft()
-            self._newest = (fed.sequence, fed.position)
-            if fed.ids.shape[1] > 1:
-                absent = 0 if fed.flags & (LAST_CHUNK | ALL_ROWS) else len(self._partial)
-                self._chunks[fed.sequence, fed.position] = devices - absent
-            self._engine.inbox.put(fed)
+            feed = self._waiting.popleft()
+            self._newest = (feed.sequence, feed.position)
+            if feed.ids.shape[1] > 1:
+                absent = 0 if feed.flags & (LAST_CHUNK | ALL_ROWS) else len(self._partial)
+                self._chunks[feed.sequence, feed.position] = devices - absent
+            going.append(feed)
+        if going:
+            self._engine.inbox.put(Fed(tuple(going)))
 
     def _tell(self, message: Message, event: Event) -> None:
         """Say it to every worker, and to the engine here."""

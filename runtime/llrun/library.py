@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,15 @@ class Library:
     unwrap: Callable[[Any], Array]
 
 
-def load_library(runtime: Path, path: Path, names: Iterable[str], threads: int) -> Library:
-    """Load the runtime library and the compiled one, and bind `<name>_decode` and `<name>_prefill` of
-    `names`.
+def load_library(
+    runtime: Path, path: Path, names: Iterable[str], cached: Collection[str], threads: int
+) -> Library:
+    """Load the runtime library and the compiled one, and bind `<name>_decode`, `<name>_prefill` and
+    `<name>_batch` of `names`. Those not in `cached`, templates without caches, have no function for batches of
+    their own: tokens of several sequences are to them as those of one.
 
-    Two virtual machines share the code: decode reuses a pool of buffers of the same few sizes; prefill,
-    whose lengths vary, frees its buffers, so that memory does not grow with the number of lengths seen.
+    Two virtual machines share the code: decode and batches reuse a pool of buffers of the same few sizes;
+    prefill, whose lengths vary, frees its buffers, so that memory does not grow with the number of lengths seen.
     Raises RunError R205.
     """
     for file in (runtime, path):
@@ -51,12 +54,12 @@ def load_library(runtime: Path, path: Path, names: Iterable[str], threads: int) 
     try:
         ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
         module = tvm_ffi.load_module(str(path))
-        machines = {"decode": _machine(module, POOLED), "prefill": _machine(module, NAIVE)}
-        functions = {
-            f"{name}_{kind}": machine[f"{name}_{kind}"]
-            for name in names
-            for kind, machine in machines.items()
-        }
+        pooled, naive = _machine(module, POOLED), _machine(module, NAIVE)
+        functions = {}
+        for name in names:
+            functions[f"{name}_decode"] = pooled[f"{name}_decode"]
+            functions[f"{name}_prefill"] = naive[f"{name}_prefill"]
+            functions[f"{name}_batch"] = pooled[f"{name}_{'batch' if name in cached else 'prefill'}"]
     except (OSError, RuntimeError, AttributeError) as error:
         raise RunError("R205", f"cannot load {path}: {error}", INTERNAL) from error
     return Library(functions, tvm_ffi.from_dlpack, np.from_dlpack)

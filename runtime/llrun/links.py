@@ -15,7 +15,10 @@ from llrun.program import Layout, Program
 from llrun.protocol import (
     CONTROL,
     HEADER_BYTES,
+    MAX_BATCH,
     ONE_ROW,
+    ROWS,
+    TABLE_ENTRY_BYTES,
     TENSOR,
     AnyMessage,
     Header,
@@ -28,6 +31,7 @@ from llrun.protocol import (
     decode_control,
     encode_control,
     unpack_header,
+    unpack_rows,
 )
 from llrun.transport import DEAD_AFTER_S, Connection, ConnectionLost, Transport
 
@@ -163,25 +167,54 @@ class Links:
             return
         if self._inbox.qsize() >= INBOX_LIMIT:
             raise ProtocolError(f"{INBOX_LIMIT} tensors are waiting already")
-        array = empty(layout.dims(1 if header.flags & ONE_ROW else header.rows), layout.dtype)
+        rows = 1 if header.flags & ONE_ROW else header.rows
+        several = header.kind == ROWS
+        headers = read_table(connection, header, layout, self._limits) if several else (header,)
+        array = empty(layout.dims(rows), layout.dtype)
         connection.read_into(array.data.cast("B"))
-        self._inbox.put(Arrived(header, array))
+        self._inbox.put(Arrived(headers, array))
 
 
 def check_tensor(header: Header, source: str, program: Program, limits: Limits) -> Layout | None:
     """The layout of what the header announces, None for one of another epoch, which is to be dropped.
 
-    Every bound is checked here, before any memory is taken. Raises ProtocolError that names what is refused.
+    Every bound is checked here, before any memory is taken, but for what the table of a frame of rows says
+    (read_table). Raises ProtocolError that names what is refused.
     """
-    if header.kind != TENSOR:
+    if header.kind not in (TENSOR, ROWS):
         raise ProtocolError("a control message came on a data connection")
-    if header.length > limits.payload_bytes:
-        raise ProtocolError(f"payload of {header.length} bytes, the limit is {limits.payload_bytes}")
+    most = min(MAX_BATCH, limits.chunk)
+    if header.kind == ROWS and not 1 <= header.rows <= most:
+        raise ProtocolError(f"a frame of {header.rows} rows, a pass has 1 to {most}")
+    table_bytes = header.rows * TABLE_ENTRY_BYTES if header.kind == ROWS else 0
+    if header.length > limits.payload_bytes + table_bytes:
+        raise ProtocolError(
+            f"payload of {header.length} bytes, the limit is {limits.payload_bytes + table_bytes}"
+        )
     if header.epoch != program.epoch:
         return None
     layout = program.layouts.get(header.tensor)
     if layout is None or program.sources.get(header.tensor) != source:
         raise ProtocolError(f"unexpected tensor {layout.name if layout else header.tensor}")
+    if header.kind == ROWS:
+        _check_size(header, layout, header.rows * (TABLE_ENTRY_BYTES + layout.row_bytes))
+    else:
+        _check_step(header, layout, limits)
+    return layout
+
+
+def read_table(connection: Connection, header: Header, layout: Layout, limits: Limits) -> tuple[Header, ...]:
+    """What stands between the header of a checked frame of rows and its bytes: a header for each row.
+    Raises ConnectionLost, ProtocolError."""
+    table = bytearray(header.rows * TABLE_ENTRY_BYTES)
+    connection.read_into(memoryview(table))
+    headers = unpack_rows(header, table)
+    for one in headers:
+        _check_step(one, layout, limits)
+    return headers
+
+
+def _check_step(header: Header, layout: Layout, limits: Limits) -> None:
     if not 1 <= header.rows <= limits.chunk:
         raise ProtocolError(f"tensor {layout.name} of {header.rows} rows, a chunk has 1 to {limits.chunk}")
     if header.position + header.rows > limits.context:
@@ -189,13 +222,15 @@ def check_tensor(header: Header, source: str, program: Program, limits: Limits) 
             f"tensor {layout.name} ends at position {header.position + header.rows},"
             f" the context is {limits.context}"
         )
-    expected = layout.row_bytes * (1 if header.flags & ONE_ROW else header.rows)
+    _check_size(header, layout, layout.row_bytes * (1 if header.flags & ONE_ROW else header.rows))
+
+
+def _check_size(header: Header, layout: Layout, expected: int) -> None:
     if (header.dtype, header.length) != (layout.code, expected):
         raise ProtocolError(
             f"tensor {layout.name}: {header.length} bytes of dtype {header.dtype},"
             f" expected {expected} of {layout.code}"
         )
-    return layout
 
 
 def drain(connection: Connection, length: int) -> None:

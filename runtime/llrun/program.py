@@ -44,10 +44,11 @@ class Layout:
 class Program:
     """`sources` and `segment_of`: for each tensor received, the device that sends it and the segment
     that waits for it. `neighbours`: devices it exchanges tensors with. `reads_tokens`: blocks that look
-    token ids up in tables."""
+    token ids up in tables. `chunk`: the most rows of a step."""
 
     device: str
     epoch: int
+    chunk: int
     segments: tuple[Segment, ...]
     layouts: Mapping[int, Layout]
     sources: Mapping[int, str]
@@ -79,6 +80,7 @@ def build_program(record: Slice) -> Program:
     return Program(
         device=record.device,
         epoch=record.program.epoch,
+        chunk=record.model.chunk,
         segments=segments,
         layouts=layouts,
         sources=sources,

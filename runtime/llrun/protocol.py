@@ -1,32 +1,39 @@
 """The wire protocol: a fixed header before every frame, bounds checked before anything is allocated.
 
 A frame is a 32-byte header and a payload: a tensor's raw bytes (little-endian, C order), or one control
-message in msgpack. Nothing that arrives is executed, unpickled, or allocated by a length that was not
-checked.
+message in msgpack. A frame of rows carries one row of a tensor for each of several sequences, computed in
+one pass: between header and bytes stands a table that says of which sequence and position each row is.
+Nothing that arrives is executed, unpickled, or allocated by a length that was not checked.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import msgspec
 
 from llrun.errors import INTERNAL, RunError
 
-MAGIC, VERSION = b"LLRN", 1
-CONTROL, TENSOR = 1, 2
+MAGIC, VERSION = b"LLRN", 2
+CONTROL, TENSOR, ROWS = 1, 2, 3
+MAX_BATCH = 16  # sequences of which one pass computes a row
 CONTROL_LIMIT = 1 << 20
 LAST_CHUNK, ALL_ROWS, ONE_ROW = 1, 2, 4
 FLAGS = LAST_CHUNK | ALL_ROWS | ONE_ROW
 DTYPE_CODES = {"float32": 1, "float16": 2, "int64": 3, "int32": 4, "int8": 5, "uint8": 6}
 HEADER = struct.Struct("<4sBBBBIIIIII")
 HEADER_BYTES = HEADER.size
+TABLE_ENTRY = struct.Struct("<IIII")
+TABLE_ENTRY_BYTES = TABLE_ENTRY.size
 
 
 class Header(NamedTuple):
     """`rows`: new tokens of the step (not of the payload, which has one row under ONE_ROW). `position`:
-    of the first of them. `length`: payload bytes. `dtype`: a value of DTYPE_CODES, 0 for control."""
+    of the first of them. `length`: payload bytes. `dtype`: a value of DTYPE_CODES, 0 for control. A frame
+    of rows has their number in `rows`, zeros for what its table says (flags, sequence, position), and a
+    `length` that counts the table."""
 
     kind: int
     flags: int
@@ -51,6 +58,36 @@ def pack_header(header: Header) -> bytes:
     return HEADER.pack(MAGIC, VERSION, kind, flags, dtype, *numbers)
 
 
+def pack_rows(headers: Sequence[Header]) -> bytes:
+    """Header and table of a frame that carries the one row of each of `headers`, which agree in dtype,
+    epoch, tensor and length."""
+    first, count = headers[0], len(headers)
+    length = count * (TABLE_ENTRY_BYTES + first.length)
+    frame = Header(ROWS, 0, first.dtype, first.epoch, 0, 0, count, first.tensor, length)
+    table = [TABLE_ENTRY.pack(one.sequence, one.position, one.rows, one.flags) for one in headers]
+    return pack_header(frame) + b"".join(table)
+
+
+def unpack_rows(frame: Header, table: bytes | bytearray) -> tuple[Header, ...]:
+    """What the header of each row would be, were it sent alone. `table`: frame.rows entries.
+
+    Raises ProtocolError for unknown flags, more than a row of one sequence, and whatever is not a single row.
+    """
+    length = frame.length // frame.rows - TABLE_ENTRY_BYTES
+    found = []
+    for sequence, position, rows, flags in TABLE_ENTRY.iter_unpack(table):
+        if flags & ~FLAGS or not flags & ONE_ROW:
+            raise ProtocolError(f"a row with flags {flags:#x}")
+        found.append(
+            Header(
+                TENSOR, flags, frame.dtype, frame.epoch, sequence, position, rows, frame.tensor, length
+            )
+        )  # fmt: skip
+    if len({one.sequence for one in found}) < len(found):
+        raise ProtocolError("two rows of one sequence in a frame")
+    return tuple(found)
+
+
 def unpack_header(data: bytes | bytearray | memoryview) -> Header:
     """Parse 32 bytes. Raises ProtocolError for another magic, version, kind, flag or an oversized
     control message."""
@@ -60,10 +97,12 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
         raise ProtocolError(f"not a frame of this protocol: it begins with {magic!r}")
     if version != VERSION:
         raise ProtocolError(f"protocol version {version}, this side speaks {VERSION}: install the same llrun")
-    if header.kind not in (CONTROL, TENSOR):
+    if header.kind not in (CONTROL, TENSOR, ROWS):
         raise ProtocolError(f"unknown frame kind {header.kind}")
     if header.flags & ~FLAGS:
         raise ProtocolError(f"unknown flags {header.flags:#x}")
+    if header.kind == ROWS and (header.flags or header.sequence or header.position):
+        raise ProtocolError("a frame of rows has flags, sequence and position in its table")
     if header.kind == CONTROL and header.length > CONTROL_LIMIT:
         raise ProtocolError(f"control message of {header.length} bytes, the limit is {CONTROL_LIMIT}")
     return header
@@ -147,11 +186,11 @@ class Close(Message, frozen=True, tag="close"):
     sequence: Count
 
 
-class StepDone(Message, frozen=True, tag="step_done"):
-    """All of this device's work on the step at `position` is done."""
+class StepsDone(Message, frozen=True, tag="steps_done"):
+    """All of this device's work on some steps, (sequence, position) each, is done: one, or those of a
+    pass."""
 
-    sequence: Count
-    position: Count
+    steps: Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
     figures: Figures
 
 
@@ -180,7 +219,7 @@ class Goodbye(Message, frozen=True, tag="goodbye"):
 
 
 AnyMessage = (
-    Hello | Welcome | Refused | Configure | Configured | Connect | Ready | Open | Opened | Close | StepDone
+    Hello | Welcome | Refused | Configure | Configured | Connect | Ready | Open | Opened | Close | StepsDone
     | AskFigures | Measured | Heartbeat | Failed | Goodbye
 )  # fmt: skip
 

@@ -23,23 +23,26 @@ class Block:
     params: tuple[Any, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class StepState:
     """One chunk or token of a sequence under way on this device. `values`: tensors by id. `cursor`: next
-    segment."""
+    segment. `queued`: that one is to run as soon as may be."""
 
+    sequence: Sequence
     position: int
     rows: int
     flags: int
-    values: dict[int, Any]
+    values: dict[int, Any] = field(default_factory=dict)
     cursor: int = 0
+    queued: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
     """`slot`: where its caches are; `slots`: that as an argument, int64 (1,). `frontier`: for each segment the
     position it runs next. `steps`: by position."""
 
+    number: int
     slot: int
     slots: Any
     frontier: list[int]
@@ -76,7 +79,7 @@ class SequenceStore:
         slot = heappop(self._free)  # the lowest: its page tables are there already
         slots = empty((1,), "int64")
         slots[0] = slot
-        self._open[number] = Sequence(slot, self._wrap(slots), [0] * self._segments)
+        self._open[number] = Sequence(number, slot, self._wrap(slots), [0] * self._segments)
         return True
 
     def close(self, number: int) -> None:

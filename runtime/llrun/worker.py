@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 
@@ -33,7 +33,7 @@ from llrun.protocol import (
     ProtocolError,
     Ready,
     Refused,
-    StepDone,
+    StepsDone,
     Welcome,
 )
 from llrun.transport import Connection, ConnectionLost, Listener, Transport
@@ -61,13 +61,13 @@ class HeadLink:
     def opened(self, sequence: int, figures: Figures) -> None:
         self.reply(Opened(sequence, figures))
 
-    def step_done(self, sequence: int, position: int, figures: Figures) -> None:
-        self.reply(StepDone(sequence, position, figures))
+    def steps_done(self, steps: Sequence[tuple[int, int]], figures: Figures) -> None:
+        self.reply(StepsDone(tuple(steps), figures))
 
     def measured(self, figures: Figures) -> None:
         self.reply(Measured(figures))
 
-    def logits(self, sequence: int, position: int, rows: Array) -> None:
+    def logits(self, steps: Sequence[tuple[int, int]], rows: Array) -> None:
         raise ProtocolError("logits were made on a device that is not the head")
 
     def reply(self, message: Message) -> None:

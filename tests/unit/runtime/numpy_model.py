@@ -14,6 +14,7 @@ import numpy as np
 from llrun.device import Device
 from llrun.library import Library
 from llrun.program import build_program
+from llrun.protocol import MAX_BATCH
 from llrun.schema import (
     BlockEntry,
     CacheArray,
@@ -54,18 +55,36 @@ def positions(ids: np.ndarray) -> np.ndarray:
     return np.cos(ids[..., None] * np.linspace(0.1, 1, WIDTH)).astype(np.float32)
 
 
+def times(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x w, each row on its own: its bits don't depend on what else there is."""
+    return np.stack([row @ w for row in x.reshape(-1, x.shape[-1])]).reshape(*x.shape[:-1], -1)
+
+
 def mix(
     x: np.ndarray, table: np.ndarray, ids: np.ndarray, w: np.ndarray, slots: np.ndarray, caches: np.ndarray
 ) -> np.ndarray:
     """Row at position p: x + tanh((mean of the cache's rows 0..p) W) * table. caches (slots, 1, context, width)."""
-    (slot,) = slots
-    cache = caches[slot]
     start, n = int(ids[0, 0]), x.shape[1]
     assert np.array_equal(ids[0], np.arange(start, start + n))
-    cache[0, start : start + n] = x[0]
-    sums = np.cumsum(cache[0, : start + n].astype(np.float64), axis=0)[start:]
+    assert slots.shape == (1,)
+    cache = caches[slots[0], 0]
+    cache[start : start + n] = x[0]
+    sums = np.cumsum(cache[: start + n].astype(np.float64), axis=0)[start:]
     means = (sums / (ids[0][:, None] + 1)).astype(np.float32)
-    return (x + np.tanh(means @ w)[None] * table).astype(np.float32)
+    return (x + np.tanh(times(means, w))[None] * table).astype(np.float32)
+
+
+def mix_batch(x, table, ids, w, slots, caches) -> np.ndarray:
+    """A row of each of several sequences, each at its own position."""
+    count = x.shape[1]
+    assert ids.shape == (1, count)
+    assert slots.shape == (count,)
+    assert len(set(slots.tolist())) == count <= MAX_BATCH
+    rows = [
+        mix(x[:, i : i + 1], table[:, i : i + 1], ids[:, i : i + 1], w, slots[i : i + 1], caches)
+        for i in range(count)
+    ]
+    return np.concatenate(rows, axis=1)
 
 
 def trim(x: np.ndarray, skip: np.ndarray) -> np.ndarray:
@@ -73,7 +92,7 @@ def trim(x: np.ndarray, skip: np.ndarray) -> np.ndarray:
 
 
 def project(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    return (x @ w.T).astype(np.float32)
+    return times(x, w.T)
 
 
 def one_row(function):
@@ -88,8 +107,9 @@ def one_row(function):
 
 def library(**replaced: object) -> Library:
     kinds = {"t0": embed, "t1": mix, "t2": trim, "t3": project, "positions": positions} | replaced
-    functions = {f"{name}_prefill": f for name, f in kinds.items()}
+    functions = {f"{name}_{kind}": f for name, f in kinds.items() for kind in ("prefill", "batch")}
     functions |= {f"{name}_decode": one_row(f) for name, f in kinds.items()}
+    functions["t1_batch"] = mix_batch
     return Library(functions, lambda array: array, lambda array: array)
 
 
@@ -97,8 +117,7 @@ def reference(ids: list[int], seed: int = 3) -> np.ndarray:
     """Logits (n, vocabulary) of the whole model, one token at a time, in float32."""
     parts = weights(seed)
     caches = [np.zeros((1, 1, CONTEXT, WIDTH), np.float32) for _ in MIXERS]
-    slots = np.zeros(1, np.int64)
-    rows = []
+    slots, rows = np.zeros(1, np.int64), []
     for position, token in enumerate(ids):
         where = np.array([[position]])
         x = skip = embed(np.array([[token]]), *parts[0])

@@ -9,17 +9,19 @@ import numpy_model
 import pytest
 from numpy_model import FIRST, IDS, LOGITS, POSITIONS, TABLE, WIDTH
 
-from llrun.engine import Arrived, Closing, Engine, Fed, Opening, Stop
+from llrun.engine import Arrived, Closing, Engine, Fed, Feed, Opening
 from llrun.errors import RunError
 from llrun.protocol import (
     ALL_ROWS,
     HEADER_BYTES,
     LAST_CHUNK,
     ONE_ROW,
+    ROWS,
     TENSOR,
     Header,
     ProtocolError,
     unpack_header,
+    unpack_rows,
 )
 from llrun.schema import DeviceProgram, Load, Receive, Run, Send
 
@@ -31,24 +33,29 @@ class Recorder:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, Header, np.ndarray]] = []
+        self.frames: list[int] = []  # rows of sequences in each
         self.done: list[tuple[int, int]] = []
         self.results: list[tuple[int, int, int]] = []
         self.spent: list[object] = []
 
     def send(self, destination, header, payload) -> None:
-        self.sent.append((destination, unpack_header(header), np.frombuffer(payload, np.float32)))
+        frame, table = unpack_header(header[:HEADER_BYTES]), header[HEADER_BYTES:]
+        headers = unpack_rows(frame, table) if frame.kind == ROWS else (frame,)
+        for one, row in zip(headers, np.split(np.frombuffer(payload, np.float32), len(headers)), strict=True):
+            self.sent.append((destination, one, row))
+        self.frames.append(len(headers))
 
     def opened(self, sequence, figures) -> None:
         self.spent.append(figures)
 
-    def step_done(self, sequence, position, figures) -> None:
-        self.done.append((sequence, position))
+    def steps_done(self, steps, figures) -> None:
+        self.done += steps
 
     def measured(self, figures) -> None:
         self.spent.append(figures)
 
-    def logits(self, sequence, position, rows) -> None:
-        self.results.append((sequence, position, rows.shape[1]))
+    def logits(self, steps, rows) -> None:
+        self.results += [(*step, rows.shape[1] // len(steps)) for step in steps]
 
 
 def engine(name: str, **changes) -> tuple[Engine, Recorder]:
@@ -58,20 +65,22 @@ def engine(name: str, **changes) -> tuple[Engine, Recorder]:
 
 
 def perform(subject: Engine, *events) -> None:
-    for event in (*events, Stop()):
+    """Let all of `events` come in at once, and run what can run then."""
+    for event in events:
         subject.inbox.put(event)
-    subject.run()
+    subject.settle()
 
 
 def fed(position: int, rows: int, flags: int, sequence: int = 0) -> Fed:
-    return Fed(sequence, position, flags, np.arange(rows, dtype=np.int64)[None] % numpy_model.VOCABULARY)
+    ids = np.arange(rows, dtype=np.int64)[None] % numpy_model.VOCABULARY
+    return Fed((Feed(sequence, position, flags, ids),))
 
 
 def arrived(tensor: int, position: int, rows: int, flags: int = 0, sequence: int = 0) -> Arrived:
     shape = (1, 1 if flags & ONE_ROW else rows, WIDTH)
     random = np.random.default_rng([tensor, position])
     array = random.standard_normal(shape).astype(np.float32)
-    return Arrived(Header(TENSOR, flags, 1, 1, sequence, position, rows, tensor, array.nbytes), array)
+    return Arrived((Header(TENSOR, flags, 1, 1, sequence, position, rows, tensor, array.nbytes),), array)
 
 
 def test_head_skips_the_output_head_until_the_last_chunk_and_then_runs_one_row():
@@ -231,7 +240,8 @@ def test_sequences_do_not_see_each_other():
 
 def test_figures_count_what_was_sent_and_computed():
     subject, outside = engine("bert")
-    perform(subject, Opening(0), arrived(FIRST + 2, 0, 1, LAST_CHUNK), Opening(1))
+    perform(subject, Opening(0), arrived(FIRST + 2, 0, 1, LAST_CHUNK))
+    perform(subject, Opening(1))
     before, after = outside.spent
     assert after.sent_bytes - before.sent_bytes == HEADER_BYTES + WIDTH * 4
     assert after.compute_s > before.compute_s == 0

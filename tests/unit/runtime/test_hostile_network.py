@@ -14,10 +14,14 @@ import pytest
 from llrun import links, worker
 from llrun.errors import RunError
 from llrun.generate import generate
-from llrun.links import Limits, check_tensor, dial, read_message
+from llrun.links import Limits, check_tensor, dial, read_message, read_table
 from llrun.protocol import (
     CONTROL,
+    HEADER_BYTES,
+    LAST_CHUNK,
     ONE_ROW,
+    ROWS,
+    TABLE_ENTRY_BYTES,
     TENSOR,
     Failed,
     Header,
@@ -26,6 +30,7 @@ from llrun.protocol import (
     Refused,
     encode_control,
     pack_header,
+    pack_rows,
 )
 from llrun.sampling import Sampling
 from llrun.transport import ConnectionLost, Tcp
@@ -53,6 +58,7 @@ def garbage() -> list[bytes]:
         pack_header(control._replace(length=0xFFFFFFFF)),
         pack_header(control._replace(length=1 << 20)),
         pack_header(control._replace(kind=TENSOR, length=0xFFFFFFFF)),
+        pack_header(control._replace(kind=ROWS, rows=0xFFFFFFFF, length=0xFFFFFFFF)),
         pack_header(control._replace(length=40)) + draw.randbytes(40),
         encode_control(hello("control"))[:-3],
         encode_control(hello("data", session="guess")),
@@ -203,3 +209,69 @@ def test_an_old_epoch_is_dropped():
         check_tensor(GOOD._replace(epoch=0), "head", numpy_model.device("anna", NAMES).program, LIMITS)
         is None
     )
+
+
+# --- rows of several sequences ---
+
+ROW = GOOD._replace(flags=LAST_CHUNK | ONE_ROW, rows=1, length=64)
+FRAME = Header(ROWS, 0, 1, 1, 0, 0, 2, numpy_model.FIRST, 2 * (TABLE_ENTRY_BYTES + 64))
+
+
+class Canned:
+    """A connection that gives these bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.left = data
+
+    def read_into(self, view: memoryview) -> None:
+        view[:], self.left = self.left[: len(view)], self.left[len(view) :]
+
+
+def table_of(*rows: Header) -> Canned:
+    return Canned(pack_rows(rows)[HEADER_BYTES:])
+
+
+def test_a_frame_of_rows_is_what_its_table_says():
+    program = numpy_model.device("anna", NAMES).program
+    rows = (ROW, ROW._replace(sequence=7, position=20, rows=5))
+    layout = check_tensor(FRAME, "head", program, LIMITS)
+    assert layout
+    assert read_table(table_of(*rows), FRAME, layout, LIMITS) == rows
+    assert check_tensor(FRAME._replace(epoch=0), "head", program, LIMITS) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"rows": 0, "length": 0}, "a frame of 0 rows, a pass has 1 to 8"),
+        ({"rows": 9}, "a frame of 9 rows"),
+        ({"rows": 0xFFFFFFFF, "length": 0xFFFFFFFF}, "a frame of 4294967295 rows"),
+        ({"length": 0xFFFFFFFF}, "payload of 4294967295 bytes"),
+        ({"length": 2 * 64}, "128 bytes of dtype 1, expected 160"),
+        ({"rows": 3}, "expected 240"),
+        ({"dtype": 2}, "dtype 2"),
+        ({"tensor": 77}, "unexpected tensor 77"),
+    ],
+)
+def test_a_frame_of_rows_that_is_not_due_is_refused_before_memory_is_taken(changes, reason):
+    program = numpy_model.device("anna", NAMES).program
+    with pytest.raises(ProtocolError, match=reason):
+        check_tensor(FRAME._replace(**changes), "head", program, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"sequence": 0}, "two rows of one sequence"),
+        ({"position": 256}, "ends at position 257"),
+        ({"rows": 0}, "of 0 rows"),
+        ({"rows": 9}, "of 9 rows"),
+        ({"flags": LAST_CHUNK}, "a row with flags 0x1"),
+        ({"flags": 0xFF}, "a row with flags 0xff"),
+    ],
+)
+def test_a_row_that_is_not_due_is_refused_before_memory_is_taken(changes, reason):
+    layout = numpy_model.device("anna", NAMES).program.layouts[numpy_model.FIRST]
+    other = ROW._replace(**{"sequence": 1, **changes})
+    with pytest.raises(ProtocolError, match=reason):
+        read_table(table_of(ROW, other), FRAME, layout, LIMITS)

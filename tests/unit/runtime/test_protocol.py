@@ -12,6 +12,11 @@ from llrun.protocol import (
     CONTROL,
     CONTROL_LIMIT,
     HEADER_BYTES,
+    LAST_CHUNK,
+    MAX_BATCH,
+    ONE_ROW,
+    ROWS,
+    TABLE_ENTRY_BYTES,
     TENSOR,
     Configure,
     Figures,
@@ -19,10 +24,13 @@ from llrun.protocol import (
     Hello,
     Opened,
     ProtocolError,
+    StepsDone,
     decode_control,
     encode_control,
     pack_header,
+    pack_rows,
     unpack_header,
+    unpack_rows,
 )
 
 GOOD = Header(TENSOR, ALL_ROWS, 1, 7, 3, 100, 8, 12, 512)
@@ -31,6 +39,24 @@ GOOD = Header(TENSOR, ALL_ROWS, 1, 7, 3, 100, 8, 12, 512)
 def test_header_round_trip():
     assert unpack_header(pack_header(GOOD)) == GOOD
     assert len(pack_header(GOOD)) == HEADER_BYTES == 32
+
+
+def test_a_frame_of_rows_is_a_header_for_each():
+    row = GOOD._replace(flags=LAST_CHUNK | ONE_ROW, rows=1)
+    rows = tuple(row._replace(sequence=i, position=7 * i, rows=1 + i % 3) for i in range(MAX_BATCH))
+    data = pack_rows(rows)
+    frame = unpack_header(data[:HEADER_BYTES])
+    assert (frame.kind, frame.rows, frame.tensor) == (ROWS, MAX_BATCH, row.tensor)
+    assert frame.length == MAX_BATCH * (TABLE_ENTRY_BYTES + row.length)
+    assert unpack_rows(frame, data[HEADER_BYTES:]) == rows
+
+
+@pytest.mark.parametrize("changes", [{"flags": ONE_ROW}, {"sequence": 1}, {"position": 1}])
+def test_what_a_table_says_is_not_said_twice(changes):
+    frame = Header(ROWS, 0, 1, 7, 0, 0, 2, 12, 64)
+    assert unpack_header(pack_header(frame)) == frame
+    with pytest.raises(ProtocolError, match="in its table"):
+        unpack_header(pack_header(frame._replace(**changes)))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +82,7 @@ def test_oversized_control_message_is_refused_before_it_is_read():
         Hello("b", "head", "control"),
         Configure("s", 1, {"pi": "10.0.0.1:5700"}),
         Opened(3, Figures(1.5, 0.25, 1 << 40, 1 << 30)),
+        StepsDone(((3, 100), (4, 7)), Figures(1.5)),
     ],
 )
 def test_control_round_trip(message):
@@ -74,6 +101,9 @@ def test_control_round_trip(message):
         {"type": "open", "sequence": "1"},
         {"type": "open", "sequence": 1, "more": 2},
         {"type": "exec", "code": "1"},
+        {"type": "steps_done", "steps": [], "figures": {}},
+        {"type": "steps_done", "steps": [[0, 1]] * 17, "figures": {}},
+        {"type": "steps_done", "steps": [[0, 1, 2]], "figures": {}},
         {"type": "hello", "bundle": "", "sender": "a", "role": "data"},
         {"type": "hello", "bundle": "b" * 257, "sender": "a", "role": "data"},
         ["open", 1],

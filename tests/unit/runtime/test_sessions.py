@@ -13,6 +13,7 @@ from llrun.bench import Plan, check_plan, run_bench, table
 from llrun.errors import RunError
 from llrun.generate import Conversation, generate
 from llrun.head import Session
+from llrun.library import Library
 from llrun.protocol import HEADER_BYTES
 from llrun.sampling import Sampling
 from llrun.transport import Tcp
@@ -58,11 +59,66 @@ def test_many_sequences_in_flight_do_not_disturb_each_other(cluster, count):
             logits = session.next_logits()
             ids = history[logits.sequence]
             ids.append(int(np.argmax(logits.rows[-1])))
-            session.feed(logits.sequence, ids[-1:], len(ids) - 1)
+            if len(ids) < len(numbers[logits.sequence]) + 6:
+                session.feed(logits.sequence, ids[-1:], len(ids) - 1)
         for number, ids in numbers.items():
             tokens[tuple(ids)] = history[number][len(ids) :]
     for ids in prompts:
-        assert tokens[tuple(ids)][:6] == synthetic.greedy(ids, 6)
+        assert tokens[tuple(ids)] == synthetic.greedy(ids, 6)
+
+
+def decoded_together(session: Session, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """What each prompt gives when the prompts run in turn and their tokens together."""
+    numbers = [session.open() for _ in prompts]
+    history = dict(zip(numbers, map(list, prompts), strict=True))
+    for number in numbers:
+        session.feed(number, history[number], 0)
+    for step in range(count):
+        rows = {found.sequence: found.rows for found in (session.next_logits() for _ in numbers)}
+        for number in numbers:
+            history[number].append(int(np.argmax(rows[number][-1])))
+        if step < count - 1:
+            session.feed_many((n, history[n][-1], len(history[n]) - 1) for n in numbers)
+    for number in numbers:
+        session.close_sequence(number)
+    return [history[n][len(ids) :] for n, ids in zip(numbers, prompts, strict=True)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("sequences", [2, 5, 17])
+def test_sequences_decoded_together_give_what_each_gives_alone(cluster, count, sequences):
+    prompts = [prompt(1 + 5 * i % 23, seed=i) for i in range(sequences)]
+    with cluster(NAMES[:count]).session() as session:
+        found = decoded_together(session, prompts, 5)
+    for ids, tokens in zip(prompts, found, strict=True):
+        assert tokens == synthetic.greedy(ids, 5)
+
+
+def test_every_device_computes_a_pass_as_one_and_its_logits_come_together(cluster):
+    widths: list[int] = []
+    inner = synthetic.library()
+
+    def watched(x, *rest):
+        widths.append(x.shape[1])
+        return synthetic.mix_batch(x, *rest)
+
+    library = Library({**inner.functions, "t1_batch": watched}, inner.wrap, inner.unwrap)
+    parts = {name: synthetic.device(name, NAMES[:3], library) for name in NAMES[:3]}
+    with cluster(NAMES[:3], parts).session() as session:
+        decoded_together(session, [prompt(3, seed=i) for i in range(5)], 4)
+    assert widths == [5] * (4 * 3)  # four mixing blocks, three passes after the prompts
+
+
+def test_closing_forgets_what_has_not_been_computed(cluster):
+    with cluster(NAMES[:3]).session() as session:
+        long = [session.open() for _ in range(3)]
+        for number in long:
+            session.feed(number, prompt(200, seed=number), 0)
+        for number in long:
+            session.close_sequence(number)
+        assert list(generate(session, prompt(61), 4, Sampling(), lambda token: True).tokens) == (
+            synthetic.greedy(prompt(61), 4)
+        )
 
 
 def test_a_conversation_goes_on_where_it_was(cluster):
