@@ -15,8 +15,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as B
 
 from llcompile.ir.graph import DTYPE_BYTES
-from llcompile.lower.kernels.isa import STEPS, Isa
-from llcompile.lower.kernels.vector import Expr, Extent, splat, vector_type
+from llcompile.lower.kernels.isa import STEPS, Group, Isa
+from llcompile.lower.kernels.vector import Expr, Extent, vector_type
 
 LINE = 64  # bytes that memory delivers at once
 
@@ -115,35 +115,27 @@ def quantised_block(isa: Isa, bits: int, a: Activations, matrices: Sequence[Matr
 
     def block(tiles: Sequence[Tile], first: Expr | int, tokens: int) -> Sums:
         acc = _accumulators(tokens * len(tiles) * parts, lanes)
-        with B.serial(groups) as g:
-            for i, (number, t) in enumerate(tiles):
-                matrix = matrices[number]
-                assert matrix.scales is not None
-                _fetch(matrix.data, t, g, 1, ahead)
-                _fetch(matrix.scales, t, g, 1, ahead // 4)
-                for p in range(parts):
-                    weights = _planes(isa, bits, matrix.data, t, g, p)
-                    scales = matrix.scales[t, g, tirx.Ramp(p * lanes, 1, lanes)]
-                    row_scale = B.Bind(tirx.Cast(vector, scales))
-                    for m in range(tokens):
-                        words = [a.words[first + m, g, s] for s in range(STEPS)]
-                        dot = isa.dot(bits, weights, words, a.total[first + m, g])
+        vectors = [(i, p) for i in range(len(tiles)) for p in range(parts)]
+        for together in [[one] for one in vectors] if isa.apart and tokens > 1 else [vectors]:
+            with B.serial(groups) as g:
+                for i, p in together:
+                    number, t = tiles[i]
+                    matrix = matrices[number]
+                    assert matrix.scales is not None
+                    if p == 0:
+                        _fetch(matrix.data, t, g, 1, ahead)
+                        _fetch(matrix.scales, t, g, 1, ahead // 4)
+                    at = tirx.Ramp(p * lanes, 1, lanes)
+                    words = [B.Bind(matrix.data[t, g, j, at]) for j in range(STEPS * bits // 8)]
+                    weights = [B.Bind(w) for w in isa.unpack(bits, words, tokens)]
+                    row_scale = B.Bind(tirx.Cast(vector, matrix.scales[t, g, at]))
+                    group = Group(a.words, a.total, g, first, tokens)
+                    for m, dot in enumerate(isa.dots(bits, weights, group)):
                         both = row_scale * tirx.Broadcast(a.scale[first + m, g], lanes)
-                        place = (m * len(tiles) + i) * parts + p
-                        _add(acc, place * lanes, tirx.Cast(vector, dot) * both, lanes)
+                        _add(acc, ((m * len(tiles) + i) * parts + p) * lanes, dot * both, lanes)
         return Sums(acc, isa, len(tiles))
 
     return block
-
-
-def _planes(isa: Isa, bits: int, w: tirx.Buffer, t: Expr, g: Expr, p: int) -> list[Expr]:
-    """The 8 steps of a group, 4 codes a row, of part p of a tile: what all tokens share, computed once."""
-    at = tirx.Ramp(p * isa.lanes, 1, isa.lanes)
-    words = [B.Bind(w[t, g, j, at]) for j in range(STEPS * bits // 8)]
-    if bits == 8:
-        return [B.Bind(isa.prepare(word)) for word in words]
-    nibbles, four = splat(0x0F0F0F0F, words[0]), splat(4, words[0])
-    return [B.Bind(half & nibbles) for word in words for half in (word, word >> four)]
 
 
 def _fetch(buffer: tirx.Buffer, t: Expr, step: Expr | int, steps: int, ahead: int) -> None:

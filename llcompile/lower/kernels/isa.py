@@ -7,12 +7,35 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tvm import tirx
+from tvm.script.ir_builder import tirx as B
 
 from llcompile.ir.errors import CompileError
-from llcompile.lower.kernels.vector import Expr, intrinsic, type_of
+from llcompile.lower.kernels.vector import Expr, intrinsic, splat, type_of
 from llcompile.lower.tiles import TILE_ROWS
 
 STEPS = 8  # a group of 32 features is 8 steps of 4
+
+
+@dataclass(frozen=True)
+class Group:
+    """Group g of the quantised activations of `tokens` tokens from `first`. words (n, G, 8) int32: step s holds 4
+    int8; total (n, G) int32: their sum."""
+
+    words: tirx.Buffer
+    total: tirx.Buffer
+    g: Expr
+    first: Expr | int
+    tokens: int
+
+    def step(self, token: int, s: int) -> Expr:
+        return self.words[self.first + token, self.g, s]
+
+    def steps(self, token: int, s: int) -> Expr:
+        """Steps s to s + 3: int32x4."""
+        return self.words[self.first + token, self.g, tirx.Ramp(s, 1, 4)]
+
+    def sum(self, token: int) -> Expr:
+        return self.total[self.first + token, self.g]
 
 
 class Isa(Protocol):
@@ -20,7 +43,8 @@ class Isa(Protocol):
 
     A vector holds `lanes` float32. A tile of `rows` weight rows is `parts` vectors. `tokens`: block of tokens
     that a prefill multiplies with one tile of quantised weights at once; `float_tokens`: of float weights, which
-    need fewer registers.
+    need fewer registers. `apart`: several tokens are multiplied with one vector of rows at a time, for want of
+    registers.
     """
 
     @property
@@ -35,6 +59,8 @@ class Isa(Protocol):
     def tokens(self) -> int: ...
     @property
     def float_tokens(self) -> int: ...
+    @property
+    def apart(self) -> bool: ...
 
     def ahead(self, bits: int) -> int:
         """How many bytes before their use to ask for weights of `bits` bits; 0 leaves that to the processor.
@@ -42,15 +68,14 @@ class Isa(Protocol):
         Those who look far enough ahead by themselves lose a little by being told.
         """
 
-    def prepare(self, word: Expr) -> Expr:
-        """What of a vector of 8-bit weights can be computed once for all tokens. int32xL -> int32xL"""
+    def unpack(self, bits: int, words: Sequence[Expr], tokens: int) -> list[Expr]:
+        """What can be computed of one group's weights, once for `tokens` tokens, for `dots`.
 
-    def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
-        """Products of one group, summed for each of `lanes` rows: int32xL.
-
-        `weights[s]`: step s of the prepared weights, int32xL: 4 int8 (q8) or 4 nibbles 0..15 (q4) a lane.
-        `activations[s]`: int32, the 4 int8 that all rows share. `total`: the int32 sum of the activations.
+        `words`: the stored words, int32xL: 4 (q4) or 8 (q8) vectors.
         """
+
+    def dots(self, bits: int, weights: Sequence[Expr], group: Group) -> list[Expr]:
+        """Products of one group, summed for each of `lanes` rows: integers as float32xL, one for each token."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +84,7 @@ class _Base:
     lanes: int
     tokens: int
     float_tokens: int
+    apart: bool = False
 
     @property
     def rows(self) -> int:
@@ -71,14 +97,29 @@ class _Base:
     def ahead(self, bits: int) -> int:
         return 0
 
-    def prepare(self, word: Expr) -> Expr:
-        return word
+    def unpack(self, bits: int, words: Sequence[Expr], tokens: int) -> list[Expr]:
+        """The 8 steps of the group, int32xL: 4 int8 (q8) or 4 nibbles 0..15 (q4) a lane."""
+        if bits == 8:
+            return list(words)
+        nibbles, four = splat(0x0F0F0F0F, words[0]), splat(4, words[0])
+        return [half & nibbles for word in words for half in (word, word >> four)]
+
+    def dots(self, bits: int, weights: Sequence[Expr], group: Group) -> list[Expr]:
+        steps = [[group.step(m, s) for s in range(STEPS)] for m in range(group.tokens)]
+        return [self._float(self.dot(bits, weights, w, group.sum(m))) for m, w in enumerate(steps)]
+
+    def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
+        """One token's products: `activations[s]`: int32, the 4 int8 that all rows share; `total`: their sum."""
+        raise NotImplementedError
 
     def broadcast(self, value: Expr) -> Expr:
         return tirx.Broadcast(value, self.lanes)
 
     def _bytes(self, word: Expr) -> Expr:
         return tirx.reinterpret(f"int8x{4 * self.lanes}", word)
+
+    def _float(self, x: Expr) -> Expr:
+        return tirx.Cast(f"float32x{self.lanes}", x)
 
     def _zero_point(self, bits: int, total: Expr) -> Expr:
         """-8 * total: q4 stores q + 8."""
@@ -92,8 +133,10 @@ class Avx512Vnni(_Base):
     def ahead(self, bits: int) -> int:
         return 8192 if bits in (4, 16) else 0  # measured on Zen 5: half the bits, twice the work a line
 
-    def prepare(self, word: Expr) -> Expr:
-        return word ^ tirx.const(-0x7F7F7F80, type_of(word))
+    def unpack(self, bits: int, words: Sequence[Expr], tokens: int) -> list[Expr]:
+        if bits == 4:
+            return super().unpack(bits, words, tokens)
+        return [word ^ tirx.const(-0x7F7F7F80, type_of(word)) for word in words]
 
     def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
         offset = -8 if bits == 4 else -128
@@ -141,36 +184,114 @@ class Neon(_Base):
     then pairwise in int32.
     """
 
-    def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
+    def unpack(self, bits: int, words: Sequence[Expr], tokens: int) -> list[Expr]:
+        """As bytes, which here shift by themselves: int8x16 each."""
+        if bits == 8:
+            return [self._bytes(word) for word in words]
+        codes = [tirx.reinterpret("uint8x16", word) for word in words]
+        halves = [half for c in codes for half in (c & splat(15, c), c >> splat(4, c))]
+        return [tirx.reinterpret("int8x16", half) for half in halves]
+
+    def dots(self, bits: int, weights: Sequence[Expr], group: Group) -> list[Expr]:
+        return [self._dot(bits, weights, group, m) for m in range(group.tokens)]
+
+    def _dot(self, bits: int, weights: Sequence[Expr], group: Group, token: int) -> Expr:
         together = STEPS if bits == 4 else 2
+        shared = [_opaque(step) for step in self._shared(group, token)]
         halves = []
-        for half in ("low", "high"):
-            products = [self._product(half, weights[s], activations[s]) for s in range(STEPS)]
+        for half in (0, 8):
+            products = [_product(half, w, a) for w, a in zip(weights, shared, strict=True)]
             chunks = [_sum(products[i : i + together]) for i in range(0, STEPS, together)]
             halves.append(_sum([intrinsic("int32x4", "llvm.aarch64.neon.saddlp", chunk) for chunk in chunks]))
         rows = intrinsic("int32x4", "llvm.aarch64.neon.addp", *halves)
-        return rows + self._zero_point(bits, total) if bits == 4 else rows
+        return self._float(rows + self._zero_point(bits, group.sum(token)) if bits == 4 else rows)
 
-    def _product(self, half: str, weights: Expr, activation: Expr) -> Expr:
-        """int16x8: 2 rows of 4 features."""
-        first = 0 if half == "low" else 8
-        lanes = [tirx.const(i, "int32") for i in range(first, first + 8)]
-        w = tirx.Shuffle([self._bytes(weights)], lanes)
-        a = tirx.reinterpret("int8x8", tirx.Broadcast(activation, 2))
-        return tirx.Cast("int16x8", w) * tirx.Cast("int16x8", a)
+    def _shared(self, group: Group, token: int) -> list[Expr]:
+        """Each step in all rows: int8x16. One load serves four of them."""
+        fours = [B.Bind(group.steps(token, s)) for s in range(0, STEPS, 4)]
+        return [self._bytes(take([four], [lane] * 4)) for four in fours for lane in range(4)]
+
+
+def _opaque(x: Expr) -> Expr:
+    """x, of which LLVM knows nothing: so that it takes the halves of a register where they are (smull2), and does not
+    make each half anew."""
+    fence = intrinsic("float32x4", "llvm.arithmetic.fence", tirx.reinterpret("float32x4", x))
+    return B.Bind(tirx.reinterpret("int8x16", fence))
+
+
+def _product(half: int, weights: Expr, activation: Expr) -> Expr:
+    """Bytes half .. half + 7, that is 2 rows of 4 features: int16x8."""
+    w, a = (take([x], range(half, half + 8)) for x in (weights, activation))
+    return tirx.Cast("int16x8", w) * tirx.Cast("int16x8", a)
 
 
 @dataclass(frozen=True)
-class NeonDotprod(_Base):
-    """sdot; nibbles 0..15 are signed bytes as they are."""
+class NeonDotprod(Neon):
+    """sdot, which takes 4 bytes of one lane for all rows.
 
-    def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
-        result = self._zero_point(bits, total)
-        for s in range(STEPS):
-            a = self._bytes(self.broadcast(activations[s]))
-            w = self._bytes(weights[s])
+    q4, one token: nibbles 0..15 are signed bytes as they are. Several: 16 * q, which costs the weights one step more
+    and each token one less.
+    """
+
+    def unpack(self, bits: int, words: Sequence[Expr], tokens: int) -> list[Expr]:
+        if bits == 8 or tokens == 1:
+            return super().unpack(bits, words, tokens)
+        codes = [B.Bind(tirx.reinterpret("uint8x16", word) ^ tirx.const(0x88, "uint8x16")) for word in words]
+        halves = [half for c in codes for half in (c << splat(4, c), c & splat(0xF0, c))]
+        return [tirx.reinterpret("int8x16", half) for half in halves]
+
+    def _dot(self, bits: int, weights: Sequence[Expr], group: Group, token: int) -> Expr:
+        sixteenths = bits == 4 and group.tokens > 1
+        result = splat(0, group.steps(token, 0)) if sixteenths else self._zero_point(bits, group.sum(token))
+        for w, a in zip(weights, self._shared(group, token), strict=True):
             result = intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", result, w, a)
-        return result
+        return _sixteenth(result) if sixteenths else self._float(result)
+
+
+def _sixteenth(x: Expr) -> Expr:
+    """x / 16 as float32x4, by one conversion."""
+    return intrinsic("float32x4", "llvm.aarch64.neon.vcvtfxs2fp.v4f32.v4i32", x, tirx.const(4, "int32"))
+
+
+@dataclass(frozen=True)
+class NeonI8mm(NeonDotprod):
+    """smmla: 2 rows times 2 tokens, 8 features each. One token alone takes sdot."""
+
+    def unpack(self, bits: int, words: Sequence[Expr], tokens: int) -> list[Expr]:
+        """For several tokens: rows 0 and 1, rows 2 and 3 of features 0..7, then of 8..15, ..: int8x16 each."""
+        steps = super().unpack(bits, words, tokens)
+        if tokens == 1:
+            return steps
+        wide = [B.Bind(tirx.reinterpret("int32x4", step)) for step in steps]
+        low, high = [0, 4, 1, 5], [2, 6, 3, 7]
+        pairs = [take(wide[s : s + 2], lanes) for s in range(0, STEPS, 2) for lanes in (low, high)]
+        return [self._bytes(pair) for pair in pairs]
+
+    def dots(self, bits: int, weights: Sequence[Expr], group: Group) -> list[Expr]:
+        if group.tokens == 1:
+            return super().dots(bits, weights, group)
+        return [dot for m in range(0, group.tokens, 2) for dot in self._pair(bits, weights, group, m)]
+
+    def _pair(self, bits: int, weights: Sequence[Expr], group: Group, m: int) -> list[Expr]:
+        """Tokens m and m + 1."""
+        eights = []
+        for s in range(0, STEPS, 4):
+            both = [B.Bind(group.steps(token, s)) for token in (m, m + 1)]
+            eights += [B.Bind(self._bytes(take(both, lanes))) for lanes in ([0, 1, 4, 5], [2, 3, 6, 7])]
+        rows = []
+        for half in (0, 1):
+            result = tirx.const(0, "int32x4")
+            for i, a in enumerate(eights):
+                w = weights[2 * i + half]
+                result = intrinsic("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", result, w, a)
+            rows.append(B.Bind(result))
+        tokens = [take(rows, lanes) for lanes in ([0, 2, 4, 6], [1, 3, 5, 7])]
+        return [_sixteenth(token) if bits == 4 else self._float(token) for token in tokens]
+
+
+def take(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """These lanes of the vectors laid end to end."""
+    return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in lanes])
 
 
 def _sum(values: list[Expr]) -> Expr:
@@ -185,9 +306,9 @@ def isa_of(name: str) -> Isa:
     known: dict[str, Isa] = {
         "avx512vnni": Avx512Vnni("avx512vnni", lanes=16, tokens=8, float_tokens=8),
         "avx2": Avx2("avx2", lanes=8, tokens=4, float_tokens=8),
-        "neon": Neon("neon", lanes=4, tokens=4, float_tokens=8),
-        "neon_dotprod": NeonDotprod("neon_dotprod", lanes=4, tokens=4, float_tokens=8),
-        "neon_i8mm": NeonDotprod("neon_i8mm", lanes=4, tokens=4, float_tokens=8),
+        "neon": Neon("neon", lanes=4, tokens=4, float_tokens=8, apart=True),
+        "neon_dotprod": NeonDotprod("neon_dotprod", lanes=4, tokens=8, float_tokens=8, apart=True),
+        "neon_i8mm": NeonI8mm("neon_i8mm", lanes=4, tokens=8, float_tokens=8, apart=True),
     }
     if name not in known:
         raise CompileError("L101", f"no kernels for instruction set {name!r}: use one of {', '.join(known)}")

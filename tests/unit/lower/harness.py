@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from llcompile.lower import compile_library, lower_templates
 from llcompile.lower.library import target_of
 from llcompile.lower.tiles import tile_rows
 from llcompile.quantize import pack, unpack
+from tests.unit.lower.emulated import CPUS, EmulatedFunction, emulate
 
 PROCESSORS = {
     "avx512vnni": Processor("x86_64-linux-gnu", "x86-64-v4", ("+avx512vnni",), "avx512vnni"),
     "avx2": Processor("x86_64-linux-gnu", "x86-64-v3", (), "avx2"),
     "neon": Processor("aarch64-linux-gnu", "cortex-a72", (), "neon"),
     "neon_dotprod": Processor("aarch64-linux-gnu", "cortex-a76", (), "neon_dotprod"),
+    "neon_i8mm": Processor("aarch64-linux-gnu", "neoverse-n2", ("-sve", "-sve2"), "neon_i8mm"),
 }
 FLAGS = {"avx512vnni": {"avx512_vnni", "avx512bw", "avx512vl"}, "avx2": {"avx2", "fma", "f16c"}}
 
@@ -47,17 +50,26 @@ def new_tokens() -> tirx.Var:
 
 
 class Kernel:
-    """One kernel, compiled for `isa` and called with numpy arrays; an array that it writes is changed in place."""
+    """One kernel, compiled for `isa` and called with numpy arrays; an array that it writes is changed in place. Arm's
+    run under qemu."""
 
     def __init__(self, function: tirx.PrimFunc, isa: str) -> None:
         module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
         self.built = tvm.tirx.build(module, target=target_of(PROCESSORS[isa]))
+        self.isa = isa
 
     def __call__(self, *arrays: np.ndarray) -> None:
+        if self.isa in CPUS:
+            self.emulated(*arrays)
+            return
         tensors = [tvm.runtime.tensor(a) for a in arrays]
         self.built["main"](*tensors)
         for array, tensor in zip(arrays, tensors, strict=True):
             array[...] = tensor.numpy()
+
+    @cached_property
+    def emulated(self) -> EmulatedFunction:
+        return emulate(self.built, "main", self.isa)
 
     def assembly(self) -> str:
         return str(self.built.inspect_source("asm"))

@@ -19,7 +19,7 @@ TOKENS = [1, 2, 3, 8, 17]
 EPSILON = float(np.finfo(np.float32).eps)
 
 
-def _weights(rows: int, columns: int, form: str, isa: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def packed_weights(rows: int, columns: int, form: str, isa: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Weights as the kernels see them, and packed."""
     matrix = np.random.default_rng(rows).standard_normal((rows, columns)).astype(np.float32)
     layout = layout_of("linear", form, isa_of(isa).rows)
@@ -27,7 +27,7 @@ def _weights(rows: int, columns: int, form: str, isa: str) -> tuple[np.ndarray, 
     return unpack(parts, layout, matrix.shape), {k: aligned(v) for k, v in parts.items()}
 
 
-def _activations(n: int, columns: int) -> np.ndarray:
+def activations(n: int, columns: int) -> np.ndarray:
     rng = np.random.default_rng(n)
     x = rng.standard_normal((1, n, columns)) * np.geomspace(0.1, 10, columns)
     x[0, 0, :GROUP] = 0  # a group of zeros has no scale
@@ -39,7 +39,7 @@ def _quantise(columns: int, decode: bool, isa: str) -> Kernel:
     return Kernel(quantise(1 if decode else new_tokens(), columns), isa)
 
 
-def _quantised(x: np.ndarray, decode: bool, isa: str) -> list[np.ndarray]:
+def quantised_activations(x: np.ndarray, decode: bool, isa: str) -> list[np.ndarray]:
     _, n, columns = x.shape
     groups = pad(columns, GROUP) // GROUP
     out = [
@@ -55,8 +55,8 @@ def _quantised(x: np.ndarray, decode: bool, isa: str) -> list[np.ndarray]:
 @pytest.mark.parametrize("columns", [32, 96, 70])
 def test_activations_are_rounded_to_the_nearest_step(columns: int, isa: str) -> None:
     for n, decode in [(1, True), (1, False), (5, False)]:
-        x = _activations(n, columns)
-        q, scale, total = _quantised(x, decode, isa)
+        x = activations(n, columns)
+        q, scale, total = quantised_activations(x, decode, isa)
         wide = np.pad(x[0], ((0, 0), (0, -columns % GROUP))).reshape(n, -1, GROUP)
         np.testing.assert_allclose(scale, np.abs(wide).max(-1) / 127, rtol=2 * EPSILON)
         assert np.abs(q * scale[..., None] - wide).max() <= scale.max() * 0.5001
@@ -68,12 +68,12 @@ def test_activations_are_rounded_to_the_nearest_step(columns: int, isa: str) -> 
 @pytest.mark.parametrize("form", ["f32", "f16"])
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_float_products_have_full_accuracy(rows: int, columns: int, form: str, isa: str) -> None:
-    weights, parts = _weights(rows, columns, form, isa)
+    weights, parts = packed_weights(rows, columns, form, isa)
     dtype = str(parts["data"].dtype)
     decode = Kernel(linear_float(isa_of(isa), dtype, 1, columns, rows), isa)
     prefill = Kernel(linear_float(isa_of(isa), dtype, new_tokens(), columns, rows), isa)
     for n, kernel in [(1, decode), *((n, prefill) for n in TOKENS)]:
-        x, out = _activations(n, columns), np.full((1, n, rows), np.nan, np.float32)
+        x, out = activations(n, columns), np.full((1, n, rows), np.nan, np.float32)
         kernel(x, parts["data"], out)
         exact = x.astype(np.float64) @ weights.T.astype(np.float64)
         bound = np.abs(x.astype(np.float64)) @ np.abs(weights.T.astype(np.float64)) * EPSILON * columns**0.5
@@ -84,13 +84,13 @@ def test_float_products_have_full_accuracy(rows: int, columns: int, form: str, i
 @pytest.mark.parametrize("form", ["q8", "q4"])
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_quantised_products_are_exact_in_their_groups(rows: int, columns: int, form: str, isa: str) -> None:
-    weights, parts = _weights(rows, columns, form, isa)
+    weights, parts = packed_weights(rows, columns, form, isa)
     bits = {"q8": 8, "q4": 4}[form]
     decode = Kernel(linear_quantised(isa_of(isa), bits, 1, columns, rows), isa)
     prefill = Kernel(linear_quantised(isa_of(isa), bits, new_tokens(), columns, rows), isa)
     for n, kernel in [(1, decode), *((n, prefill) for n in TOKENS)]:
-        x, out = _activations(n, columns), np.full((1, n, rows), np.nan, np.float32)
-        q, scale, total = _quantised(x, n == 1, isa)
+        x, out = activations(n, columns), np.full((1, n, rows), np.nan, np.float32)
+        q, scale, total = quantised_activations(x, n == 1, isa)
         kernel(q, scale, total, parts["data"], parts["scales"], out)
         rounded = (q.astype(np.float64) * scale[..., None]).reshape(n, -1)[:, :columns]
         exact = rounded @ weights.T.astype(np.float64)
