@@ -4,7 +4,7 @@ BIN := .venv/bin
 SOURCES := llcompile runtime scripts tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo bench test lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -15,6 +15,9 @@ setup: ## make .venv with pinned packages, and fetch what Arm devices need
 
 demo: setup ## build the example model for three unequal devices, print the plan, run it
 	@scripts/demo
+
+bench: setup ## measure beside llama.cpp, built on first use, into docs/llama_cpp.md; half an hour
+	@$(BIN)/python benchmarks/llama_cpp.py
 
 test: lint ## lint, type check, import contracts, all tests
 	@$(BIN)/python -m pytest
