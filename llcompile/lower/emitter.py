@@ -11,11 +11,13 @@ from tvm import relax, tirx
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import CacheSpec, Template
 from llcompile.ir.packing import LoweredTemplate, PackedParam
+from llcompile.lower.fuse import PRODUCTS
 from llcompile.lower.kernels.isa import Isa
 from llcompile.lower.kernels.vector import Expr, Extent
 from llcompile.lower.onnx_graph import Node, OnnxGraph
 from llcompile.lower.values import MAX_COST, Dim, Shape, Value, constant, loop_nest, stored
 
+QUANTISED = ("q8", "q4")
 _CHEAP = 4
 
 
@@ -53,7 +55,6 @@ class Emitter:
         self.caches: list[tuple[CacheSpec, list[relax.Var]]] = []
         self.slots: relax.Var | None = None
         self.position_ids: relax.Var | None = None
-        self.quantised: dict[relax.Expr, tuple[relax.Expr, ...]] = {}
 
     @property
     def decode(self) -> bool:
@@ -76,13 +77,17 @@ class Emitter:
         return CompileError(code, f"{where}: {reason}")
 
     def value(self, name: str) -> Value:
-        """The tensor `name`; one that is used often and costs much is put into memory first."""
-        value = self.values[name]
-        if value.source is None and (
-            value.cost > MAX_COST or (value.cost > _CHEAP and self.graph.uses.get(name, 0) > 1)
-        ):
+        """The tensor `name`; one that is used often and costs much is put into memory first, unless it is inside
+        a kernel (then the graph doesn't list it)."""
+        value, readers = self.values[name], self.graph.readers.get(name, ())
+        if readers and (value.cost > MAX_COST or (value.cost > _CHEAP and len(readers) > 1)):
             self.materialise(value)
         return value
+
+    def quantises(self, name: str) -> bool:
+        """Whether the tensor `name` is needed as int8 alone: only products with quantised weights read it."""
+        readers = self.graph.readers.get(name, ())
+        return self.module.quant in QUANTISED and all(reader == (PRODUCTS, 0) for reader in readers)
 
     def materialise(self, value: Value) -> relax.Expr:
         """`value` in memory."""

@@ -16,6 +16,7 @@ from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.graph import Template
 from llcompile.ir.packing import MAX_BATCH
 from llcompile.lower.emitter import Module, emit_function
+from llcompile.lower.fuse import fuse
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.onnx_graph import read_graph
 from llcompile.lower.operators import OPERATORS
@@ -51,7 +52,8 @@ def build_module(
     module = Module(relax.BlockBuilder(), isa_of(processor.isa), quant, context)
     lowered = lower_templates(templates, quant, processor, context)
     for template, convention in zip(templates, lowered, strict=True):
-        graph = read_graph(template)
+        rows = {weight.name: weight.shape[0] for weight in template.weights}
+        graph = fuse(read_graph(template), rows)
         for function in ("decode", "prefill", "batch") if convention.caches else ("decode", "prefill"):
             emit_function(module, template, convention, graph, OPERATORS, function)
     built = module.builder.get()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +30,16 @@ class Node:
 
 @dataclass(frozen=True)
 class OnnxGraph:
+    """`readers`: for each tensor its uses, (operator, number of the input); a template's output is an ("", 0)."""
+
     nodes: tuple[Node, ...]
     constants: Mapping[str, Array]
-    uses: Mapping[str, int]
+    outputs: tuple[str, ...]
+    readers: Mapping[str, tuple[tuple[str, int], ...]]
 
 
 def read_graph(template: Template) -> OnnxGraph:
-    """Nodes in order, constants (initializers and Constant nodes), and how often each tensor is used."""
+    """Nodes in order, constants (initializers and Constant nodes), and where each tensor is used."""
     model = onnx.load_from_string(template.onnx)
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     nodes = []
@@ -46,10 +49,17 @@ def read_graph(template: Template) -> OnnxGraph:
             constants[node.outputs[0]] = _constant(node)
         else:
             nodes.append(node)
-    uses: dict[str, int] = {}
-    for name in [i for n in nodes for i in n.inputs] + [o.name for o in model.graph.output]:
-        uses[name] = uses.get(name, 0) + 1
-    return OnnxGraph(tuple(nodes), constants, uses)
+    outputs = tuple(o.name for o in model.graph.output)
+    return OnnxGraph(tuple(nodes), constants, outputs, readers_of(nodes, outputs))
+
+
+def readers_of(nodes: Iterable[Node], outputs: Iterable[str]) -> dict[str, tuple[tuple[str, int], ...]]:
+    """For each tensor where it is used (OnnxGraph.readers)."""
+    found: dict[str, list[tuple[str, int]]] = {name: [("", 0)] for name in outputs}
+    for node in nodes:
+        for place, name in enumerate(node.inputs):
+            found.setdefault(name, []).append((node.op, place))
+    return {name: tuple(places) for name, places in found.items()}
 
 
 def _node(proto: onnx.NodeProto) -> Node:

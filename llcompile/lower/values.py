@@ -6,7 +6,7 @@ that writes a tensor which a kernel reads or the function returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd, prod
 from typing import Any
@@ -27,11 +27,20 @@ _SPLIT = 4096
 
 
 class Loads:
-    """The tensors that a fused loop nest reads, each a buffer argument."""
+    """The tensors that a fused loop nest reads, each a buffer argument; `sums`: products that its kernel has just
+    computed, by their names."""
 
-    def __init__(self, n: Expr | int) -> None:
+    def __init__(self, n: Expr | int, sums: Mapping[str, Expr] | None = None) -> None:
         self.n = n
+        self.sums = sums or {}
         self.buffers: dict[relax.Expr, tirx.Buffer] = {}
+        self._bound: dict[str, Expr] = {}
+
+    def once(self, name: str, compute: Callable[[], Expr]) -> Expr:
+        """What `compute` returns, computed by the first call with that `name`."""
+        if name not in self._bound:
+            self._bound[name] = B.Bind(compute())
+        return self._bound[name]
 
     def extents(self, shape: Shape) -> tuple[Expr | int, ...]:
         return tuple(self.n if d == "n" else d for d in shape)
@@ -51,7 +60,8 @@ class Value:
     """A tensor. `element` gives one element; once `source` is set the tensor is in memory, read from there.
 
     `cost`: operations an element takes. `inner`: index expressions are plain along runs of that many elements
-    of the last dimension (0: the whole dimension). `constant`: its value when it is known here.
+    of the last dimension (0: the whole dimension). `constant`: its value when it is known here. `quantised`: codes,
+    scales and totals in memory, as kernels.quantise makes them, of a tensor that only products read.
     """
 
     shape: Shape
@@ -60,6 +70,7 @@ class Value:
     cost: int = 0
     inner: int = 0
     source: relax.Expr | None = None
+    quantised: tuple[relax.Expr, ...] = ()
     constant: NDArray[Any] | None = field(default=None, repr=False)
 
     def at(self, loads: Loads, index: Index) -> Expr:

@@ -1,15 +1,18 @@
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
-# TVMScript looks like Python but is parsed by the compiler, which knows its own types.
-"""Matrix products y = x Wᵀ with packed weights (ir.packing, kind `tiled`), for one token and for blocks of them.
+"""Kernels of matrix products y = x Wᵀ with packed weights (ir.packing, kind `tiled`), for one token and for many.
 
-A tile of weight rows is one parallel task; it multiplies all tokens, in blocks whose accumulators stay in
-registers, while the tile stays in the cache.
+One kernel multiplies its input by several matrices in one parallel region and finishes the sums (bias, activation,
+residual, quantisation) before it writes them. A task is a tile of rows of one output; it multiplies all tokens, in
+blocks whose accumulators stay in registers, while the tile stays in the cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
 from tvm import tirx
-from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as B
 
 from llcompile.ir.packing import GROUP, pad
@@ -23,86 +26,208 @@ from llcompile.lower.kernels.blocks import (
     quantised_block,
 )
 from llcompile.lower.kernels.isa import STEPS, Isa
+from llcompile.lower.kernels.quantise import quantise_group
 from llcompile.lower.kernels.vector import Expr, Extent
+
+Finish = Callable[[Sequence[Expr], Expr, Expr], Expr]  # (sums, token, row or vector of rows) -> result
+_BITS = {"q8": 8, "q4": 4}
+_FLOATS = {"f32": "float32", "f16": "float16"}
+
+
+@dataclass(frozen=True)
+class Output:
+    """One result: `finish` of the products of `matrices` (their numbers; all of `rows` rows). Without `finish`, the
+    sums of its one matrix. `quantised`: written as `quantise` would write it; `rows` is then a multiple of 32."""
+
+    matrices: tuple[int, ...]
+    rows: int
+    finish: Finish | None = None
+    quantised: bool = False
+
+    def span(self, isa: Isa) -> int:
+        """Tiles that one task takes of each matrix."""
+        return GROUP // isa.rows if self.quantised else 1
+
+    def tasks(self, isa: Isa) -> int:
+        return pad(self.rows, isa.rows * self.span(isa)) // (isa.rows * self.span(isa))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A kernel of products: `form` of the weights, `columns` of the input, the `rows` of each matrix."""
+
+    isa: Isa
+    form: str
+    n: Extent
+    columns: int
+    rows: tuple[int, ...]
+
+
+def products(
+    spec: Spec,
+    operands: Sequence[tuple[Sequence[Expr | int], str]],
+    outputs: Callable[[Sequence[tirx.Buffer]], Sequence[Output]],
+) -> tirx.PrimFunc:
+    """Arguments: the input, the matrices, tensors of `operands` (shape, dtype), the results.
+
+    Input: x (1, n, columns) float32 for float weights; for quantised ones q (n, G, 32) int8, scale (n, G) float32
+    and total (n, G) int32 as `quantise` makes them (G = groups of columns). A matrix: data, and scales when
+    quantised, as ir.packing says. `outputs` says what becomes of the sums, given the operands' buffers. A result:
+    (1, n, rows) float32, or q, scale and total.
+    """
+    with IRBuilder() as builder, B.prim_func(private=True, s_tir=True):
+        B.func_attr({"tirx.noalias": True})
+        given = _given(spec)
+        read = [B.arg(f"operand{i}", B.buffer(shape, dtype)) for i, (shape, dtype) in enumerate(operands)]
+        results = outputs(read)
+        written = [_results(spec, output, number) for number, output in enumerate(results)]
+        block, size = _block(spec, given)
+        ends = list(accumulate(output.tasks(spec.isa) for output in results))
+        with B.parallel(tirx.const(0, "int64"), tirx.const(ends[-1], "int64")) as task:
+            tasks = [
+                lambda t, o=output, w=buffers: _task(spec.isa, spec.n, size, block, o, w, t)
+                for output, buffers in zip(results, written, strict=True)
+            ]
+            _dispatch(task, [0, *ends], tasks)
+    return builder.get()
 
 
 def linear_float(isa: Isa, dtype: str, n: Extent, columns: int, rows: int) -> tirx.PrimFunc:
     """x (1, n, columns) float32, data (tiles, columns, R) `dtype` -> (1, n, rows) float32; sums in float32."""
-    tiles = pad(rows, isa.rows) // isa.rows
-
-    @T.prim_func(private=True, s_tir=True)
-    def linear(x_: T.handle, data_: T.handle, out_: T.handle):
-        T.func_attr({"tirx.noalias": True})
-        x = T.match_buffer(x_, (1, n, columns), "float32")
-        data = T.match_buffer(data_, (tiles, columns, isa.rows), dtype)
-        out = T.match_buffer(out_, (1, n, rows), "float32")
-        for t in T.parallel(tiles):
-            multiply_tile(isa, isa.float_tokens, n, float_block(isa, x, [Matrix(data)]), out, t)
-
-    return linear
+    form = next(form for form, stored in _FLOATS.items() if stored == dtype)
+    return products(Spec(isa, form, n, columns, (rows,)), [], lambda _: [Output((0,), rows)])
 
 
 def linear_quantised(isa: Isa, bits: int, n: Extent, columns: int, rows: int) -> tirx.PrimFunc:
-    """Quantised activations times quantised weights.
-
-    q (n, G, 32) int8, scale (n, G) float32, total (n, G) int32 as `quantise` makes them (G = groups of
-    columns), data and scales as ir.packing says for q8 (bits = 8) or q4 (bits = 4) -> (1, n, rows) float32.
-    """
-    tiles, groups = pad(rows, isa.rows) // isa.rows, pad(columns, GROUP) // GROUP
-    loads = STEPS * bits // 8
-
-    @T.prim_func(private=True, s_tir=True)
-    def linear(
-        q_: T.handle, scale_: T.handle, total_: T.handle, data_: T.handle, scales_: T.handle, out_: T.handle
-    ):
-        T.func_attr({"tirx.noalias": True})
-        q = T.match_buffer(q_, (n, groups, GROUP), "int8")
-        scale = T.match_buffer(scale_, (n, groups), "float32")
-        total = T.match_buffer(total_, (n, groups), "int32")
-        data = T.match_buffer(data_, (tiles, groups, loads, isa.rows, 4), "int8" if bits == 8 else "uint8")
-        scales = T.match_buffer(scales_, (tiles, groups, isa.rows), "float16")
-        out = T.match_buffer(out_, (1, n, rows), "float32")
-        a = T.decl_buffer((n, groups, STEPS), "int32", data=q.data)
-        w = T.decl_buffer((tiles, groups, loads, isa.rows), "int32", data=data.data)
-        for t in T.parallel(tiles):
-            multiply_tile(
-                isa,
-                isa.tokens,
-                n,
-                quantised_block(isa, bits, Activations(a, scale, total), [Matrix(w, scales)]),
-                out,
-                t,
-            )
-
-    return linear
+    """q, scale, total, data and scales as `products` says -> (1, n, rows) float32."""
+    return products(Spec(isa, f"q{bits}", n, columns, (rows,)), [], lambda _: [Output((0,), rows)])
 
 
-def multiply_tile(isa: Isa, size: int, n: Extent, block: Block, out: tirx.Buffer, t: Expr) -> None:
-    """Tile t of matrix 0 times all tokens, in blocks of `size`."""
+def _given(spec: Spec) -> tuple[list[tirx.Buffer], list[list[tirx.Buffer]]]:
+    """The arguments for the input and for each matrix."""
+    isa, n = spec.isa, spec.n
+    tiles = [pad(rows, isa.rows) // isa.rows for rows in spec.rows]
+    if spec.form in _FLOATS:
+        x = B.arg("x", B.buffer((1, n, spec.columns), "float32"))
+        shapes = [(t, spec.columns, isa.rows) for t in tiles]
+        return [x], [[B.arg(f"data{i}", B.buffer(s, _FLOATS[spec.form]))] for i, s in enumerate(shapes)]
+    bits, groups = _BITS[spec.form], pad(spec.columns, GROUP) // GROUP
+    read = [
+        B.arg("q", B.buffer((n, groups, GROUP), "int8")),
+        B.arg("scale", B.buffer((n, groups), "float32")),
+        B.arg("total", B.buffer((n, groups), "int32")),
+    ]
+    matrices = []
+    for i, t in enumerate(tiles):
+        codes = B.buffer((t, groups, STEPS * bits // 8, isa.rows, 4), "int8" if bits == 8 else "uint8")
+        scales = B.buffer((t, groups, isa.rows), "float16")
+        matrices.append([B.arg(f"data{i}", codes), B.arg(f"scales{i}", scales)])
+    return read, matrices
 
-    def body(first: Expr | int, tokens: int) -> None:
-        _store_tile(isa, out, block([(0, t)], first, tokens), t, first, tokens)
 
-    over_tokens(size, n, body)
+def _block(spec: Spec, given: tuple[list[tirx.Buffer], list[list[tirx.Buffer]]]) -> tuple[Block, int]:
+    """The micro-kernel over the arguments, and the tokens it takes at once."""
+    read, matrices = given
+    if spec.form in _FLOATS:
+        return float_block(spec.isa, read[0], [Matrix(data) for (data,) in matrices]), spec.isa.float_tokens
+    q, scale, total = read
+    words = B.decl_buffer((*q.shape[:2], STEPS), "int32", data=q.data)
+    packed = [
+        Matrix(B.decl_buffer(tuple(codes.shape)[:4], "int32", data=codes.data), scales)
+        for codes, scales in matrices
+    ]
+    return quantised_block(
+        spec.isa, _BITS[spec.form], Activations(words, scale, total), packed
+    ), spec.isa.tokens
 
 
-def _store_tile(isa: Isa, out: tirx.Buffer, sums: Sums, t: Expr, first: Expr | int, tokens: int) -> None:
-    """Write the sums of tile t; of the last tile only the rows there are."""
-    rows, tile, lanes = int(out.shape[2]), isa.rows, isa.lanes
+def _results(spec: Spec, output: Output, number: int) -> list[tirx.Buffer]:
+    if not output.quantised:
+        return [B.arg(f"out{number}", B.buffer((1, spec.n, output.rows), "float32"))]
+    groups = output.rows // GROUP
+    return [
+        B.arg(f"out{number}_q", B.buffer((spec.n, groups, GROUP), "int8")),
+        B.arg(f"out{number}_scale", B.buffer((spec.n, groups), "float32")),
+        B.arg(f"out{number}_total", B.buffer((spec.n, groups), "int32")),
+    ]
+
+
+def _dispatch(task: Expr, starts: Sequence[int], bodies: Sequence[Callable[[Expr], None]]) -> None:
+    """Run the body whose range `starts[i]`..`starts[i + 1]` holds `task`, with its number in that range."""
+    if len(bodies) == 1:
+        bodies[0](task - starts[0])
+        return
+    with B.If(task < starts[1]):
+        with B.Then():
+            bodies[0](task - starts[0])
+        with B.Else():
+            _dispatch(task, starts[1:], bodies[1:])
+
+
+def _task(
+    isa: Isa, n: Extent, size: int, block: Block, output: Output, written: list[tirx.Buffer], task: Expr
+) -> None:
+    """All tokens of one tile of an output, or of the tiles of one group of a quantised one."""
+
+    def float_tile(first: Expr | int, tokens: int) -> None:
+        _tile(isa, output, block, task, first, tokens, lambda m, row: [0, first + m, row], written[0])
+
+    def quantised_tiles(first: Expr | int, tokens: int) -> None:
+        group = B.alloc_buffer((tokens, GROUP), "float32", scope="local")
+        span = output.span(isa)
+        with B.serial(span) as s:
+            tile = task * span + s
+            _tile(isa, output, block, tile, first, tokens, lambda m, row: [m, row - task * GROUP], group)
+        with B.serial(tokens) as m:
+            values = group[m, tirx.Ramp(0, 1, GROUP)]
+            quantise_group(values, first + m, task, *written)
+
+    over_tokens(size, n, quantised_tiles if output.quantised else float_tile)
+
+
+def _tile(
+    isa: Isa,
+    output: Output,
+    block: Block,
+    tile: Expr,
+    first: Expr | int,
+    tokens: int,
+    place: Callable[[int, Expr], list[Expr | int]],
+    out: tirx.Buffer,
+) -> None:
+    """Multiply tile number `tile` of the output's matrices and write what `finish` makes of the sums to `out` at
+    `place` (token of the block, row); of the last tile only the rows there are."""
+    get = _multiply(block, output.matrices, tile, first, tokens)
+    finish = output.finish or (lambda sums, token, row: sums[0])
+    rest = output.rows % isa.rows
 
     def whole() -> None:
         for m in range(tokens):
             for p in range(isa.parts):
-                place = [0, first + m, tirx.Ramp(t * tile + p * lanes, 1, lanes)]
-                B.buffer_store(out, sums.vector(0, m, p), place)
+                row = tirx.Ramp(tile * isa.rows + p * isa.lanes, 1, isa.lanes)
+                sums = [s.vector(i, m, p) for s, i in get]
+                B.buffer_store(out, finish(sums, first + m, row), place(m, row))
 
-    if rows % tile == 0:
+    if rest == 0:
         whole()
         return
-    with B.If(t < rows // tile):
+    with B.If(tile < output.rows // isa.rows):
         with B.Then():
             whole()
         with B.Else():
             for m in range(tokens):
-                for r in range(rows % tile):
-                    B.buffer_store(out, sums.scalar(0, m, r), [0, first + m, rows // tile * tile + r])
+                for r in range(rest):
+                    row = tile * isa.rows + r
+                    sums = [s.scalar(i, m, r) for s, i in get]
+                    B.buffer_store(out, finish(sums, first + m, row), place(m, row))
+
+
+def _multiply(
+    block: Block, matrices: Sequence[int], tile: Expr, first: Expr | int, tokens: int
+) -> list[tuple[Sums, int]]:
+    """The sums of tile number `tile` of each matrix: where they are, and their number there. One token alone takes
+    the matrices together, or one sum would wait for the one before; a block fills the registers with one."""
+    if tokens == 1:
+        sums = block([(number, tile) for number in matrices], first, tokens)
+        return [(sums, i) for i in range(len(matrices))]
+    return [(block([(number, tile)], first, tokens), 0) for number in matrices]
