@@ -140,6 +140,20 @@ def test_bench(bundle):
     assert "| tg8 @ d16 |" in llrun(*common).stdout
 
 
+@pytest.mark.parametrize("devices", [1, 3])
+def test_sequences_decoded_together_give_what_each_gives_alone(bundle, tmp_path, devices):
+    path = bundle if devices == 3 else runtime_bundle.make(tmp_path, 1)
+    model = path.parent / "model"
+    prompts = [prompt(length) for length in (140, 1, 129, 3, 30, 5, 17, 16, 2, 61, 7, 4, 15, 9, 128, 6, 8)]
+    expected = [reference_greedy(model, tokens, 6) for tokens in prompts]
+    for count in (2, 5, 17):
+        words = [sys.executable, "-m", "tests.e2e.together", str(path), "6", json.dumps(prompts[:count])]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=90)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["together"] == found["alone"] == expected[:count]
+
+
 def test_a_conversation_at_a_terminal(bundle):
     """Each line goes on in the same sequence; /new forgets it; a line that does not fit is no end."""
     first = typed(bundle, "def main", "/new", "def main", "x " * 300, "def main")
