@@ -24,15 +24,17 @@ from llcompile.lower.tiles import lower_templates
 
 _LINK_SECONDS = 120
 
+# A function checks its arguments once (match_shape); that each kernel checks them again is three fifths of the library
+# and a third of the time to compile it. Rewriting storage would forget which buffers are a kernel's own (vector.local).
+PASSES = {"tirx.disable_assert": True, "tirx.disable_storage_rewrite": True}
+
 
 def compile_library(
     templates: Sequence[Template], quant: str, processor: Processor, context: int, chunk: int, out: Path
 ) -> None:
     """See llcompile.lower.compile_library."""
     module = build_module(templates, quant, processor, context, chunk)
-    # A function checks its arguments once (match_shape); that each kernel checks them again is three fifths of the
-    # library and a third of the time to compile it.
-    with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
+    with tvm.transform.PassContext(config=PASSES):
         executable = relax.build(module, target=target_of(processor), relax_pipeline=relax_passes())
     link(executable, out)
 

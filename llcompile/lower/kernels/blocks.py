@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as B
 
 from llcompile.ir.graph import DTYPE_BYTES
 from llcompile.lower.kernels.isa import STEPS, Group, Isa
-from llcompile.lower.kernels.vector import Expr, Extent, vector_type
+from llcompile.lower.kernels.vector import Expr, Extent, local, vector_type
 
 LINE = 64  # bytes that memory delivers at once
 
@@ -152,7 +152,7 @@ def _fetch(buffer: tirx.Buffer, t: Expr, step: Expr | int, steps: int, ahead: in
 
 
 def _accumulators(count: int, lanes: int) -> tirx.Buffer:
-    acc = B.alloc_buffer((count * lanes,), "float32", scope="local")
+    acc = local((count * lanes,))
     zero = tirx.const(0.0, vector_type("float32", lanes))
     for i in range(count):
         B.buffer_store(acc, zero, [tirx.Ramp(i * lanes, 1, lanes)])

@@ -10,7 +10,7 @@ from math import gcd
 from tvm import tirx
 from tvm.script import tirx as T
 
-from llcompile.lower.kernels.vector import Expr, run, same
+from llcompile.lower.kernels.vector import Expr, local, run, same
 
 
 def rms_norm(lanes: int, rows: Expr | int, shape: tuple[Expr | int, ...], epsilon: float) -> tirx.PrimFunc:
@@ -30,16 +30,16 @@ def rms_norm(lanes: int, rows: Expr | int, shape: tuple[Expr | int, ...], epsilo
         x = T.decl_buffer((rows, d), "float32", data=x_shaped.data)
         out = T.decl_buffer((rows, d), "float32", data=out_shaped.data)
         for r in T.parallel(rows):
-            squares = T.alloc_buffer((1,), "float32", scope="local")
-            sums = T.alloc_buffer((width,), "float32", scope="local")
+            squares = local((1,))
+            sums = local((width,))
             sums[run(0, width)] = same(T.float32(0), width)
             for j in T.serial(d // width):
-                v = x[r, run(j * width, width)]
+                v: T.let = x[r, run(j * width, width)]
                 sums[run(0, width)] = sums[run(0, width)] + v * v
             squares[0] = T.float32(0)
             for j in T.serial(width):
                 squares[0] = squares[0] + sums[j]
-            factor = T.float32(1) / T.sqrt(squares[0] * T.float32(1 / d) + T.float32(epsilon))
+            factor: T.let = T.float32(1) / T.sqrt(squares[0] * T.float32(1 / d) + T.float32(epsilon))
             for j in T.serial(d):
                 out[r, j] = x[r, j] * factor * weight[j]
 
@@ -64,23 +64,23 @@ def layer_norm(lanes: int, rows: Expr | int, shape: tuple[Expr | int, ...], epsi
         x = T.decl_buffer((rows, d), "float32", data=x_shaped.data)
         out = T.decl_buffer((rows, d), "float32", data=out_shaped.data)
         for r in T.parallel(rows):
-            total = T.alloc_buffer((2,), "float32", scope="local")
-            sums = T.alloc_buffer((width,), "float32", scope="local")
+            total = local((2,))
+            sums = local((width,))
             sums[run(0, width)] = same(T.float32(0), width)
             for j in T.serial(d // width):
                 sums[run(0, width)] = sums[run(0, width)] + x[r, run(j * width, width)]
             total[0] = T.float32(0)
             for j in T.serial(width):
                 total[0] = total[0] + sums[j]
-            mean = total[0] * T.float32(1 / d)
+            mean: T.let = total[0] * T.float32(1 / d)
             sums[run(0, width)] = same(T.float32(0), width)
             for j in T.serial(d // width):
-                v = x[r, run(j * width, width)] - same(mean, width)
+                v: T.let = x[r, run(j * width, width)] - same(mean, width)
                 sums[run(0, width)] = sums[run(0, width)] + v * v
             total[1] = T.float32(0)
             for j in T.serial(width):
                 total[1] = total[1] + sums[j]
-            factor = T.float32(1) / T.sqrt(total[1] * T.float32(1 / d) + T.float32(epsilon))
+            factor: T.let = T.float32(1) / T.sqrt(total[1] * T.float32(1 / d) + T.float32(epsilon))
             for j in T.serial(d):
                 out[r, j] = (x[r, j] - mean) * factor * weight[j] + bias[j]
 

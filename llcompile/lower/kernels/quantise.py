@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as B
 
 from llcompile.ir.packing import GROUP, pad
-from llcompile.lower.kernels.vector import Expr, Extent, intrinsic
+from llcompile.lower.kernels.vector import Expr, Extent, intrinsic, local
 
 _TINY = 1e-30  # a group whose values are all smaller is 0: 127 / largest would overflow
 
@@ -33,7 +33,7 @@ def quantise(n: Extent, columns: int) -> tirx.PrimFunc:
             for g in T.serial(whole):
                 quantise_group(x[0, token, T.ramp(g * GROUP, 1, GROUP)], token, g, q, scale, total)
             if whole < groups:
-                rest = T.alloc_buffer((GROUP,), "float32", scope="local")
+                rest = local((GROUP,))
                 rest[T.ramp(0, 1, GROUP)] = T.broadcast(T.float32(0), GROUP)
                 for i in T.serial(columns - whole * GROUP):
                     rest[i] = x[0, token, whole * GROUP + i]

@@ -6,13 +6,14 @@ compiled library has no symbol that a device could lack, and loops over these ex
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import factorial, pi
 from typing import TypeAlias
 
 import tvm
 from tvm import tirx
+from tvm.script.ir_builder import tirx as B
 
 Expr: TypeAlias = tvm.ir.Expr
 Extent: TypeAlias = int | tirx.Var  # the number of new tokens: 1, or a variable of the kernel
@@ -21,6 +22,16 @@ _LOG2_E = 1.4426950408889634
 _LN2_HIGH = 0.693359375  # 9 significant bits: its product with an integer below 2**15 is exact
 _LN2_LOW = -2.12194440054690583e-4
 _EXP_MAX, _EXP_MIN = 88.37, -87.33  # beyond, 2**k is no float32
+
+
+def local(shape: Sequence[int], dtype: str = "float32") -> tirx.Buffer:
+    """A buffer of the kernel's own: on its stack, and in registers where every index is known.
+
+    What is allocated otherwise comes from the runtime's pool by a call for each time the statement is reached, and is
+    written back after every change, because the compiler can't know who else sees it.
+    """
+    own = {"disable_lower_builtin": True}  # lasts if no pass rewrites storage: see library.PASSES
+    return B.alloc_buffer(tuple(shape), dtype, scope="local", annotations=own)
 
 
 @cache

@@ -22,7 +22,7 @@ from llcompile.ir.cluster import Processor
 from llcompile.ir.graph import CacheSpec, Template, TensorSpec, WeightParam
 from llcompile.ir.packing import Layout, layout_of
 from llcompile.lower import compile_library, lower_templates
-from llcompile.lower.library import target_of
+from llcompile.lower.library import PASSES, target_of
 from llcompile.lower.tiles import tile_rows
 from llcompile.quantize import pack, unpack
 from tests.unit.lower.emulated import CPUS, EmulatedFunction, emulate
@@ -55,7 +55,8 @@ class Kernel:
 
     def __init__(self, function: tirx.PrimFunc, isa: str) -> None:
         module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-        self.built = tvm.tirx.build(module, target=target_of(PROCESSORS[isa]))
+        with tvm.transform.PassContext(config=PASSES):
+            self.built = tvm.tirx.build(module, target=target_of(PROCESSORS[isa]))
         self.isa = isa
 
     def __call__(self, *arrays: np.ndarray) -> None:
