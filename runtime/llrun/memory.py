@@ -6,6 +6,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from math import prod
 
 import numpy as np
@@ -55,6 +56,14 @@ def reserve(size: int, huge: bool) -> NDArray[np.uint8]:
         ):  # a kernel without transparent huge pages: small ones serve as well, only slower
             region.madvise(mmap.MADV_HUGEPAGE)
     return raw[start : start + size]
+
+
+def side_by_side(sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """Memory of each size, on page boundaries of one region of huge pages: in regions of their own each would waste
+    half a huge page on average."""
+    starts = list(accumulate((-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes), initial=0))
+    region = reserve(starts.pop(), huge=True)
+    return [region[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
 
 class Slots:

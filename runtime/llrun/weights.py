@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llrun.errors import RunError
-from llrun.memory import ALIGNMENT, Array, is_aligned, reserve
+from llrun.memory import ALIGNMENT, Array, is_aligned
 from llrun.schema import FileEntry, Param
 
 PIECE = 4 << 20
@@ -33,18 +33,27 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 def read_weights(
-    path: Path, entry: FileEntry, params: Sequence[Param], mapped: bool, verify: bool, progress: Progress
+    path: Path,
+    entry: FileEntry,
+    params: Sequence[Param],
+    into: NDArray[np.uint8] | mmap.mmap,
+    verify: bool,
+    progress: Progress,
 ) -> tuple[Array, ...]:
     """The arrays of `params`, in their order, from the safetensors file at `path`.
 
-    `mapped`: map the file instead of reading it (tables of which only rows are read). Raises RunError
-    R201 when the file is missing or has another size, R202 when its bytes are not those of `entry`, R203
-    when its entries are not `params`.
+    `into`: memory of the file's size that the file is read into, or the file's own mapping (`map_table`),
+    which is used as it is. Raises RunError R201 when the file is missing or has another size, R202 when its
+    bytes are not those of `entry`, R203 when its entries are not `params`.
     """
     try:
         with FileIO(path) as file:
-            read = _map if mapped else _read
-            buffer, digest = read(file, entry, verify, progress)
+            _check_size(file, entry)
+            if isinstance(into, mmap.mmap):
+                buffer = np.frombuffer(into, np.uint8)
+                digest = _hash(file, entry, progress) if verify else ""
+            else:
+                buffer, digest = into, _read(file, into, verify, progress)
     except (OSError, ValueError) as error:
         raise RunError("R201", f"cannot read {path}: {error}. Copy the slice again.") from error
     if verify and digest != entry.sha256:
@@ -59,33 +68,39 @@ def damaged(path: Path, found: str, expected: str) -> RunError:
     )
 
 
-def _read(file: FileIO, entry: FileEntry, verify: bool, progress: Progress) -> tuple[NDArray[np.uint8], str]:
-    _check_size(file, entry)
-    buffer = reserve(entry.size_bytes, huge=True)
-    view = buffer.data
+def map_table(path: Path, entry: FileEntry) -> mmap.mmap:
+    """The file at `path` mapped instead of read: for tables of which a token reads one row. Raises RunError R201."""
+    try:
+        with FileIO(path) as file:
+            _check_size(file, entry)
+            # Copy-on-write, because read-only arrays cannot be handed to kernels; nothing writes to it.
+            return mmap.mmap(file.fileno(), entry.size_bytes, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:
+        raise RunError("R201", f"cannot read {path}: {error}. Copy the slice again.") from error
+
+
+def _read(file: FileIO, into: NDArray[np.uint8], verify: bool, progress: Progress) -> str:
+    view = into.data
     digest = hashlib.sha256()
     done = 0
     while done < len(view):
         count = file.readinto(view[done : done + PIECE])
         if not count:
-            raise ValueError(f"it has {done} bytes, the bundle says {entry.size_bytes}")
+            raise ValueError(f"it has {done} bytes, the bundle says {len(view)}")
         if verify:
             digest.update(view[done : done + count])
         done += count
         progress(count)
-    return buffer, digest.hexdigest()
+    return digest.hexdigest()
 
 
-def _map(file: FileIO, entry: FileEntry, verify: bool, progress: Progress) -> tuple[NDArray[np.uint8], str]:
-    # Copy-on-write, because read-only arrays cannot be handed to kernels; nothing writes to it.
-    _check_size(file, entry)
-    region = mmap.mmap(file.fileno(), entry.size_bytes, access=mmap.ACCESS_COPY)
+def _hash(file: FileIO, entry: FileEntry, progress: Progress) -> str:
     digest = hashlib.sha256()
     piece = memoryview(bytearray(min(PIECE, entry.size_bytes)))
-    while verify and (count := file.readinto(piece)):
+    while count := file.readinto(piece):
         digest.update(piece[:count])
         progress(count)
-    return np.frombuffer(region, np.uint8), digest.hexdigest()
+    return digest.hexdigest()
 
 
 def _check_size(file: FileIO, entry: FileEntry) -> None:

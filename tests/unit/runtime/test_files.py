@@ -16,7 +16,7 @@ from llrun.errors import RunError
 from llrun.memory import ALIGNMENT, Slots, aligned_copy, empty, is_aligned, peak_bytes, reserve, reserve_slots
 from llrun.schema import FileEntry, Param
 from llrun.slice import find, verified_file
-from llrun.weights import read_weights
+from llrun.weights import map_table, read_weights
 
 ARRAYS = {
     "w.data": np.arange(64 * 48, dtype=np.uint8).reshape(4, 12, 64),
@@ -49,7 +49,11 @@ def write_weights(path: Path, align: int = 64, **changes: object) -> FileEntry:
 
 
 def read(path: Path, described: FileEntry, mapped: bool = False, verify: bool = True, params=PARAMS):
-    return read_weights(path, described, params, mapped, verify, lambda count: None)
+    return read_weights(path, described, params, place(path, described, mapped), verify, lambda count: None)
+
+
+def place(path: Path, described: FileEntry, mapped: bool):
+    return map_table(path, described) if mapped else reserve(described.size_bytes, huge=True)
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -66,7 +70,8 @@ def test_progress_counts_every_byte(tmp_path):
     described = write_weights(tmp_path / "w")
     for mapped in (False, True):
         counts: list[int] = []
-        read_weights(tmp_path / "w", described, PARAMS, mapped, True, counts.append)
+        into = place(tmp_path / "w", described, mapped)
+        read_weights(tmp_path / "w", described, PARAMS, into, True, counts.append)
         assert sum(counts) == described.size_bytes
 
 
