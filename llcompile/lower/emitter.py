@@ -18,6 +18,7 @@ from llcompile.lower.onnx_graph import Node, OnnxGraph
 from llcompile.lower.values import MAX_COST, Dim, Shape, Value, constant, loop_nest, stored
 
 QUANTISED = ("q8", "q4")
+INPUTS = "llcompile.inputs"  # attribute of a function: which arguments change from call to call
 _CHEAP = 4
 
 
@@ -90,8 +91,11 @@ class Emitter:
         return self.module.quant in QUANTISED and all(reader == (PRODUCTS, 0) for reader in readers)
 
     def materialise(self, value: Value) -> relax.Expr:
-        """`value` in memory."""
-        if value.source is None:
+        """`value` in memory: where it is, where the same elements lie in the same order, or written by a kernel."""
+        if value.source is None and (there := value.in_place()) is not None:
+            shape = [self.n if d == "n" else d for d in value.shape]
+            value.source = self.module.builder.emit(relax.op.reshape(there, shape))
+        elif value.source is None:
             function, arguments = loop_nest(value, self.extent())
             kernel = self.module.builder.add_func(function, f"{self.template.id}_fused_{self.mode}")
             value.source = self.emit(kernel, arguments, [(value.shape, value.dtype)])[0]
@@ -139,9 +143,12 @@ def emit_function(
 ) -> None:
     """Add `<template>_<function>` to the module."""
     emitter = Emitter(module, template, graph, function)
-    arguments = [*_bind_inputs(emitter), *_bind_params(emitter, lowered), *_bind_caches(emitter, lowered)]
+    inputs = _bind_inputs(emitter)
+    arguments = [*inputs, *_bind_params(emitter, lowered), *_bind_caches(emitter, lowered)]
+    changing = [*inputs] if emitter.slots is None else [*inputs, emitter.slots]
     builder, refused = module.builder, None
-    with builder.function(f"{template.id}_{function}", arguments):
+    attributes = {INPUTS: [i for i, one in enumerate(arguments) if one in changing]}
+    with builder.function(f"{template.id}_{function}", arguments, attributes):
         returned: list[relax.Expr] = []
         with builder.dataflow():
             # Raised once the function is closed: the builder complains on stderr about one that is left open.

@@ -61,7 +61,8 @@ class Value:
 
     `cost`: operations an element takes. `inner`: index expressions are plain along runs of that many elements
     of the last dimension (0: the whole dimension). `constant`: its value when it is known here. `quantised`: codes,
-    scales and totals in memory, as kernels.quantise makes them, of a tensor that only products read.
+    scales and totals in memory, as kernels.quantise makes them, of a tensor that only products read. `same_order`:
+    a tensor of another shape with the same elements in the same row-major order.
     """
 
     shape: Shape
@@ -71,7 +72,15 @@ class Value:
     inner: int = 0
     source: relax.Expr | None = None
     quantised: tuple[relax.Expr, ...] = ()
+    same_order: Value | None = field(default=None, repr=False)
     constant: NDArray[Any] | None = field(default=None, repr=False)
+
+    def in_place(self) -> relax.Expr | None:
+        """Where its elements lie in row-major order, if anywhere."""
+        value: Value | None = self
+        while value is not None and value.source is None:
+            value = value.same_order
+        return value.source if value else None
 
     def at(self, loads: Loads, index: Index) -> Expr:
         if self.source is not None:
@@ -82,10 +91,16 @@ class Value:
 def stored(shape: Shape, dtype: str, source: relax.Expr) -> Value:
     """A tensor in memory."""
 
-    def unreachable(loads: Loads, index: Index) -> Expr:
-        raise AssertionError("a stored tensor is loaded")
+    return Value(shape, dtype, _no_element, source=source)
 
-    return Value(shape, dtype, unreachable, source=source)
+
+def quantised(shape: Shape, parts: Sequence[relax.Expr]) -> Value:
+    """A float32 tensor of which there are codes, scales and totals alone."""
+    return Value(shape, "float32", _no_element, quantised=tuple(parts))
+
+
+def _no_element(loads: Loads, index: Index) -> Expr:
+    raise AssertionError("a tensor in memory is loaded, and one in int8 is read by products alone")
 
 
 def constant(array: NDArray[Any]) -> Value:

@@ -27,7 +27,7 @@ from llcompile.lower.kernels.blocks import (
 )
 from llcompile.lower.kernels.isa import STEPS, Isa
 from llcompile.lower.kernels.quantise import quantise_group
-from llcompile.lower.kernels.vector import Expr, Extent
+from llcompile.lower.kernels.vector import Expr, Extent, local
 
 Finish = Callable[[Sequence[Expr], Expr, Expr], Expr]  # (sums, token, row or vector of rows) -> result
 _BITS = {"q8": 8, "q4": 4}
@@ -170,43 +170,55 @@ def _task(
     """All tokens of one tile of an output, or of the tiles of one group of a quantised one."""
 
     def float_tile(first: Expr | int, tokens: int) -> None:
-        _tile(isa, output, block, task, first, tokens, lambda m, row: [0, first + m, row], written[0])
+        _tile(
+            isa,
+            output,
+            block,
+            task,
+            first,
+            tokens,
+            _Place(written[0], lambda m: [0, first + m], task * isa.rows),
+        )
 
     def quantised_tiles(first: Expr | int, tokens: int) -> None:
-        group = B.alloc_buffer((tokens, GROUP), "float32", scope="local")
+        group = local((tokens, GROUP))
         span = output.span(isa)
         with B.serial(span) as s:
-            tile = task * span + s
-            _tile(isa, output, block, tile, first, tokens, lambda m, row: [m, row - task * GROUP], group)
+            place = _Place(group, lambda m: [m], s * isa.rows)
+            _tile(isa, output, block, task * span + s, first, tokens, place)
         with B.serial(tokens) as m:
-            values = group[m, tirx.Ramp(0, 1, GROUP)]
-            quantise_group(values, first + m, task, *written)
+            quantise_group(group[m, tirx.Ramp(0, 1, GROUP)], first + m, task, *written)
 
     over_tokens(size, n, quantised_tiles if output.quantised else float_tile)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a tile's results go: [*token(m), start + row of the tile] of `out`, for token m of the block."""
+
+    out: tirx.Buffer
+    token: Callable[[int], list[Expr | int]]
+    start: Expr
+
+    def store(self, value: Expr, m: int, row: Expr | int) -> None:
+        B.buffer_store(self.out, value, [*self.token(m), row])
+
+
 def _tile(
-    isa: Isa,
-    output: Output,
-    block: Block,
-    tile: Expr,
-    first: Expr | int,
-    tokens: int,
-    place: Callable[[int, Expr], list[Expr | int]],
-    out: tirx.Buffer,
+    isa: Isa, output: Output, block: Block, tile: Expr, first: Expr | int, tokens: int, place: _Place
 ) -> None:
-    """Multiply tile number `tile` of the output's matrices and write what `finish` makes of the sums to `out` at
-    `place` (token of the block, row); of the last tile only the rows there are."""
+    """Multiply tile number `tile` of the output's matrices and write what `finish` makes of the sums; of the last
+    tile only the rows there are."""
     get = _multiply(block, output.matrices, tile, first, tokens)
     finish = output.finish or (lambda sums, token, row: sums[0])
     rest = output.rows % isa.rows
 
     def whole() -> None:
         for m in range(tokens):
-            for p in range(isa.parts):
-                row = tirx.Ramp(tile * isa.rows + p * isa.lanes, 1, isa.lanes)
-                sums = [s.vector(i, m, p) for s, i in get]
-                B.buffer_store(out, finish(sums, first + m, row), place(m, row))
+            for p in range(0, isa.rows, isa.lanes):
+                sums = [s.vector(i, m, p // isa.lanes) for s, i in get]
+                value = finish(sums, first + m, tirx.Ramp(tile * isa.rows + p, 1, isa.lanes))
+                place.store(value, m, tirx.Ramp(place.start + p, 1, isa.lanes))
 
     if rest == 0:
         whole()
@@ -217,9 +229,8 @@ def _tile(
         with B.Else():
             for m in range(tokens):
                 for r in range(rest):
-                    row = tile * isa.rows + r
                     sums = [s.scalar(i, m, r) for s, i in get]
-                    B.buffer_store(out, finish(sums, first + m, row), place(m, row))
+                    place.store(finish(sums, first + m, tile * isa.rows + r), m, place.start + r)
 
 
 def _multiply(

@@ -1,87 +1,121 @@
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-# mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
-# TVMScript looks like Python but is parsed by the compiler, which knows its own types.
-"""Normalisation over the last dimension: RMSNorm and LayerNorm, float32."""
+"""Normalisation over the last dimension: RMSNorm and LayerNorm, float32, written as floats or in int8."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import gcd
 
 from tvm import tirx
-from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as B
 
-from llcompile.lower.kernels.vector import Expr, local, run, same
+from llcompile.ir.packing import GROUP, pad
+from llcompile.lower.kernels.quantise import quantise_group
+from llcompile.lower.kernels.vector import Expr, local, run, same, splat, vector_type
 
 
-def rms_norm(lanes: int, rows: Expr | int, shape: tuple[Expr | int, ...], epsilon: float) -> tirx.PrimFunc:
-    """x `shape` (`rows` rows of d), weight (d,) -> x / sqrt(mean x² + epsilon) * weight.
+@dataclass(frozen=True)
+class NormSpec:
+    """`centred`: LayerNorm, else RMSNorm. `quantised`: what is written is what `quantise` makes of the result."""
 
-    The sum runs in `lanes` chains.
+    lanes: int
+    epsilon: float
+    centred: bool
+    quantised: bool
+
+
+def norm(spec: NormSpec, rows: Expr | int, shape: tuple[Expr | int, ...]) -> tirx.PrimFunc:
+    """x `shape` (`rows` rows of d), weight (d,) -> x / sqrt(mean x² + epsilon) * weight; centred: also bias (d,) ->
+    (x - mean) / sqrt(variance + epsilon) * weight + bias, mean and variance in two passes over a row.
+
+    The result: `shape` float32, or q (rows, G, 32) int8, scale (rows, G) float32 and total (rows, G) int32 for G
+    groups of d. Sums run in `lanes` chains.
     """
     d = int(shape[-1])
-    width = gcd(d, lanes)
-
-    @T.prim_func(private=True, s_tir=True)
-    def rms_norm(x_: T.handle, weight_: T.handle, out_: T.handle):
-        T.func_attr({"tirx.noalias": True})
-        x_shaped = T.match_buffer(x_, shape, "float32")
-        weight = T.match_buffer(weight_, (d,), "float32")
-        out_shaped = T.match_buffer(out_, shape, "float32")
-        x = T.decl_buffer((rows, d), "float32", data=x_shaped.data)
-        out = T.decl_buffer((rows, d), "float32", data=out_shaped.data)
-        for r in T.parallel(rows):
-            squares = local((1,))
-            sums = local((width,))
-            sums[run(0, width)] = same(T.float32(0), width)
-            for j in T.serial(d // width):
-                v: T.let = x[r, run(j * width, width)]
-                sums[run(0, width)] = sums[run(0, width)] + v * v
-            squares[0] = T.float32(0)
-            for j in T.serial(width):
-                squares[0] = squares[0] + sums[j]
-            factor: T.let = T.float32(1) / T.sqrt(squares[0] * T.float32(1 / d) + T.float32(epsilon))
-            for j in T.serial(d):
-                out[r, j] = x[r, j] * factor * weight[j]
-
-    return rms_norm
+    with IRBuilder() as builder, B.prim_func(private=True, s_tir=True):
+        B.func_attr({"tirx.noalias": True})
+        x_shaped = B.arg("x", B.buffer(shape, "float32"))
+        vectors = [B.arg(name, B.buffer((d,), "float32")) for name in ("weight", "bias")[: 1 + spec.centred]]
+        written = _results(spec, rows, shape)
+        x = B.decl_buffer((rows, d), "float32", data=x_shaped.data)
+        if not spec.quantised:
+            written = [B.decl_buffer((rows, d), "float32", data=written[0].data)]
+        with B.parallel(tirx.const(0, "int64"), _long(rows)) as r:
+            _row(spec, x, vectors, written, r)
+    return builder.get()
 
 
-def layer_norm(lanes: int, rows: Expr | int, shape: tuple[Expr | int, ...], epsilon: float) -> tirx.PrimFunc:
-    """x `shape` (`rows` rows of d), weight, bias (d,) -> (x - mean) / sqrt(variance + epsilon) * weight + bias.
+def _results(spec: NormSpec, rows: Expr | int, shape: tuple[Expr | int, ...]) -> list[tirx.Buffer]:
+    if not spec.quantised:
+        return [B.arg("out", B.buffer(shape, "float32"))]
+    groups = pad(int(shape[-1]), GROUP) // GROUP
+    return [
+        B.arg("q", B.buffer((rows, groups, GROUP), "int8")),
+        B.arg("scale", B.buffer((rows, groups), "float32")),
+        B.arg("total", B.buffer((rows, groups), "int32")),
+    ]
 
-    Mean and variance take two passes over a row, each summed in `lanes` chains.
-    """
-    d = int(shape[-1])
-    width = gcd(d, lanes)
 
-    @T.prim_func(private=True, s_tir=True)
-    def layer_norm(x_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle):
-        T.func_attr({"tirx.noalias": True})
-        x_shaped = T.match_buffer(x_, shape, "float32")
-        weight = T.match_buffer(weight_, (d,), "float32")
-        bias = T.match_buffer(bias_, (d,), "float32")
-        out_shaped = T.match_buffer(out_, shape, "float32")
-        x = T.decl_buffer((rows, d), "float32", data=x_shaped.data)
-        out = T.decl_buffer((rows, d), "float32", data=out_shaped.data)
-        for r in T.parallel(rows):
-            total = local((2,))
-            sums = local((width,))
-            sums[run(0, width)] = same(T.float32(0), width)
-            for j in T.serial(d // width):
-                sums[run(0, width)] = sums[run(0, width)] + x[r, run(j * width, width)]
-            total[0] = T.float32(0)
-            for j in T.serial(width):
-                total[0] = total[0] + sums[j]
-            mean: T.let = total[0] * T.float32(1 / d)
-            sums[run(0, width)] = same(T.float32(0), width)
-            for j in T.serial(d // width):
-                v: T.let = x[r, run(j * width, width)] - same(mean, width)
-                sums[run(0, width)] = sums[run(0, width)] + v * v
-            total[1] = T.float32(0)
-            for j in T.serial(width):
-                total[1] = total[1] + sums[j]
-            factor: T.let = T.float32(1) / T.sqrt(total[1] * T.float32(1 / d) + T.float32(epsilon))
-            for j in T.serial(d):
-                out[r, j] = (x[r, j] - mean) * factor * weight[j] + bias[j]
+def _row(
+    spec: NormSpec, x: tirx.Buffer, vectors: list[tirx.Buffer], written: list[tirx.Buffer], r: Expr
+) -> None:
+    d = int(x.shape[1])
+    sums = local((gcd(d, spec.lanes) + 1,))
+    mean = _mean(x, r, sums, lambda v: v) if spec.centred else None
 
-    return layer_norm
+    def centred(v: Expr, lanes: int) -> Expr:
+        return v if mean is None else v - same(mean, lanes)
+
+    squares = _mean(x, r, sums, lambda v: _square(centred(v, gcd(d, spec.lanes))))
+    factor = B.Bind(tirx.const(1.0, "float32") / tirx.sqrt(squares + tirx.const(spec.epsilon, "float32")))
+
+    def result(start: Expr | int, lanes: int) -> Expr:
+        at = run(start, lanes)
+        scaled = centred(x[r, at], lanes) * same(factor, lanes) * vectors[0][at]
+        return scaled + vectors[1][at] if spec.centred else scaled
+
+    if spec.quantised:
+        _write_quantised(d, result, written, r)
+        return
+    width = gcd(d, spec.lanes)
+    with B.serial(d // width) as j:
+        B.buffer_store(written[0], result(j * width, width), [r, run(j * width, width)])
+
+
+def _square(v: Expr) -> Expr:
+    v = B.Bind(v)
+    return v * v
+
+
+def _mean(x: tirx.Buffer, r: Expr, sums: tirx.Buffer, term: Callable[[Expr], Expr]) -> Expr:
+    """The mean of `term` over row r."""
+    d, width = int(x.shape[1]), int(sums.shape[0]) - 1
+    B.buffer_store(sums, tirx.const(0.0, vector_type("float32", width)), [run(0, width)])
+    with B.serial(d // width) as j:
+        v = term(x[r, run(j * width, width)])
+        B.buffer_store(sums, sums[run(0, width)] + v, [run(0, width)])
+    B.buffer_store(sums, tirx.const(0.0, "float32"), [width])
+    with B.serial(width) as j:
+        B.buffer_store(sums, sums[width] + sums[j], [width])
+    return B.Bind(sums[width] * tirx.const(1 / d, "float32"))
+
+
+def _write_quantised(
+    d: int, result: Callable[[Expr | int, int], Expr], written: list[tirx.Buffer], r: Expr
+) -> None:
+    """The groups of row r; the last is padded with zeros."""
+    whole = d // GROUP
+    if whole:
+        with B.serial(whole) as g:
+            quantise_group(result(g * GROUP, GROUP), r, g, *written)
+    if d % GROUP:
+        rest = local((GROUP,))
+        B.buffer_store(rest, splat(0.0, rest[run(0, GROUP)]), [run(0, GROUP)])
+        with B.serial(d % GROUP) as i:
+            B.buffer_store(rest, result(whole * GROUP + i, 1), [i])
+        quantise_group(rest[run(0, GROUP)], r, whole, *written)
+
+
+def _long(extent: Expr | int) -> Expr:
+    return tirx.const(extent, "int64") if isinstance(extent, int) else extent

@@ -16,7 +16,7 @@ from llcompile.lower.kernels.quantise import quantise
 from llcompile.lower.kernels.vector import Expr, Extent
 from llcompile.lower.onnx_graph import Node
 from llcompile.lower.operators.elementwise import ELEMENTWISE, pointwise
-from llcompile.lower.values import Index, Loads, Shape, Value, stored
+from llcompile.lower.values import Index, Loads, Shape, Value, quantised, stored
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ def _plans(emitter: Emitter, product: Product) -> list[_Plan]:
 def _plan(emitter: Emitter, product: Product) -> _Plan:
     linears, then = product.linears, product.then
     (rows, _), *_ = weight_of(emitter, linears[0], linears[0].inputs[1])
-    quantised = rows % GROUP == 0 and emitter.quantises(product.output)
+    in_int8 = rows % GROUP == 0 and emitter.quantises(product.output)
     biases = [name for name in map(_bias, linears) if name]
     if not then and not biases:
-        return _Plan(product, rows, None, {}, quantised)
+        return _Plan(product, rows, None, {}, in_int8)
     inside = {node.outputs[0] for node in (*linears, *then)}
     read = [name for node in then for name in node.inputs if name]
     operands = {}
@@ -98,7 +98,7 @@ def _plan(emitter: Emitter, product: Product) -> _Plan:
         if read.count(node.outputs[0]) > 1:
             emitter.values[node.outputs[0]] = _once(node.outputs[0], emitter.values[node.outputs[0]])
     result, emitter.values = emitter.values[product.output], known
-    return _Plan(product, rows, result, operands, quantised)
+    return _Plan(product, rows, result, operands, in_int8)
 
 
 def _bias(linear: Node) -> str:
@@ -143,9 +143,8 @@ def _call(emitter: Emitter, x: Value, plans: Sequence[_Plan]) -> None:
     made = iter(emitter.emit(kernel, arguments, [kind for group in types for kind in group]))
     for plan, group in zip(plans, types, strict=True):
         parts = tuple(next(made) for _ in group)
-        value = stored((1, "n", plan.rows), "float32", parts[0])
-        if plan.quantised:
-            value.source, value.quantised = None, parts
+        shape: Shape = (1, "n", plan.rows)
+        value = quantised(shape, parts) if plan.quantised else stored(shape, "float32", parts[0])
         emitter.values[plan.product.output] = value
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from tvm import relax
 
 from llcompile.lower.emitter import Emitter, OpEmitter
-from llcompile.lower.kernels.norm import layer_norm, rms_norm
+from llcompile.lower.kernels.norm import NormSpec, norm
 from llcompile.lower.onnx_graph import Node
-from llcompile.lower.values import Value, stored
+from llcompile.lower.operators.linear import quantised_types
+from llcompile.lower.values import Value, quantised, stored
 
 
 def _norm(emitter: Emitter, node: Node) -> list[Value]:
@@ -27,11 +28,13 @@ def _norm(emitter: Emitter, node: Node) -> list[Value]:
         tensors.append(emitter.materialise(emitter.value(node.inputs[2])))
     elif centred:
         tensors.append(relax.const(np.zeros(width, np.float32)))
+    in_int8 = x.shape == (1, "n", width) and emitter.quantises(node.outputs[0])
     rows, shape = emitter.rows(x.shape, emitter.extent())
-    make = partial(layer_norm if centred else rms_norm, emitter.module.isa.lanes, rows, shape, epsilon)
-    name = f"{'layer' if centred else 'rms'}_norm_{width}"
-    out = emitter.call(name, (x.shape, epsilon), make, tensors, [(x.shape, "float32")])
-    return [stored(x.shape, "float32", out[0])]
+    spec = NormSpec(emitter.module.isa.lanes, epsilon, centred, in_int8)
+    name = f"{'layer' if centred else 'rms'}_norm_{width}{'_q' if in_int8 else ''}"
+    types = quantised_types(width) if in_int8 else [(x.shape, "float32")]
+    made = emitter.call(name, (x.shape, spec), partial(norm, spec, rows, shape), tensors, types)
+    return [quantised(x.shape, made) if in_int8 else stored(x.shape, "float32", made[0])]
 
 
 NORMS: Mapping[str, OpEmitter] = {"RMSNormalization": _norm, "LayerNormalization": _norm}

@@ -72,7 +72,8 @@ def reshaped(value: Value, shape: Shape) -> Value:
         return value.at(loads, [*index[:shared], *tail])
 
     run = _plain_run(value, new)
-    return Value(shape, value.dtype, element, value.cost, run, constant=_reshape_constant(value, shape))
+    known = _reshape_constant(value, shape)
+    return Value(shape, value.dtype, element, value.cost, run, constant=known, same_order=value)
 
 
 def _plain_run(value: Value, new: Shape) -> int:
@@ -141,7 +142,10 @@ def _transpose(emitter: Emitter, node: Node) -> list[Value]:
     def element(loads: Loads, index: Index) -> Expr:
         return value.at(loads, [index[order.index(i)] for i in range(len(order))])
 
-    return [Value(shape, value.dtype, element, value.cost, value.inner if order[-1] == len(order) - 1 else 0)]
+    moved = [i for i in order if value.shape[i] not in ((1, "n") if emitter.decode else (1,))]
+    same = value if moved == sorted(moved) else None
+    run = value.inner if order[-1] == len(order) - 1 else 0
+    return [Value(shape, value.dtype, element, value.cost, run, same_order=same)]
 
 
 def _sliced(value: Value, axis: int, start: int, length: Dim, step: int = 1) -> Value:

@@ -97,6 +97,7 @@ def _positions() -> Template:
 TEMPLATES: dict[str, Callable[[], Template]] = {
     "llama attention": lambda: llama_attention(64, 4, 2, 16),
     "llama mlp": lambda: llama_mlp(64, 72),
+    "llama mlp of whole groups": lambda: llama_mlp(64, 96),
     "embedding": lambda: embedding(11, 72),
     "gpt2 attention": _gpt2_attention,
     "phi3 attention": _phi3_attention,
@@ -105,7 +106,14 @@ TEMPLATES: dict[str, Callable[[], Template]] = {
     **{kind: _pointwise(kind) for kind in ("Sigmoid", "Relu", "Tanh", "Gelu", "GeluTanh", "Erf", "Exp")},
 }
 ISAS = runnable()
-QUANTISED = ("llama attention", "llama mlp", "embedding", "gpt2 attention", "phi3 attention")
+QUANTISED = (
+    "llama attention",
+    "llama mlp",
+    "llama mlp of whole groups",
+    "embedding",
+    "gpt2 attention",
+    "phi3 attention",
+)
 
 
 @pytest.fixture(scope="module")
