@@ -256,12 +256,11 @@ def _is_whole(parts: Sequence[Any]) -> bool:
 
 
 def _split(segment: Bound, one: Pass) -> None:
-    """Leave with each step what later segments use, rows of what this one made among it."""
-    made = {tensor: value for tensor, value in one.values.items() if tensor in segment.later}
+    """Leave with each step what later segments use: its rows of what was joined, and what only waits."""
+    left = {tensor: value for tensor, value in one.values.items() if tensor in segment.later}
     for index, step in enumerate(one.steps):
-        untouched = (segment.later & step.values.keys()).difference(segment.reads)
-        step.values = {tensor: step.values[tensor] for tensor in untouched}
-        step.values.update((tensor, Row(value, index, len(one.steps))) for tensor, value in made.items())
+        step.values = {tensor: step.values[tensor] for tensor in segment.later & step.values.keys()}
+        step.values.update((tensor, Row(value, index, len(one.steps))) for tensor, value in left.items())
 
 
 def _last(array: Array, axis: int) -> Array:

@@ -127,6 +127,17 @@ def test_a_frame_of_rows_is_computed_on_as_it_came():
     assert next(first for name, first in spy.calls if name == "t1_batch") is frame.array
 
 
+def test_rows_that_came_in_another_order_or_with_others_are_put_in_order():
+    subject, outside, _ = spied("bert")
+    perform(subject, *prompts(5))
+    outside.sent.clear()
+    tokens, later = next_tokens(5), next_tokens(5, step=1)
+    perform(subject, together(*[tokens[i] for i in (2, 0, 4, 1, 3)]))
+    perform(subject, Closing(4), together(*later))
+    wanted = alone(5, steps=2)
+    same(rows_of(outside), {key: row for key, row in wanted.items() if key != (4, LENGTHS[4] + 1)})
+
+
 def test_seventeen_are_sixteen_and_one_and_the_one_is_first_in_the_next_pass():
     subject, outside, _ = spied("bert", model=model(chunk=32))
     perform(subject, *prompts(17))
@@ -196,6 +207,23 @@ def test_last_rows_of_prompts_and_tokens_share_the_output_head():
     assert spy.widths("t3_batch") == [3]
     assert outside.results == [(0, 0, 1), (1, 0, 1), (2, 0, 1)]
     assert outside.done == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_last_rows_have_the_positions_of_last_rows():
+    steps = (
+        Load(block=5),
+        Receive(tensor=IN, source="anna"),
+        Run(template="positions", block=None, inputs=(POSITIONS,), outputs=(TABLE,), rows="last"),
+        Run(template="t2", block=5, inputs=(IN, TABLE), outputs=(FIRST + 5,), rows="last"),
+        Send(tensor=FIRST + 5, destination="head", rows="last"),
+    )
+    subject, outside, spy = spied("bert", program=DeviceProgram(device="bert", epoch=1, steps=steps))
+    events = [arrived(IN, 0, rows, LAST_CHUNK, i) for i, rows in enumerate((5, 1, 8))]
+    perform(subject, *[Opening(i) for i in range(3)], *events)
+    assert spy.widths("t2_batch") == [3]
+    for i, (event, rows) in enumerate(zip(events, (5, 1, 8), strict=True)):
+        table = numpy_model.positions(np.array([[rows - 1]]))
+        np.testing.assert_array_equal(outside.sent[i][2], numpy_model.trim(event.array[:, -1:], table)[0, 0])
 
 
 def test_all_rows_of_a_prompt_are_not_a_single_row():
