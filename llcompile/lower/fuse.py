@@ -3,7 +3,7 @@ element-wise operators that follow, and those with the same input become one nod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llcompile.lower.onnx_graph import DOMAIN, Node, OnnxGraph, readers_of
@@ -41,10 +41,10 @@ class _Graph:
         made = (name for i in sorted(members) for name in self.nodes[i].outputs)
         return [t for t in made if t in self.outputs or not members.issuperset(self.readers.get(t, ()))]
 
-    def external(self, members: Iterable[int]) -> list[str]:
+    def external(self, members: frozenset[int]) -> list[str]:
         """Tensors read by `members` and made elsewhere, each once."""
         read = [name for i in sorted(members) for name in self.nodes[i].inputs if name]
-        return list(dict.fromkeys(name for name in read if self.maker.get(name) not in set(members)))
+        return list(dict.fromkeys(name for name in read if self.maker.get(name) not in members))
 
 
 def fuse(graph: OnnxGraph, rows: Mapping[str, int]) -> OnnxGraph:
@@ -166,7 +166,7 @@ def _products(index: _Graph, group: Sequence[frozenset[int]]) -> Node:
         then = tuple(node for node in nodes if node.op != LINEAR)
         products.append(Product(linears, then, index.live(region)[0]))
     x = _input(index, group[0])
-    operands = [name for name in index.external(i for region in group for i in region) if name != x]
+    operands = [name for name in index.external(frozenset().union(*group)) if name != x]
     # The input again, when an element-wise node reads it too.
     again = [x] if any(x in node.inputs for p in products for node in p.then) else []
     outputs = tuple(product.output for product in products)
