@@ -35,11 +35,12 @@ class Matrix:
 @dataclass(frozen=True)
 class Activations:
     """Quantised activations, as `quantise` makes them. words (n, G, 8) int32: 4 codes each; scale (n, G) float32;
-    total (n, G) int32."""
+    total (n, G) int32. pairs: of an instruction set that is `paired`, `pair_tokens` of several tokens."""
 
     words: tirx.Buffer
     scale: tirx.Buffer
     total: tirx.Buffer
+    pairs: tirx.Buffer | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,24 @@ def over_tokens(size: int, n: Extent, body: Callable[[Expr | int, int], None]) -
             body(B.Bind(tirx.min(b * size, n - size)), size)
 
 
+def pair_tokens(isa: Isa, words: tirx.Buffer, n: tirx.Var) -> tirx.Buffer:
+    """words (n, G, 8) by blocks of `isa.tokens`, as `over_tokens` cuts them, and in a block by twos: (blocks, G, pairs,
+    4, 4) int32: 8 features of one token, the same of the next; then the next 8."""
+    size, groups = isa.tokens, words.shape[1]
+    blocks = (n + (size - 1)) // size
+    pairs = B.alloc_buffer((blocks, groups, size // 2, STEPS // 2, 4), "int32")
+    with B.If(n >= size), B.Then(), B.parallel(blocks) as b:
+        first = B.Bind(tirx.min(b * size, n - size))
+        with B.serial(groups) as g:
+            for pair in range(size // 2):
+                for i in range(STEPS // 2):
+                    two = tirx.Ramp(2 * i, 1, 2)
+                    both = [words[first + (2 * pair + one), g, two] for one in (0, 1)]
+                    eight = tirx.Shuffle(both, [tirx.const(lane, "int32") for lane in range(4)])
+                    B.buffer_store(pairs, eight, [b, g, pair, i, tirx.Ramp(0, 1, 4)])
+    return pairs
+
+
 def float_block(isa: Isa, x: tirx.Buffer, matrices: Sequence[Matrix]) -> Block:
     """x (1, n, columns) float32; sums in float32."""
     lanes, parts, columns = isa.lanes, isa.parts, int(matrices[0].data.shape[1])
@@ -114,6 +133,7 @@ def quantised_block(isa: Isa, bits: int, a: Activations, matrices: Sequence[Matr
     vector, ahead = vector_type("float32", lanes), isa.ahead(bits)
 
     def block(tiles: Sequence[Tile], first: Expr | int, tokens: int) -> Sums:
+        assert not isa.paired or tokens in (1, isa.tokens), "pairs lie by whole blocks"
         acc = _accumulators(tokens * len(tiles) * parts, lanes)
         vectors = [(i, p) for i in range(len(tiles)) for p in range(parts)]
         for together in [[one] for one in vectors] if isa.apart and tokens > 1 else [vectors]:
@@ -129,7 +149,7 @@ def quantised_block(isa: Isa, bits: int, a: Activations, matrices: Sequence[Matr
                     words = [B.Bind(matrix.data[t, g, j, at]) for j in range(STEPS * bits // 8)]
                     weights = [B.Bind(w) for w in isa.unpack(bits, words, tokens)]
                     row_scale = B.Bind(tirx.Cast(vector, matrix.scales[t, g, at]))
-                    group = Group(a.words, a.total, g, first, tokens)
+                    group = Group(a.words, a.total, g, first, tokens, a.pairs)
                     for m, dot in enumerate(isa.dots(bits, weights, group)):
                         both = row_scale * tirx.Broadcast(a.scale[first + m, g], lanes)
                         _add(acc, ((m * len(tiles) + i) * parts + p) * lanes, dot * both, lanes)

@@ -19,13 +19,14 @@ STEPS = 8  # a group of 32 features is 8 steps of 4
 @dataclass(frozen=True)
 class Group:
     """Group g of the quantised activations of `tokens` tokens from `first`. words (n, G, 8) int32: step s holds 4
-    int8; total (n, G) int32: their sum."""
+    int8; total (n, G) int32: their sum. pairs: see `blocks.pair_tokens`."""
 
     words: tirx.Buffer
     total: tirx.Buffer
     g: Expr
     first: Expr | int
     tokens: int
+    pairs: tirx.Buffer | None = None
 
     def step(self, token: int, s: int) -> Expr:
         return self.words[self.first + token, self.g, s]
@@ -33,6 +34,12 @@ class Group:
     def steps(self, token: int, s: int) -> Expr:
         """Steps s to s + 3: int32x4."""
         return self.words[self.first + token, self.g, tirx.Ramp(s, 1, 4)]
+
+    def eights(self, pair: int) -> list[Expr]:
+        """Tokens 2 * pair and 2 * pair + 1, 8 features of each, four times: int32x4."""
+        assert self.pairs is not None
+        block = (self.first + (self.tokens - 1)) // self.tokens
+        return [self.pairs[block, self.g, pair, i, tirx.Ramp(0, 1, 4)] for i in range(STEPS // 2)]
 
     def sum(self, token: int) -> Expr:
         return self.total[self.first + token, self.g]
@@ -44,7 +51,7 @@ class Isa(Protocol):
     A vector holds `lanes` float32. A tile of `rows` weight rows is `parts` vectors. `tokens`: block of tokens
     that a prefill multiplies with one tile of quantised weights at once; `float_tokens`: of float weights, which
     need fewer registers. `apart`: several tokens are multiplied with one vector of rows at a time, for want of
-    registers.
+    registers. `paired`: the tokens of a block (an even number) are read by twos, as `blocks.pair_tokens` lays them.
     """
 
     @property
@@ -61,6 +68,8 @@ class Isa(Protocol):
     def float_tokens(self) -> int: ...
     @property
     def apart(self) -> bool: ...
+    @property
+    def paired(self) -> bool: ...
 
     def ahead(self, bits: int) -> int:
         """How many bytes before their use to ask for weights of `bits` bits; 0 leaves that to the processor.
@@ -85,6 +94,7 @@ class _Base:
     tokens: int
     float_tokens: int
     apart: bool = False
+    paired: bool = False
 
     @property
     def rows(self) -> int:
@@ -270,14 +280,12 @@ class NeonI8mm(NeonDotprod):
     def dots(self, bits: int, weights: Sequence[Expr], group: Group) -> list[Expr]:
         if group.tokens == 1:
             return super().dots(bits, weights, group)
-        return [dot for m in range(0, group.tokens, 2) for dot in self._pair(bits, weights, group, m)]
+        pairs = range(group.tokens // 2)
+        return [dot for pair in pairs for dot in self._pair(bits, weights, group.eights(pair))]
 
-    def _pair(self, bits: int, weights: Sequence[Expr], group: Group, m: int) -> list[Expr]:
-        """Tokens m and m + 1."""
-        eights = []
-        for s in range(0, STEPS, 4):
-            both = [B.Bind(group.steps(token, s)) for token in (m, m + 1)]
-            eights += [B.Bind(self._bytes(take(both, lanes))) for lanes in ([0, 1, 4, 5], [2, 3, 6, 7])]
+    def _pair(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr]) -> list[Expr]:
+        """Two tokens."""
+        eights = [B.Bind(self._bytes(eight)) for eight in activations]
         rows = []
         for half in (0, 1):
             result = tirx.const(0, "int32x4")
@@ -308,7 +316,7 @@ def isa_of(name: str) -> Isa:
         "avx2": Avx2("avx2", lanes=8, tokens=4, float_tokens=8),
         "neon": Neon("neon", lanes=4, tokens=4, float_tokens=8, apart=True),
         "neon_dotprod": NeonDotprod("neon_dotprod", lanes=4, tokens=8, float_tokens=8, apart=True),
-        "neon_i8mm": NeonI8mm("neon_i8mm", lanes=4, tokens=8, float_tokens=8, apart=True),
+        "neon_i8mm": NeonI8mm("neon_i8mm", lanes=4, tokens=8, float_tokens=8, apart=True, paired=True),
     }
     if name not in known:
         raise CompileError("L101", f"no kernels for instruction set {name!r}: use one of {', '.join(known)}")

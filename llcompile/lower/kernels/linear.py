@@ -23,6 +23,7 @@ from llcompile.lower.kernels.blocks import (
     Sums,
     float_block,
     over_tokens,
+    pair_tokens,
     quantised_block,
 )
 from llcompile.lower.kernels.isa import STEPS, Isa
@@ -136,9 +137,9 @@ def _block(spec: Spec, given: tuple[list[tirx.Buffer], list[list[tirx.Buffer]]])
         Matrix(B.decl_buffer(tuple(codes.shape)[:4], "int32", data=codes.data), scales)
         for codes, scales in matrices
     ]
-    return quantised_block(
-        spec.isa, _BITS[spec.form], Activations(words, scale, total), packed
-    ), spec.isa.tokens
+    pairs = pair_tokens(spec.isa, words, spec.n) if spec.isa.paired and isinstance(spec.n, tirx.Var) else None
+    a = Activations(words, scale, total, pairs)
+    return quantised_block(spec.isa, _BITS[spec.form], a, packed), spec.isa.tokens
 
 
 def _results(spec: Spec, output: Output, number: int) -> list[tirx.Buffer]:

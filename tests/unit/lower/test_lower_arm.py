@@ -1,4 +1,4 @@
-"""Products for Arm, under qemu on a processor that has no more than the instruction set: the tests of this machine's
+"""Kernels for Arm, under qemu on a processor that has no more than the instruction set: the tests of this machine's
 kernels, and that blocks of tokens change no bit."""
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.kernels.linear import linear_quantised
 from llcompile.lower.kernels.vector import Extent
 from tests import arm
+from tests.unit.lower import test_lower_attention as attention
 from tests.unit.lower import test_lower_linear as linear
 from tests.unit.lower.emulated import CPUS
 from tests.unit.lower.harness import Kernel, new_tokens
@@ -61,3 +62,9 @@ def test_a_token_is_the_same_alone_and_among_others(bits: int, isa: str) -> None
     for alone in (0, 3, 16):
         np.testing.assert_array_equal(product(1, alone, alone + 1), together[:, alone : alone + 1])
         np.testing.assert_array_equal(product(new_tokens(), alone, alone + 1), together[:, alone : alone + 1])
+
+
+@pytest.mark.parametrize("name", attention.EVERYWHERE)
+def test_attention(name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "CUTS", ([1] * 3, [31, 1, 1, 1, 17], [130, 3, 1]), raising=False)
+    attention.test_attention(name, isa)

@@ -16,6 +16,7 @@ from llcompile.lower import compile_library
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.kernels.linear import linear_float, linear_quantised
 from tests import arm
+from tests.unit.lower.emulated import CPUS
 from tests.unit.lower.harness import (
     PROCESSORS,
     Kernel,
@@ -124,7 +125,7 @@ def test_the_compiler_is_not_loaded_before_it_is_needed() -> None:
 @pytest.mark.slow
 @pytest.mark.qemu
 @pytest.mark.skipif(arm.missing() is not None, reason=str(arm.missing()))
-@pytest.mark.parametrize(("isa", "cpu"), [("neon", arm.CORTEX_A72), ("neon_dotprod", arm.CORTEX_A76)])
+@pytest.mark.parametrize(("isa", "cpu"), list(CPUS.items()))
 def test_arm_gives_what_this_machine_gives(isa: str, cpu: str, tmp_path: Path) -> None:
     cases = [("f16", False), ("q8", False), ("q4", False), ("q8", True), ("q4", True)]
     files = [path for quant, extreme in cases for path in _save_mlp(quant, isa, tmp_path, extreme)]
@@ -145,6 +146,7 @@ def test_each_instruction_set_gets_its_multiplication() -> None:
         assert {"vpmaddubsw", "vpmaddwd"} <= avx2
         assert not any("zmm" in i or "vpdp" in i for i in avx2)
         assert any(i.startswith("sdot") for i in _instructions("neon_dotprod", bits))
+        assert "smmla" in _instructions("neon_i8mm", bits)
         neon = _instructions("neon", bits)
         assert any(i.startswith("smlal") for i in neon)
         assert not any(i.startswith(("sdot", "udot", "usdot")) for i in neon)
