@@ -36,7 +36,9 @@ def compile_library(
     """See llcompile.lower.compile_library."""
     module = build_module(templates, quant, processor, context, chunk)
     with tvm.transform.PassContext(config=PASSES):
-        executable = relax.build(module, target=target_of(processor), relax_pipeline=relax_passes())
+        executable = relax.build(
+            module, target=target_of(processor), relax_pipeline=relax_passes(), exec_mode="compiled"
+        )
     link(executable, out)
 
 
