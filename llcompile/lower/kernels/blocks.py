@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as B
 
 from llcompile.ir.graph import DTYPE_BYTES
-from llcompile.lower.kernels.isa import STEPS, Group, Isa
+from llcompile.lower.kernels.isa import STEPS, Group, Isa, take
 from llcompile.lower.kernels.vector import Expr, Extent, local, vector_type
 
 LINE = 64  # bytes that memory delivers at once
@@ -80,20 +80,24 @@ def over_tokens(size: int, n: Extent, body: Callable[[Expr | int, int], None]) -
 
 
 def pair_tokens(isa: Isa, words: tirx.Buffer, n: tirx.Var) -> tirx.Buffer:
-    """words (n, G, 8) by blocks of `isa.tokens`, as `over_tokens` cuts them, and in a block by twos: (blocks, G, pairs,
-    4, 4) int32: 8 features of one token, the same of the next; then the next 8."""
+    """words (n, G, 8) int32 in the order in which `over_tokens` takes them: block after block, in a block group after
+    group, in a group two tokens after two: 8 features of one, the same of the other; then the next 8 (Group.eights)."""
     size, groups = isa.tokens, words.shape[1]
-    blocks = (n + (size - 1)) // size
-    pairs = B.alloc_buffer((blocks, groups, size // 2, STEPS // 2, 4), "int32")
-    with B.If(n >= size), B.Then(), B.parallel(blocks) as b:
-        first = B.Bind(tirx.min(b * size, n - size))
+    pairs = B.alloc_buffer(((n + (size - 1)) // size * (groups * size * STEPS),), "int32")
+
+    def lay(first: Expr | int, tokens: int) -> None:
+        if tokens == 1:
+            B.evaluate(0)
+            return
         with B.serial(groups) as g:
-            for pair in range(size // 2):
+            group = Group(words, words, g, first, tokens, pairs)
+            for pair in range(tokens // 2):
                 for i in range(STEPS // 2):
                     two = tirx.Ramp(2 * i, 1, 2)
                     both = [words[first + (2 * pair + one), g, two] for one in (0, 1)]
-                    eight = tirx.Shuffle(both, [tirx.const(lane, "int32") for lane in range(4)])
-                    B.buffer_store(pairs, eight, [b, g, pair, i, tirx.Ramp(0, 1, 4)])
+                    B.buffer_store(pairs, take(both, range(4)), [group.place(pair, i)])
+
+    over_tokens(size, n, lay)
     return pairs
 
 
@@ -133,7 +137,6 @@ def quantised_block(isa: Isa, bits: int, a: Activations, matrices: Sequence[Matr
     vector, ahead = vector_type("float32", lanes), isa.ahead(bits)
 
     def block(tiles: Sequence[Tile], first: Expr | int, tokens: int) -> Sums:
-        assert not isa.paired or tokens in (1, isa.tokens), "pairs lie by whole blocks"
         acc = _accumulators(tokens * len(tiles) * parts, lanes)
         vectors = [(i, p) for i in range(len(tiles)) for p in range(parts)]
         for together in [[one] for one in vectors] if isa.apart and tokens > 1 else [vectors]:
