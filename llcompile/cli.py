@@ -69,6 +69,8 @@ def planning(command: Any) -> Any:
         click.option("--target", required=True, type=click.Path(path_type=Path), help="devices.json"),
         click.option("--quant", type=click.Choice(["q4", "q8", "f16", "f32"]), default="q4", show_default=True,
                      help="How weights are stored and read."),
+        click.option("--cache", type=click.Choice(["f16", "q8"]), default="f16", show_default=True,
+                     help="How keys and values are kept; always f32 with --quant f32."),
         click.option("--context", type=click.IntRange(min=1),
                      help="Tokens a sequence may hold.  [default: what the model was made for, at most 4096]"),
         click.option(

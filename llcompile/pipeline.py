@@ -29,6 +29,7 @@ class BuildOptions:
     model: str
     target: Path
     quant: str = "q4"
+    cache: str = "f16"
     context: int | None = None
     objective: str = "latency"
     use_all: bool = False
@@ -46,6 +47,7 @@ class Planned:
     cluster: Cluster
     costs: tuple[BlockCost, ...]
     plan: Plan
+    cache: str = "f16"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
     cluster = cost.with_tokenizer(cluster, model.tokenizer_bytes)
     context = context_of(options, model)
     chunk = min(CHUNK, context)
-    costs = cost.block_costs(dataflow, options.quant, context, chunk)
+    costs = cost.block_costs(dataflow, options.quant, context, chunk, options.cache)
     wishes = partition.PlanOptions(
         objective=options.objective,
         use_all=options.use_all,
@@ -88,7 +90,7 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
         chunk=chunk,
     )
     plan = partition.plan(costs, cost.flows(dataflow, chunk), cluster, wishes)
-    return Planned(model, dataflow, cluster, costs, plan)
+    return Planned(model, dataflow, cluster, costs, plan, options.cache)
 
 
 def context_of(options: BuildOptions, model: Model) -> int:
@@ -164,10 +166,18 @@ def compile_targets(planned: Planned, scratch: Path) -> Compiled:
     for target, processor in sorted(processors.items()):
         twin = done.setdefault(processor, target)
         if twin == target:
-            lowered[target] = lower.lower_templates(templates, plan.quant, processor, plan.context)
+            lowered[target] = lower.lower_templates(
+                templates, plan.quant, processor, plan.context, planned.cache
+            )
             libraries[target] = scratch / f"{target}.so"
             lower.compile_library(
-                templates + positions, plan.quant, processor, plan.context, plan.chunk, libraries[target]
+                templates + positions,
+                plan.quant,
+                processor,
+                plan.context,
+                plan.chunk,
+                libraries[target],
+                planned.cache,
             )
         lowered[target], libraries[target] = lowered[twin], libraries[twin]
     return Compiled(lowered, libraries, runtime)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llcompile.ir.graph import CacheSpec, Graph, Template, WeightParam
-from llcompile.ir.packing import layout_of, packed_params, pad
+from llcompile.ir.packing import cache_format, cache_token_bytes, layout_of, packed_params, pad
 from llcompile.ir.plan import BlockCost, Flow
 
 PAGE_BYTES = 4096
@@ -14,16 +14,18 @@ PAGE_BYTES = 4096
 TILE_ROWS = 16
 
 
-def block_costs(graph: Graph, quant: str, context: int, chunk: int) -> tuple[BlockCost, ...]:
+def block_costs(
+    graph: Graph, quant: str, context: int, chunk: int, cache: str = "f16"
+) -> tuple[BlockCost, ...]:
     """Costs of the graph's blocks, in order.
 
     weights_bytes: packed tensors, each on pages of its own. cache_bytes: keys and values of `context` tokens,
-    4 bytes an element in f32, else 2. activation_bytes: peak of a chunk. decode: one token with `context`
-    tokens cached, of which attention reads those in its window; an embedding reads one row, not its table.
-    prefill: one chunk of a prompt that fills the context, at the mean number of cached tokens, context / 2: a
-    window bounds it too; weights are read once a chunk, an embedding's rows once a token. A block that needs
-    the last row only is charged one row and, as the planner multiplies by the number of chunks, that with
-    every chunk: an upper bound.
+    in f32 with f32 weights, else as `cache` says (ir.packing.CACHES). activation_bytes: peak of a chunk.
+    decode: one token with `context` tokens cached, of which attention reads those in its window; an embedding
+    reads one row, not its table. prefill: one chunk of a prompt that fills the context, at the mean number of
+    cached tokens, context / 2: a window bounds it too; weights are read once a chunk, an embedding's rows
+    once a token. A block that needs the last row only is charged one row and, as the planner multiplies by
+    the number of chunks, that with every chunk: an upper bound.
     """
     costs: dict[tuple[str, bool], BlockCost] = {}
     result = []
@@ -31,27 +33,27 @@ def block_costs(graph: Graph, quant: str, context: int, chunk: int) -> tuple[Blo
         key = (block.template, block.last_row_only)
         if key not in costs:
             rows = 1 if block.last_row_only else min(chunk, context)
-            costs[key] = _template_cost(graph.templates[block.template], quant, context, rows)
+            costs[key] = _template_cost(
+                graph.templates[block.template], quant, context, rows, cache_format(quant, cache)
+            )
         result.append(replace(costs[key], block=block.id))
     return tuple(result)
 
 
-def _template_cost(template: Template, quant: str, context: int, rows: int) -> BlockCost:
-    itemsize = 4 if quant == "f32" else 2
+def _template_cost(template: Template, quant: str, context: int, rows: int, cache: str) -> BlockCost:
     streamed = sum(weight_bytes(w, quant) for w in template.weights if w.role != "embedding")
     tables = sum(weight_bytes(w, quant) for w in template.weights if w.role == "embedding")
     row = sum(_row_bytes(w, quant) for w in template.weights if w.role == "embedding")
-    elements = sum(cache.elements_per_token() for cache in template.caches)
     mean = context / 2
     return BlockCost(
         block=0,
         weights_bytes=streamed + tables,
-        cache_bytes=context * elements * itemsize,
+        cache_bytes=context * sum(_token_bytes(c, cache) for c in template.caches),
         activation_bytes=rows * template.activation_bytes,
         decode_flops=template.linear_flops + _attention_flops(template, context),
-        decode_bytes=streamed + row + _cache_read(template, context) * itemsize,
+        decode_bytes=streamed + row + _cache_read(template, context, cache),
         prefill_flops=rows * (template.linear_flops + _attention_flops(template, mean)),
-        prefill_bytes=streamed + rows * row + _cache_read(template, mean) * itemsize,
+        prefill_bytes=streamed + rows * row + _cache_read(template, mean, cache),
     )
 
 
@@ -76,9 +78,13 @@ def _attention_flops(template: Template, cached: float) -> float:
     return sum(2 * c.heads * (c.key_dim + c.value_dim) * _seen(c, cached) for c in template.caches)
 
 
-def _cache_read(template: Template, cached: float) -> float:
-    """Cache elements that one token's attention reads."""
-    return sum(c.elements_per_token() * _seen(c, cached) for c in template.caches)
+def _cache_read(template: Template, cached: float, kind: str) -> float:
+    """Bytes of the cache that one token's attention reads."""
+    return sum(_token_bytes(c, kind) * _seen(c, cached) for c in template.caches)
+
+
+def _token_bytes(cache: CacheSpec, kind: str) -> int:
+    return cache_token_bytes(kind, cache.kv_heads, cache.key_dim, cache.value_dim)
 
 
 def flows(graph: Graph, chunk: int) -> tuple[Flow, ...]:

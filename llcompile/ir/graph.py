@@ -33,9 +33,6 @@ class CacheSpec:
     value_dim: int
     window: int = 0
 
-    def elements_per_token(self) -> int:
-        return self.kv_heads * (self.key_dim + self.value_dim)
-
 
 @dataclass(frozen=True)
 class WeightParam:

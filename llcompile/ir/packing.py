@@ -92,7 +92,38 @@ def layout_of(role: str, quant: str, tile_rows: int) -> Layout:
     return Layout("tiled", quant, tile_rows)
 
 
+KEY_BLOCK = 16  # tokens whose keys lie together, transposed
+CACHE_TILE = 128  # a cache has room for a multiple of so many tokens
+CACHES = ("f16", "q8")  # formats of a cache; f32 with float32 weights
 MAX_BATCH = 16  # sequences of which one token each is computed together
+
+
+def cache_arguments(
+    kind: str, kv_heads: int, key_dim: int, value_dim: int, context: int
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Dtype and shape, without the axis of slots, of the tensors of one attention node's cache of `kind`.
+
+    Keys (kv_heads, tokens/16, key_dim, 16), values (kv_heads, tokens, value_dim); tokens: the context, padded.
+    q8: codes int8 -127..127, then the keys' and the values' scales float16 (kv_heads, tokens), by which the codes
+    of a token and head are multiplied.
+    """
+    tokens = pad(context, CACHE_TILE)
+    dtype = {"f32": "float32", "f16": "float16", "q8": "int8"}[kind]
+    keys = (dtype, (kv_heads, tokens // KEY_BLOCK, key_dim, KEY_BLOCK))
+    values = (dtype, (kv_heads, tokens, value_dim))
+    scales = ("float16", (kv_heads, tokens))
+    return (keys, values, scales, scales) if kind == "q8" else (keys, values)
+
+
+def cache_format(quant: str, wished: str) -> str:
+    """The format of the caches of a build: float32 with float32 weights, else as wished (one of CACHES)."""
+    return "f32" if quant == "f32" else wished
+
+
+def cache_token_bytes(kind: str, kv_heads: int, key_dim: int, value_dim: int) -> int:
+    """What one token takes in one attention node's cache of `kind`."""
+    elements = key_dim + value_dim
+    return kv_heads * {"f32": 4 * elements, "f16": 2 * elements, "q8": elements + 2 * 2}[kind]
 
 
 @dataclass(frozen=True)
@@ -106,7 +137,7 @@ class LoweredTemplate:
     neither slots nor caches. Inputs in the template's order. Caches of all sequences lie side by side: `caches`
     gives for each argument its dtype and its shape without the leading axis, that of slots; tokens are appended in
     place at their positions. slots int64: where the sequence's caches are, (1,); for `_batch` each token's, (n,).
-    Arguments of caches: for each attention node keys, then values, both (kv_heads, context, dim).
+    Arguments of caches: for each attention node what `cache_arguments` says.
     """
 
     template: str

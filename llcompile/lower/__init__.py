@@ -17,7 +17,13 @@ __all__ = ["compile_library", "lower_templates"]
 
 
 def compile_library(
-    templates: Sequence[Template], quant: str, processor: Processor, context: int, chunk: int, out: Path
+    templates: Sequence[Template],
+    quant: str,
+    processor: Processor,
+    context: int,
+    chunk: int,
+    out: Path,
+    cache: str = "f16",
 ) -> None:
     """Compile `templates` into the shared library `out`: `<id>_decode` (n = 1) and `<id>_prefill`
     (1 <= n <= chunk) of each, called as `lower_templates` says.
@@ -26,4 +32,4 @@ def compile_library(
     """
     from llcompile.lower.library import compile_library as compile_and_link
 
-    compile_and_link(templates, quant, processor, context, chunk, out)
+    compile_and_link(templates, quant, processor, context, chunk, out, cache)

@@ -30,6 +30,7 @@ class Module:
     isa: Isa
     quant: str
     context: int
+    cache: str
     kernels: dict[Hashable, object] = field(default_factory=dict)
 
     def kernel(self, name: str, key: Hashable, make: Callable[[], tirx.PrimFunc]) -> object:

@@ -14,7 +14,7 @@ from tvm import relax
 from llcompile.ir.cluster import Processor
 from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.graph import Template
-from llcompile.ir.packing import MAX_BATCH
+from llcompile.ir.packing import MAX_BATCH, cache_format
 from llcompile.lower.emitter import INPUTS, Module, emit_function
 from llcompile.lower.fuse import fuse
 from llcompile.lower.kernels.isa import isa_of
@@ -31,10 +31,16 @@ PASSES = {"tirx.disable_assert": True, "tirx.disable_storage_rewrite": True}
 
 
 def compile_library(
-    templates: Sequence[Template], quant: str, processor: Processor, context: int, chunk: int, out: Path
+    templates: Sequence[Template],
+    quant: str,
+    processor: Processor,
+    context: int,
+    chunk: int,
+    out: Path,
+    cache: str = "f16",
 ) -> None:
     """See llcompile.lower.compile_library."""
-    module = build_module(templates, quant, processor, context, chunk)
+    module = build_module(templates, quant, processor, context, chunk, cache)
     with tvm.transform.PassContext(config=PASSES):
         executable = relax.build(
             module, target=target_of(processor), relax_pipeline=relax_passes(), exec_mode="compiled"
@@ -51,11 +57,16 @@ def target_of(processor: Processor) -> tvm.target.Target:
 
 
 def build_module(
-    templates: Sequence[Template], quant: str, processor: Processor, context: int, chunk: int
+    templates: Sequence[Template],
+    quant: str,
+    processor: Processor,
+    context: int,
+    chunk: int,
+    cache: str = "f16",
 ) -> tvm.IRModule:
     """The Relax module with all functions of each template; memory is planned for `chunk` tokens of a prompt."""
-    module = Module(relax.BlockBuilder(), isa_of(processor.isa), quant, context)
-    lowered = lower_templates(templates, quant, processor, context)
+    module = Module(relax.BlockBuilder(), isa_of(processor.isa), quant, context, cache_format(quant, cache))
+    lowered = lower_templates(templates, quant, processor, context, cache)
     for template, convention in zip(templates, lowered, strict=True):
         rows = {weight.name: weight.shape[0] for weight in template.weights}
         graph = fuse(read_graph(template), rows)

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from llcompile.ir.cluster import Processor
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import Template
-from llcompile.ir.packing import FORMATS, LoweredTemplate, PackedParam, layout_of, packed_params
+from llcompile.ir.packing import (
+    CACHES,
+    FORMATS,
+    LoweredTemplate,
+    PackedParam,
+    cache_arguments,
+    cache_format,
+    layout_of,
+    packed_params,
+)
 
 TILE_ROWS = {"avx512vnni": 16, "avx2": 8, "neon": 8, "neon_dotprod": 8, "neon_i8mm": 8}
 
@@ -21,31 +30,31 @@ def tile_rows(processor: Processor) -> int:
 
 
 def lower_templates(
-    templates: Sequence[Template], quant: str, processor: Processor, context: int
+    templates: Sequence[Template], quant: str, processor: Processor, context: int, cache: str = "f16"
 ) -> tuple[LoweredTemplate, ...]:
-    """Calling convention of each template compiled for `processor` in format `quant`; caches of `context` tokens.
+    """Calling convention of each template compiled for `processor` in format `quant`; caches of `context` tokens
+    in format `cache`, or float32 with float32 weights.
 
     Raises CompileError L101 (instruction set) or L102 (format).
     """
+    if cache not in CACHES:
+        raise CompileError("L102", f"unknown cache format {cache!r}: use one of {', '.join(CACHES)}")
     if quant not in FORMATS:
         raise CompileError("L102", f"unknown weight format {quant!r}: use one of {', '.join(FORMATS)}")
     rows = tile_rows(processor)
-    return tuple(_lower(template, quant, rows, context) for template in templates)
+    return tuple(_lower(template, quant, rows, context, cache) for template in templates)
 
 
-def cache_dtype(quant: str) -> str:
-    """Keys and values are kept in float16 unless weights are float32."""
-    return "float32" if quant == "f32" else "float16"
-
-
-def _lower(template: Template, quant: str, rows: int, context: int) -> LoweredTemplate:
+def _lower(template: Template, quant: str, rows: int, context: int, cache_wish: str) -> LoweredTemplate:
     params: list[PackedParam] = []
     for index, weight in enumerate(template.weights):
         layout = layout_of(weight.role, quant, rows)
         params.extend(packed_params(index, weight.name, weight.shape, layout))
     caches = [
-        (cache_dtype(quant), (cache.kv_heads, context, width))
+        argument
         for cache in template.caches
-        for width in (cache.key_dim, cache.value_dim)
+        for argument in cache_arguments(
+            cache_format(quant, cache_wish), cache.kv_heads, cache.key_dim, cache.value_dim, context
+        )
     ]
     return LoweredTemplate(template.id, tuple(params), tuple(caches))

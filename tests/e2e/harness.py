@@ -61,13 +61,15 @@ def options(model: Path, target: Path, quant: str, **wishes: Any) -> pipeline.Bu
     return pipeline.BuildOptions(str(model), target, quant=quant, context=CONTEXT, **wishes)
 
 
-def compile_model(model: Path, folder: Path, quant: str = "f32") -> CompiledModel:
+def compile_model(model: Path, folder: Path, quant: str = "f32", **wishes: Any) -> CompiledModel:
     """Export, cut, and compile the model in directory `model` for x86-64-v3; libraries go to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     target = devices_json(folder / "one.json", 1)
     loaded = frontend.load_model(str(model))
     dataflow = graph.build_graph(loaded)
-    planned = pipeline.plan_graph(loaded, dataflow, cost.load_cluster(target), options(model, target, quant))
+    planned = pipeline.plan_graph(
+        loaded, dataflow, cost.load_cluster(target), options(model, target, quant, **wishes)
+    )
     return CompiledModel(loaded, dataflow, pipeline.compile_targets(planned, folder))
 
 

@@ -68,3 +68,21 @@ def test_logits_are_those_of_the_dequantised_weights(family: Path, quant: str, t
     with torch.no_grad():
         expected = dequantised_model(family, compiled, quant)(torch.tensor([ids])).logits[0].numpy()
     assert relative_error(found, expected) < BOUNDS[quant]
+
+
+def test_an_eight_bit_cache(tmp_path: Path) -> None:
+    """Beside the same weights with a cache in float16: logits within 5 % (root mean square), nine in ten of the
+    likeliest tokens the same, half the memory planned."""
+    model = save("llama", tmp_path / "llama")
+    target = harness.devices_json(tmp_path / "devices.json", 2)
+    ids, found, kept = prompt(61), {}, {}
+    for kind in ("f16", "q8"):
+        compiled = harness.compile_model(model, tmp_path / kind, "f16", cache=kind)
+        wishes = harness.options(model, target, "f16", use_all=True, cache=kind)
+        planned = compiled.bundle(tmp_path / f"{kind}-bundle", cost.load_cluster(target), wishes)
+        found[kind] = harness.logits(tmp_path / f"{kind}-bundle", ids)
+        kept[kind] = sum(block.cache_bytes for block in planned.costs)
+    assert 0 < relative_error(found["q8"], found["f16"]) < 0.05
+    same = found["q8"].argmax(axis=-1) == found["f16"].argmax(axis=-1)
+    assert same.mean() > 0.9
+    assert kept["q8"] < 0.65 * kept["f16"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from math import gcd
 
 import numpy as np
@@ -11,10 +10,15 @@ from tvm import relax, tirx
 
 from llcompile.ir.graph import CacheSpec
 from llcompile.lower.emitter import Emitter, OpEmitter
-from llcompile.lower.kernels.attention import AttentionSpec, attention
+from llcompile.lower.kernels.attention import (
+    AttentionSpec,
+    Inputs,
+    prompt_attention,
+    step_attention,
+    workspace,
+)
 from llcompile.lower.kernels.vector import Expr
 from llcompile.lower.onnx_graph import Node
-from llcompile.lower.tiles import cache_dtype
 from llcompile.lower.values import Index, Loads, Shape, Value, stored
 
 
@@ -25,28 +29,36 @@ def _attention(emitter: Emitter, node: Node) -> list[Value]:
         raise emitter.error("L116", node, "the template has no cache left, or no position_ids, for it")
     if not node.attributes.get("causal", 1):
         raise emitter.error("L117", node, "only causal attention can be compiled")
-    cache, (keys, values) = emitter.caches.pop(0)
+    cache, caches = emitter.caches.pop(0)
     slopes = np.asarray(node.attributes.get("alibi", ()), dtype=np.float32)
     spec = _spec(emitter, node, cache, bool(slopes.size))
     inputs = [emitter.value(name) for name in node.inputs[:3]]
     _check_shapes(emitter, node, spec, inputs)
-    arguments = [
-        *map(emitter.materialise, inputs),
-        emitter.position_ids,
-        relax.const(slopes if slopes.size else np.zeros(1, np.float32)),
-        emitter.slots,
-        keys,
-        values,
-    ]
-    apart = emitter.function != "prefill"
-    make = partial(attention, emitter.module.isa.lanes, emitter.extent(), spec, apart)
-    name = f"attention_{spec.heads}_{spec.kv_heads}_{spec.key_dim}_{emitter.function}"
-    kernel = emitter.module.kernel(name, spec, make)
-    shape: Shape = (1, spec.heads, "n", spec.value_dim)
-    types = [emitter.tensor_type(shape, "float32"), keys.ty, values.ty]
-    places = [-1, len(arguments) - 2, len(arguments) - 1]
+    make = prompt_attention if emitter.function == "prefill" else step_attention
+    function, loaded = make(emitter.module.isa.lanes, emitter.extent(), spec, Inputs(*inputs))
+    kernel = emitter.module.builder.add_func(function, f"{emitter.template.id}_attention_{emitter.function}")
+    slope = relax.const(slopes if slopes.size else np.zeros(1, np.float32))
+    arguments = [*loaded, emitter.position_ids, slope, emitter.slots, *caches]
+    shape: Shape = (1, "n", spec.heads, spec.value_dim)
+    types = [emitter.tensor_type(shape, "float32")]
+    if make is step_attention:
+        types.append(relax.TensorType(list(workspace(emitter.n, spec)), "float32"))
+    places = [*(-1 for _ in types), *range(len(arguments) - len(caches), len(arguments))]
+    types += [cache.ty for cache in caches]
     result = emitter.module.builder.emit(relax.op.call_tir_inplace(kernel, arguments, places, types))
-    return [stored(shape, "float32", emitter.module.builder.emit(relax.TupleGetItem(result, 0)))]
+    out = stored(shape, "float32", emitter.module.builder.emit(relax.TupleGetItem(result, 0)))
+    return [_heads_first(out)]
+
+
+def _heads_first(x: Value) -> Value:
+    """(1, n, H, dv) seen as (1, H, n, dv)."""
+    one, n, heads, width = x.shape
+
+    def element(loads: Loads, index: Index) -> Expr:
+        zero, head, token, column = index
+        return x.at(loads, [zero, token, head, column])
+
+    return Value((one, heads, n, width), x.dtype, element)
 
 
 def _spec(emitter: Emitter, node: Node, cache: CacheSpec, alibi: bool) -> AttentionSpec:
@@ -56,7 +68,7 @@ def _spec(emitter: Emitter, node: Node, cache: CacheSpec, alibi: bool) -> Attent
         key_dim=cache.key_dim,
         value_dim=cache.value_dim,
         context=emitter.module.context,
-        cache_dtype=cache_dtype(emitter.module.quant),
+        cache=emitter.module.cache,
         scale=float(node.attributes["scale"]),
         window=int(node.attributes.get("window", 0)),
         softcap=float(node.attributes.get("softcap", 0.0)),

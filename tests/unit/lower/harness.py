@@ -219,12 +219,13 @@ class Library:
         context: int = 64,
         chunk: int = 16,
         draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] = random_weight,
+        cache: str = "f16",
     ) -> None:
         processor = PROCESSORS[isa]
-        compile_library(templates, quant, processor, context, chunk, out)
+        compile_library(templates, quant, processor, context, chunk, out, cache)
         self.machine = tvm_ffi.load_module(str(out))["vm_load_executable"]()
         self.machine["vm_initialization"](1, 0, 2)
-        lowered = lower_templates(templates, quant, processor, context)
+        lowered = lower_templates(templates, quant, processor, context, cache)
         self.lowered = {low.template: low for low in lowered}
         self.templates = {t.id: t for t in templates}
         self.weights: dict[str, dict[str, np.ndarray]] = {}
@@ -254,7 +255,10 @@ class Library:
 
     def caches(self, id: str, slots: int = 1) -> list[np.ndarray]:
         """Caches full of what must never be read."""
-        return [aligned(np.full((slots, *shape), np.nan, dtype)) for dtype, shape in self.lowered[id].caches]
+        return [
+            aligned(np.full((slots, *shape), -128 if dtype == "int8" else np.nan, dtype))
+            for dtype, shape in self.lowered[id].caches
+        ]
 
     def call(
         self,
@@ -294,6 +298,13 @@ class Library:
 
 def _tokens(array: np.ndarray, spec: TensorSpec, start: int, size: int) -> np.ndarray:
     return np.ascontiguousarray(np.take(array, range(start, start + size), axis=spec.shape.index("n")))
+
+
+def by_token(cache: np.ndarray, slot: int = 0) -> np.ndarray:
+    """A slot of a cache's tensor with the tokens on the second axis, (Hkv, tokens, ...)."""
+    if cache.ndim == 5:  # keys, in transposed blocks
+        return np.swapaxes(cache[slot], 2, 3).reshape(cache.shape[1], -1, cache.shape[3])
+    return cache[slot]
 
 
 def random_inputs(template: Template, n: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,0 +1,52 @@
+"""Products of query rows with keys, and of weights with values: one register block at a time.
+
+Every sum is one chain of fused multiply-adds in the order of components (of keys): what it comes to does not
+depend on the block that computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as B
+
+from llcompile.lower.kernels.vector import Expr, intrinsic, local, run, same, type_of, vector_type
+
+Left = Callable[[int, Expr], Expr]  # float32 of (row, step)
+Right = Callable[[int, Expr], Expr]  # float32xL of (vector, step)
+Sink = Callable[[int, int, Expr], None]  # (row, vector, float32xL)
+
+
+def fma(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
+    """a * b + c, rounded once."""
+    return intrinsic(vector_type("float32", lanes), "llvm.fma", a, b, c)
+
+
+def hold(value: Expr) -> Expr:
+    """`value` (a scalar) computed here, once. A bound variable will not do for an index: the compiler puts its
+    expression back wherever it is used, and one index built upon the other grows beyond all bounds."""
+    buffer = local((1,), type_of(value))
+    B.buffer_store(buffer, value, [0])
+    return buffer[0]
+
+
+def products(
+    rows: int, vectors: int, lanes: int, steps: Expr | int, left: Left, right: Right, sink: Sink
+) -> None:
+    """sink(r, v, the sum over steps s of left(r, s) * right(v, s)), for all rows r and vectors v."""
+    acc = local((rows * vectors * lanes,))
+    zero = tirx.const(0.0, vector_type("float32", lanes))
+    places = [[run((r * vectors + v) * lanes, lanes) for v in range(vectors)] for r in range(rows)]
+    for row in places:
+        for place in row:
+            B.buffer_store(acc, zero, [place])
+    with B.serial(steps) as s:
+        others = [B.Bind(right(v, s)) for v in range(vectors)]
+        for r, row in enumerate(places):
+            each = B.Bind(same(left(r, s), lanes))
+            for place, other in zip(row, others, strict=True):
+                B.buffer_store(acc, fma(each, other, acc[place], lanes), [place])
+    for r, row in enumerate(places):
+        for v, place in enumerate(row):
+            sink(r, v, acc[place])
