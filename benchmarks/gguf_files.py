@@ -96,6 +96,23 @@ def interleaved(matrix: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, columns))
 
 
+def halves(matrix: np.ndarray, heads: int) -> np.ndarray:
+    """Inverse of `interleaved`."""
+    rows, columns = matrix.shape
+    pairs = matrix.reshape(heads, rows // heads // 2, 2, columns)
+    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
+
+
+def checkpoint_name(name: str) -> str:
+    """A tensor's name in a checkpoint, from that in the file."""
+    outside = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    first, *rest = name.removesuffix(".weight").split(".")
+    if first != "blk":
+        return f"{outside[first]}.weight"
+    layer, kind = rest
+    return f"model.layers.{layer}.{(_MATRICES | _NORMS)[kind]}.weight"
+
+
 def _vocabulary(writer: Any, bpe: Mapping[str, Any], size: int) -> None:
     kinds = gguf().TokenType
     tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)

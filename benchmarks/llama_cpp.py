@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,34 @@ import memory
 import parts
 from parts import Line, Settings, Tell
 from peer import BUILDS, CACHE, FORMATS, ROOT, built
-from processes import Failed
+from processes import Failed, run
 from rounds import Spread
 from tables import memory_table, rates_table, reads_sentence
 
 RESULTS = CACHE / "results"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Lines of a part that come as Markdown."""
+
+    text: str
+
+
+def quality_text(chosen: Settings, tell: Tell) -> Iterator[Text]:
+    """What benchmarks/quality.py prints."""
+    done = run([sys.executable, Path(__file__).with_name("quality.py"), "--target", chosen.target])
+    tell(f"{done.seconds:.0f} s")
+    yield Text(done.stdout.strip())
+
+
 # Name: heading, what its table shows, lines.
 PARTS: dict[str, tuple[str, str, Callable[[Settings, Tell], Iterator[Any]]]] = {
     "rates": ("Prefill and decode", "An empty cache.", parts.rate_lines),
     "depth": (
         "Depth",
         "q4 with that many tokens in the cache before each test (float16 in both programs); llama.cpp with flash "
-        "attention or without, whichever is faster.",
+        "attention or without, whichever is faster (judged at 2048; two rounds there, one at 8192).",
         parts.depth_lines,
     ),
     "batches": (
@@ -54,6 +70,12 @@ PARTS: dict[str, tuple[str, str, Callable[[Settings, Tell], Iterator[Any]]]] = {
         "pages; beside: the peak less the weights that a token needs (all but the embedding's table) and the cache "
         "of the tokens fed. The kinds are sampled, each at its own peak.",
         memory.memory_lines,
+    ),
+    "quality": (
+        "Quality",
+        "The example model on held-out text. In Q4_0 llama-quantize holds its tied table in Q8_0, the other matrices "
+        "in 4.5 bits; with --pure all matrices have llrun's bits.",
+        quality_text,
     ),
 }
 
@@ -131,6 +153,8 @@ def document() -> str:
 def _section(name: str, record: dict[str, Any]) -> str:
     heading, explained, _ = PARTS[name]
     measured = f"Measured {record['date']}"
+    if name == "quality":
+        return f"## {heading}\n\n{explained} {measured}. {record['lines'][0]['text']}"
     if name == "memory":
         body = memory_table([memory.Held.load(line) for line in record["lines"]])
         return f"## {heading}\n\n{explained} {measured}.\n\n{body}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import machine
@@ -16,6 +16,7 @@ from rounds import Contest, Rates, Series, Spread, play, ratios, spread
 PREFILL_MACS = 22 * ((2 * 2048 + 2 * 256) * 2048 + 3 * 2048 * 5632)
 BATCHES = (1, 2, 4, 8, 16)
 DEPTH_CONTEXT = 16384
+DEPTHS = ((2048, 2), (8192, 1))  # tokens, rounds at most
 _PEERS = {"llama.cpp": ()}
 _FLASH = {"llama.cpp -fa 0": ("-fa", "0"), "llama.cpp -fa 1": ("-fa", "1")}
 _OURS = "llrun"
@@ -61,20 +62,24 @@ def rate_lines(chosen: Settings, tell: Tell, folder: str = "build") -> Iterator[
 
 
 def depth_lines(chosen: Settings, tell: Tell) -> Iterator[Line]:
-    """Prefill and decode with a deep cache, in q4; the peer with and without flash attention, the better counts."""
-    for depth in (2048, 8192):
-        for threads in chosen.threads:
-            if depth == 8192 and threads == 1 and not chosen.long:
+    """Prefill and decode with a deep cache, in q4: the peer with and without flash attention, the better counts, and
+    is alone measured at the largest depth. A round takes minutes there: one is run, and two of the other."""
+    for threads in chosen.threads:
+        peers = _FLASH
+        for depth, rounds in DEPTHS:
+            if depth > DEPTHS[0][0] and threads == 1 and not chosen.long:
                 continue
+            fewer = replace(chosen, rounds=min(chosen.rounds, rounds))
             sizes = ["-p", "512", "-n", "32", "-d", str(depth)]
-            yield from _lines(chosen, tell, "build", "q4", threads, sizes, depth, DEPTH_CONTEXT, _FLASH)
+            lines = list(_lines(fewer, tell, "build", "q4", threads, sizes, depth, DEPTH_CONTEXT, peers))
+            yield from lines
+            peers = {line.peer_name: _FLASH[line.peer_name] for line in lines}
 
 
 def avx2_lines(chosen: Settings, tell: Tell) -> Iterator[Line]:
     """Both programs built for AVX2, FMA, F16C and BMI2 and nothing later."""
     quants = tuple(quant for quant in chosen.quants if quant != "f16")
-    narrow = Settings(quants, chosen.threads, chosen.rounds, "x86-64-v3")
-    yield from rate_lines(narrow, tell, "build-avx2")
+    yield from rate_lines(replace(chosen, quants=quants, target="x86-64-v3"), tell, "build-avx2")
 
 
 def _lines(

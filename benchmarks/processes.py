@@ -30,10 +30,11 @@ class Finished:
     file_bytes: int = 0
 
 
-def run(command: Sequence[str | Path], watch: bool = False) -> Finished:
+def run(command: Sequence[str | Path], watch: bool = False, merged: bool = False) -> Finished:
     """Run `command` to its end in a process group of its own, which is killed when anything interrupts.
 
-    `watch` samples the kinds of its memory every 20 ms, which disturbs it a little. Raises Failed.
+    `watch` samples the kinds of its memory every 20 ms, which disturbs it a little. `merged`: stderr
+    goes to stdout. Raises Failed.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
@@ -41,7 +42,7 @@ def run(command: Sequence[str | Path], watch: bool = False) -> Finished:
             [str(word) for word in command],
             stdin=subprocess.DEVNULL,
             stdout=out,
-            stderr=err,
+            stderr=out if merged else err,
             start_new_session=True,
         )
         reaped = False

@@ -8,10 +8,12 @@ from memory import LIMIT_BYTES, Held
 from parts import Line
 from rounds import Spread
 
+_WORDS = ("format", "test", "program", "weights alone", "llrun", "llama-perplexity")
+
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; text to the left, figures to the right."""
-    marks = ["---" if head in ("format", "test", "program") else "---:" for head in heads]
+    marks = ["---" if head in _WORDS else "---:" for head in heads]
     return "\n".join("| " + " | ".join(row) + " |" for row in (heads, marks, *rows))
 
 

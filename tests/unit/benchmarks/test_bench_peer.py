@@ -6,11 +6,13 @@ import json
 
 import numpy as np
 import ours
+import parts
 import peer
 import pytest
-from gguf_files import interleaved
+from gguf_files import checkpoint_name, halves, interleaved
 from memory import Held
 from parts import Line
+from quality import scored
 from rounds import Spread, spread
 from tables import memory_table, rates_table, reads_sentence
 
@@ -39,6 +41,7 @@ def test_llrun_bench_rows() -> None:
 def test_rotary_halves_become_neighbours() -> None:
     matrix = np.arange(8)[:, None] * np.ones((1, 3), int)
     assert interleaved(matrix, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert (halves(interleaved(matrix, 2), 2) == matrix).all()
 
 
 def _line(test: str, **changes: object) -> Line:
@@ -75,3 +78,34 @@ def test_memory_beside_weights_and_cache_is_held_against_the_limit() -> None:
     rows = memory_table([within, beyond]).splitlines()[2:]
     assert rows[0].endswith("| 96.0 | yes |")
     assert rows[1].endswith("| 639.0 | no |")
+
+
+def test_depths_after_the_first_take_the_peers_better_switch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, list[str], int]] = []
+
+    def lines(chosen, tell, folder, quant, threads, sizes, depth, context, peers):
+        asked.append((depth, list(peers), chosen.rounds))
+        yield _line(f"pp512 @ d{depth}", peer_name="llama.cpp -fa 0")
+
+    monkeypatch.setattr(parts, "_lines", lines)
+    found = list(parts.depth_lines(parts.Settings(("q4",), (1, 2), 3, "x86-64-v4"), print))
+    both = ["llama.cpp -fa 0", "llama.cpp -fa 1"]
+    assert asked == [(2048, both, 2), (2048, both, 2), (8192, ["llama.cpp -fa 0"], 1)]
+    assert len(found) == 3
+
+
+def test_names_of_tensors_in_a_checkpoint() -> None:
+    assert checkpoint_name("blk.3.attn_k.weight") == "model.layers.3.self_attn.k_proj.weight"
+    assert checkpoint_name("blk.0.ffn_norm.weight") == "model.layers.0.post_attention_layernorm.weight"
+    assert checkpoint_name("token_embd.weight") == "model.embed_tokens.weight"
+
+
+def test_divergence_and_perplexity() -> None:
+    reference = np.log(np.array([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]]))
+    same = scored([[0, 1, 0]], iter([reference]), [reference])
+    assert same.divergence == 0
+    assert same.perplexity == pytest.approx((1 / 0.5 / 0.25) ** 0.5)
+    other = np.log(np.array([[0.25, 0.75], [0.25, 0.75], [0.5, 0.5]]))
+    assert scored([[0, 1, 0]], iter([other]), [reference]).divergence == pytest.approx(
+        (0.5 * np.log(2) + 0.5 * np.log(2 / 3)) / 3
+    )

@@ -1,0 +1,66 @@
+"""The example model's weights as each program's formats hold them, decoded to float32, under the checkpoint's names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from gguf_files import checkpoint_name, gguf, halves, write_llama
+from peer import CACHE, quantise
+
+from llcompile.quantize import formats
+
+# llama-quantize's options. By default it holds a tied table in more bits than the format's: Q6_K, or Q8_0 where rows
+# are no multiple of 256, as here; --pure makes all matrices the same, which are then llrun's bits.
+PEER_FORMATS: Mapping[str, tuple[str, ...]] = {
+    "Q8_0": ("Q8_0",),
+    "Q4_0 --pure": ("Q4_0", "--pure"),
+    "Q4_0": ("Q4_0",),
+}
+_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def our_weights(model: Path, quant: str) -> dict[str, np.ndarray]:
+    """Matrices in `quant`, the embedding's table in q8."""
+    from safetensors.numpy import load_file
+
+    given = load_file(model / "model.safetensors")
+    matrices = {name: value for name, value in given.items() if value.ndim == 2} | {_HEAD: given[_TABLE]}
+    return {
+        name: _through(value, 8 if name == _TABLE or quant == "q8" else 4) for name, value in matrices.items()
+    }
+
+
+def _through(matrix: np.ndarray, bits: int) -> np.ndarray:
+    groups = matrix.astype(np.float32).reshape(-1, 32).T
+    return np.ascontiguousarray(formats.dequantise(*formats.quantise(groups, bits)).T).reshape(matrix.shape)
+
+
+def peer_files(model: Path) -> dict[str, Path]:
+    """GGUF files of the model: F16, and each of PEER_FORMATS."""
+    half = CACHE / f"{model.name}-F16.gguf"
+    if not half.is_file():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        write_llama(half, model)
+    files = {"F16": half}
+    for name, (format, *options) in PEER_FORMATS.items():
+        files[name] = CACHE / f"{model.name}-{name.replace(' --', '-')}.gguf"
+        if not files[name].is_file():
+            quantise(half, files[name], format, *options)
+    return files
+
+
+def peer_weights(model: Path, name: str) -> dict[str, np.ndarray]:
+    """Matrices as llama-quantize wrote them."""
+    config = json.loads((model / "config.json").read_text())
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    found = {}
+    for tensor in gguf().GGUFReader(peer_files(model)[name]).tensors:
+        theirs = checkpoint_name(tensor.name)
+        value = gguf().quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        if value.ndim == 2:
+            projection = theirs.split(".")[-2]
+            found[theirs] = halves(value, heads[projection]) if projection in heads else value
+    return found
