@@ -23,8 +23,8 @@ from tests.unit.lower.harness import (
     runnable,
 )
 
-N = 19
-CHUNKS = ([19], [16, 3], [1, 7, 1, 10], [1] * N)
+N = 83
+CHUNKS = ([83], [64, 19], [1, 65, 1, 16], [7] * 11 + [1] * 6)
 
 
 def _fused(template: Template) -> OnnxGraph:
@@ -153,7 +153,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
     @cache
     def library(quant: str, isa: str) -> Library:
         templates = [replace(make(), id=name) for name, make in TEMPLATES.items()]
-        return Library(templates, quant, isa, tmp_path_factory.mktemp(quant) / "t.so", chunk=32)
+        return Library(templates, quant, isa, tmp_path_factory.mktemp(quant) / "t.so", context=96, chunk=96)
 
     return library
 

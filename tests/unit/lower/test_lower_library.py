@@ -117,6 +117,17 @@ def test_it_runs_without_the_compiler_and_equally_on_any_number_of_threads(tmp_p
     assert said[0] == said[1] == said[2], "same bits"
 
 
+def test_what_changes_from_call_to_call_is_checked_at_each(tmp_path: Path) -> None:
+    library = Library([llama_attention(64, 4, 2, 16)], "q4", runnable()[0], tmp_path / "t.so")
+    inputs = list(random_inputs(library.templates["t1"], 1).values())
+    library.call("t1", "decode", inputs, library.caches("t1"))
+    for place, one in enumerate(inputs):
+        for wrong in (np.concatenate([one, one], axis=1), one[0], one.astype(np.float64)):
+            given = [*inputs[:place], np.ascontiguousarray(wrong), *inputs[place + 1 :]]
+            with pytest.raises((RuntimeError, ValueError, TypeError)):
+                library.call("t1", "decode", given, library.caches("t1"))
+
+
 def test_the_compiler_is_not_loaded_before_it_is_needed() -> None:
     code = "import sys, llcompile.lower; sys.exit('tvm' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
