@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as B
@@ -67,14 +67,18 @@ Block = Callable[[Sequence[Tile], Expr | int, int], Sums]  # (tiles, first token
 
 
 def over_tokens(size: int, n: Extent, body: Callable[[Expr | int, int], None]) -> None:
-    """`body` of all tokens, in blocks of `size`; one by one when there are fewer. The last block overlaps the one
-    before it when n is no multiple of `size`: a token is then computed twice, with the same result."""
+    """`body` of all tokens, in blocks of `size`; of half of it when there are fewer, and so on. The last block overlaps
+    the one before it when n is no multiple of the size: a token is then computed twice, with the same result."""
     if isinstance(n, int):
         body(0, 1)
         return
-    with B.If(n < size):
-        with B.Then(), B.serial(n) as m:
+    if size == 1:
+        with B.serial(n) as m:
             body(m, 1)
+        return
+    with B.If(n < size):
+        with B.Then():
+            over_tokens(size // 2, n, body)
         with B.Else(), B.serial((n + (size - 1)) // size) as b:
             body(B.Bind(tirx.min(b * size, n - size)), size)
 
@@ -102,31 +106,32 @@ def pair_tokens(isa: Isa, words: tirx.Buffer, n: tirx.Var) -> tirx.Buffer:
 
 
 def float_block(isa: Isa, x: tirx.Buffer, matrices: Sequence[Matrix]) -> Block:
-    """x (1, n, columns) float32; sums in float32."""
+    """x (1, n, columns) float32; sums in float32, each in the order of the columns: several tiles at once, so that a
+    sum need not wait for the one before."""
     lanes, parts, columns = isa.lanes, isa.parts, int(matrices[0].data.shape[1])
-    vector, ahead = vector_type("float32", lanes), isa.ahead(8 * DTYPE_BYTES[str(matrices[0].data.dtype)])
+    stored = DTYPE_BYTES[str(matrices[0].data.dtype)]
+    vector, ahead = vector_type("float32", lanes), isa.ahead(8 * stored)
+    unroll = gcd(columns, max(LINE // (isa.rows * stored), 1))  # what one line holds
 
     def block(tiles: Sequence[Tile], first: Expr | int, tokens: int) -> Sums:
-        # One token alone: several sums side by side, or every step would wait for the one before.
-        chains = next(c for c in (4, 2, 1) if columns % c == 0) if tokens == 1 else 1
-        size = tokens * len(tiles) * parts
-        acc = _accumulators(size * chains, lanes)
-        with B.serial(columns // chains) as k:
+        acc = _accumulators(tokens * len(tiles) * parts, lanes)
+        with B.serial(columns // unroll) as line:
             for number, t in tiles:
-                _fetch(matrices[number].data, t, k * chains, chains, ahead if tokens == 1 else 0)
-            for c in range(chains):
-                for i, (number, t) in enumerate(tiles):
-                    for p in range(parts):
-                        weight = matrices[number].data[t, k * chains + c, tirx.Ramp(p * lanes, 1, lanes)]
-                        w = B.Bind(tirx.Cast(vector, weight))
-                        for m in range(tokens):
-                            each = tirx.Broadcast(x[0, first + m, k * chains + c], lanes)
-                            place = c * size + (m * len(tiles) + i) * parts + p
-                            _add(acc, place * lanes, w * each, lanes)
-        for c in range(1, chains):
-            for place in range(size):
-                _add(acc, place * lanes, acc[tirx.Ramp((c * size + place) * lanes, 1, lanes)], lanes)
+                _fetch(matrices[number].data, t, line * unroll, unroll, ahead)
+            for k in range(unroll):
+                _float_step(line * unroll + k, tiles, first, tokens, acc)
         return Sums(acc, isa, len(tiles))
+
+    def _float_step(k: Expr, tiles: Sequence[Tile], first: Expr | int, tokens: int, acc: tirx.Buffer) -> None:
+        weights = [
+            B.Bind(tirx.Cast(vector, matrices[number].data[t, k, tirx.Ramp(p * lanes, 1, lanes)]))
+            for number, t in tiles
+            for p in range(parts)
+        ]
+        for m in range(tokens):
+            each = B.Bind(tirx.Broadcast(x[0, first + m, k], lanes))
+            for i, weight in enumerate(weights):
+                _add(acc, (m * len(weights) + i) * lanes, weight * each, lanes)
 
     return block
 

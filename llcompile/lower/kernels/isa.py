@@ -54,9 +54,10 @@ class Isa(Protocol):
     """An instruction set as the kernels see it.
 
     A vector holds `lanes` float32. A tile of `rows` weight rows is `parts` vectors. `tokens`: block of tokens
-    that a prefill multiplies with one tile of quantised weights at once; `float_tokens`: of float weights, which
-    need fewer registers. `apart`: several tokens are multiplied with one vector of rows at a time, for want of
-    registers. `paired`: the tokens of a block (an even number) are read by twos, as `blocks.pair_tokens` lays them.
+    that a prefill multiplies with one tile of quantised weights at once (`block`: of so many bits); `float_tokens`:
+    with `float_tiles` tiles of float weights, which need fewer registers. `apart`: several tokens are multiplied
+    with one vector of rows at a time, for want of registers. `paired`: the tokens of a block (an even number) are
+    read by twos, as `blocks.pair_tokens` lays them.
     """
 
     @property
@@ -72,9 +73,14 @@ class Isa(Protocol):
     @property
     def float_tokens(self) -> int: ...
     @property
+    def float_tiles(self) -> int: ...
+    @property
     def apart(self) -> bool: ...
     @property
     def paired(self) -> bool: ...
+
+    def block(self, bits: int) -> int:
+        """Tokens that are multiplied at once with a tile of weights of `bits` bits, when there are so many."""
 
     def ahead(self, bits: int) -> int:
         """How many bytes before their use to ask for weights of `bits` bits; 0 leaves that to the processor.
@@ -100,6 +106,7 @@ class _Base:
     float_tokens: int
     apart: bool = False
     paired: bool = False
+    float_tiles: int = 1
 
     @property
     def rows(self) -> int:
@@ -108,6 +115,9 @@ class _Base:
     @property
     def parts(self) -> int:
         return self.rows // self.lanes
+
+    def block(self, bits: int) -> int:
+        return self.tokens
 
     def ahead(self, bits: int) -> int:
         return 0
@@ -169,6 +179,9 @@ class Avx2(_Base):
     q4: 8 steps * 2 * 15 * 127 = 30480 fits in int16, so the steps are summed there. q8: |w| times the
     activation with w's sign, 2 * 127 * 127 = 32258, fits for one step.
     """
+
+    def block(self, bits: int) -> int:
+        return 2 if bits == 8 else self.tokens  # q8 keeps weights and their sizes: 16 registers hold no more
 
     def ahead(self, bits: int) -> int:
         return 8192
@@ -317,8 +330,8 @@ def _sum(values: list[Expr]) -> Expr:
 def isa_of(name: str) -> Isa:
     """The instruction set `name` of ir.Processor. Raises CompileError L101 for a name without kernels."""
     known: dict[str, Isa] = {
-        "avx512vnni": Avx512Vnni("avx512vnni", lanes=16, tokens=8, float_tokens=8),
-        "avx2": Avx2("avx2", lanes=8, tokens=4, float_tokens=8),
+        "avx512vnni": Avx512Vnni("avx512vnni", lanes=16, tokens=8, float_tokens=8, float_tiles=2),
+        "avx2": Avx2("avx2", lanes=8, tokens=4, float_tokens=5, float_tiles=2),
         "neon": Neon("neon", lanes=4, tokens=4, float_tokens=8, apart=True),
         "neon_dotprod": NeonDotprod("neon_dotprod", lanes=4, tokens=8, float_tokens=8, apart=True),
         "neon_i8mm": NeonI8mm("neon_i8mm", lanes=4, tokens=8, float_tokens=8, apart=True, paired=True),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import gcd
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -31,6 +32,7 @@ from llcompile.lower.kernels.quantise import quantise_group
 from llcompile.lower.kernels.vector import Expr, Extent, local
 
 Finish = Callable[[Sequence[Expr], Expr, Expr], Expr]  # (sums, token, row or vector of rows) -> result
+_Sums = list[tuple[Sums, int]]  # of each matrix: where the sums are, and their number there
 _BITS = {"q8": 8, "q4": 4}
 _FLOATS = {"f32": "float32", "f16": "float16"}
 
@@ -45,12 +47,18 @@ class Output:
     finish: Finish | None = None
     quantised: bool = False
 
-    def span(self, isa: Isa) -> int:
-        """Tiles that one task takes of each matrix."""
-        return GROUP // isa.rows if self.quantised else 1
+    def span(self, spec: Spec) -> int:
+        """Tiles that one task takes of each matrix: of quantised results a group's, of float weights so many that
+        there are sums enough to fill the registers (a block of tokens) or to wait for each other (one token)."""
+        if self.quantised:
+            return GROUP // spec.isa.rows
+        if spec.form not in _FLOATS:
+            return 1
+        wanted = (4 if isinstance(spec.n, int) else spec.isa.float_tiles) // len(self.matrices)
+        return gcd(pad(self.rows, spec.isa.rows) // spec.isa.rows, max(wanted, 1))
 
-    def tasks(self, isa: Isa) -> int:
-        return pad(self.rows, isa.rows * self.span(isa)) // (isa.rows * self.span(isa))
+    def tasks(self, spec: Spec) -> int:
+        return pad(self.rows, spec.isa.rows * self.span(spec)) // (spec.isa.rows * self.span(spec))
 
 
 @dataclass(frozen=True)
@@ -83,10 +91,10 @@ def products(
         results = outputs(read)
         written = [_results(spec, output, number) for number, output in enumerate(results)]
         block, size = _block(spec, given)
-        ends = list(accumulate(output.tasks(spec.isa) for output in results))
+        ends = list(accumulate(output.tasks(spec) for output in results))
         with B.parallel(tirx.const(0, "int64"), tirx.const(ends[-1], "int64")) as task:
             tasks = [
-                lambda t, o=output, w=buffers: _task(spec.isa, spec.n, size, block, o, w, t)
+                lambda t, o=output, w=buffers: _task(spec, size, block, o, w, t)
                 for output, buffers in zip(results, written, strict=True)
             ]
             _dispatch(task, [0, *ends], tasks)
@@ -139,7 +147,7 @@ def _block(spec: Spec, given: tuple[list[tirx.Buffer], list[list[tirx.Buffer]]])
     ]
     pairs = pair_tokens(spec.isa, words, spec.n) if spec.isa.paired and isinstance(spec.n, tirx.Var) else None
     a = Activations(words, scale, total, pairs)
-    return quantised_block(spec.isa, _BITS[spec.form], a, packed), spec.isa.tokens
+    return quantised_block(spec.isa, _BITS[spec.form], a, packed), spec.isa.block(_BITS[spec.form])
 
 
 def _results(spec: Spec, output: Output, number: int) -> list[tirx.Buffer]:
@@ -166,31 +174,30 @@ def _dispatch(task: Expr, starts: Sequence[int], bodies: Sequence[Callable[[Expr
 
 
 def _task(
-    isa: Isa, n: Extent, size: int, block: Block, output: Output, written: list[tirx.Buffer], task: Expr
+    spec: Spec, size: int, block: Block, output: Output, written: list[tirx.Buffer], task: Expr
 ) -> None:
-    """All tokens of one tile of an output, or of the tiles of one group of a quantised one."""
+    """All tokens of one span of tiles of an output."""
+    isa, span = spec.isa, output.span(spec)
 
-    def float_tile(first: Expr | int, tokens: int) -> None:
-        _tile(
-            isa,
-            output,
-            block,
-            task,
-            first,
-            tokens,
-            _Place(written[0], lambda m: [0, first + m], task * isa.rows),
-        )
+    def float_tiles(first: Expr | int, tokens: int) -> None:
+        tiles = [task * span + s for s in range(span)]
+        together = spec.form in _FLOATS
+        for tile, sums in zip(
+            tiles, _multiply(block, output.matrices, tiles, first, tokens, together), strict=True
+        ):
+            place = _Place(written[0], lambda m: [0, first + m], tile * isa.rows)
+            _finish(isa, output, sums, tile, first, tokens, place)
 
     def quantised_tiles(first: Expr | int, tokens: int) -> None:
         group = local((tokens, GROUP))
-        span = output.span(isa)
         with B.serial(span) as s:
-            place = _Place(group, lambda m: [m], s * isa.rows)
-            _tile(isa, output, block, task * span + s, first, tokens, place)
+            tile = task * span + s
+            [sums] = _multiply(block, output.matrices, [tile], first, tokens, together=False)
+            _finish(isa, output, sums, tile, first, tokens, _Place(group, lambda m: [m], s * isa.rows))
         with B.serial(tokens) as m:
             quantise_group(group[m, tirx.Ramp(0, 1, GROUP)], first + m, task, *written)
 
-    over_tokens(size, n, quantised_tiles if output.quantised else float_tile)
+    over_tokens(size, spec.n, quantised_tiles if output.quantised else float_tiles)
 
 
 @dataclass(frozen=True)
@@ -205,12 +212,11 @@ class _Place:
         B.buffer_store(self.out, value, [*self.token(m), row])
 
 
-def _tile(
-    isa: Isa, output: Output, block: Block, tile: Expr, first: Expr | int, tokens: int, place: _Place
+def _finish(
+    isa: Isa, output: Output, get: _Sums, tile: Expr, first: Expr | int, tokens: int, place: _Place
 ) -> None:
-    """Multiply tile number `tile` of the output's matrices and write what `finish` makes of the sums; of the last
-    tile only the rows there are."""
-    get = _multiply(block, output.matrices, tile, first, tokens)
+    """Write what `finish` makes of the sums of tile number `tile` of each matrix; of the last tile only the rows there
+    are."""
     finish = output.finish or (lambda sums, token, row: sums[0])
     rest = output.rows % isa.rows
 
@@ -235,11 +241,17 @@ def _tile(
 
 
 def _multiply(
-    block: Block, matrices: Sequence[int], tile: Expr, first: Expr | int, tokens: int
-) -> list[tuple[Sums, int]]:
-    """The sums of tile number `tile` of each matrix: where they are, and their number there. One token alone takes
-    the matrices together, or one sum would wait for the one before; a block fills the registers with one."""
-    if tokens == 1:
-        sums = block([(number, tile) for number in matrices], first, tokens)
-        return [(sums, i) for i in range(len(matrices))]
-    return [(block([(number, tile)], first, tokens), 0) for number in matrices]
+    block: Block,
+    matrices: Sequence[int],
+    tiles: Sequence[Expr],
+    first: Expr | int,
+    tokens: int,
+    together: bool,
+) -> list[_Sums]:
+    """The sums of each of the tiles. One token alone takes all of them at once, or one sum would wait for the one
+    before; a block of tokens does so if `together`, else it fills the registers with one."""
+    if not together and tokens > 1:
+        return [[(block([(number, tile)], first, tokens), 0) for number in matrices] for tile in tiles]
+    sums = block([(number, tile) for tile in tiles for number in matrices], first, tokens)
+    count = len(matrices)
+    return [[(sums, t * count + i) for i in range(count)] for t in range(len(tiles))]

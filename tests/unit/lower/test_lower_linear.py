@@ -11,6 +11,7 @@ from llcompile.ir.packing import GROUP, layout_of, pad
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.kernels.linear import linear_float, linear_quantised
 from llcompile.lower.kernels.quantise import quantise
+from llcompile.lower.kernels.vector import Extent
 from llcompile.quantize import pack, unpack
 from tests.unit.lower.harness import Kernel, aligned, new_tokens, runnable
 
@@ -99,6 +100,34 @@ def test_quantised_products_are_exact_in_their_groups(rows: int, columns: int, f
         step = np.repeat(scale, GROUP, axis=1)[:, :columns]  # the rounding of activations: half a step each
         rounding = 0.5001 * step @ np.abs(weights.T.astype(np.float64))
         assert (np.abs(out[0] - x[0].astype(np.float64) @ weights.T) <= rounding + bound + 1e-6).all()
+
+
+@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("form", ["f32", "f16", "q8", "q4"])
+@pytest.mark.parametrize(("rows", "columns"), [(64, 96), (33, 70)])
+def test_a_token_is_the_same_alone_and_in_a_block_of_any_size(
+    rows: int, columns: int, form: str, isa: str
+) -> None:
+    _, parts = packed_weights(rows, columns, form, isa)
+    x = activations(19, columns)
+
+    def kernel(length: Extent) -> Kernel:
+        if form in ("q8", "q4"):
+            return Kernel(linear_quantised(isa_of(isa), int(form[1]), length, columns, rows), isa)
+        return Kernel(linear_float(isa_of(isa), str(parts["data"].dtype), length, columns, rows), isa)
+
+    decode, prefill = kernel(1), kernel(new_tokens())
+
+    def product(start: int, stop: int, run: Kernel) -> np.ndarray:
+        some, out = aligned(x[:, start:stop]), np.full((1, stop - start, rows), np.nan, np.float32)
+        given = quantised_activations(some, run is decode, isa) if form in ("q8", "q4") else [some]
+        run(*given, *parts.values(), out)
+        return out
+
+    alone = np.concatenate([product(i, i + 1, decode) for i in range(19)], axis=1)
+    for n in (1, 2, 3, 4, 5, 7, 8, 13, 16, 19):
+        np.testing.assert_array_equal(product(0, n, prefill), alone[:, :n])
+        np.testing.assert_array_equal(product(19 - n, 19, prefill), alone[:, 19 - n :])
 
 
 @pytest.mark.parametrize("isa", runnable())
