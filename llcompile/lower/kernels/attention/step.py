@@ -31,7 +31,9 @@ from llcompile.lower.kernels.attention.spec import TILE, AttentionSpec, Blocking
 from llcompile.lower.kernels.attention.tile import MixSink, Rows, mix, over_keys, score
 from llcompile.lower.kernels.vector import Expr, Extent, local, run
 
-AHEAD = 4096  # bytes from what is read to what is asked for meanwhile
+# Bytes from what is read to what is asked for meanwhile. Measured on one thread, 8192 tokens of 8 heads of 128, f16:
+# 12.8 GB/s without, 17.2 at 4 KiB, 26.5 at 16 KiB.
+AHEAD = 16384
 ROWS = 8  # most query rows in a block
 TOGETHER = 4  # tiles of a task
 SHORT = 8  # tiles up to which a head is one task
