@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from llrun.library import Library, load_library
 from llrun.links import Limits
 from llrun.memory import Array, side_by_side
@@ -15,7 +17,7 @@ from llrun.program import Program, build_program
 from llrun.schema import Slice
 from llrun.slice import Place, entry_of, verified_file
 from llrun.stores import Block
-from llrun.weights import map_table, read_weights
+from llrun.weights import map_table, read_weights, take_rows
 
 Progress = Callable[[int, int], None]
 
@@ -59,7 +61,7 @@ def load_device(place: Place, verify: bool, progress: Progress) -> Device:
         me.threads,
     )
     readers = {block.template for block in record.blocks if block.id in tables}
-    library = letting_go(library, readers, tuple(tables.values()))
+    library = by_rows(library, readers, [(region, arrays[id]) for id, region in tables.items()])
     blocks = {
         block.id: Block(block, tuple(library.wrap(array) for array in arrays[block.id]))
         for block in record.blocks
@@ -74,25 +76,32 @@ def _tables(place: Place, program: Program) -> dict[int, mmap.mmap]:
     return {block.id: map_table(place.folder / block.file, entry_of(place, block.file)) for block in blocks}
 
 
-def letting_go(library: Library, templates: Set[str], tables: Sequence[mmap.mmap]) -> Library:
-    """`library` with the functions of `templates` giving the tables' pages back to the system after each call.
+def by_rows(
+    library: Library, templates: Set[str], tables: Sequence[tuple[mmap.mmap, Sequence[Array]]]
+) -> Library:
+    """`library` with the functions of `templates`, whose first argument is token ids, holding no more of the tables
+    (each a mapped file and its arrays) than the rows of these tokens, and those for the time of a call.
 
-    The system maps neighbours along with a row that is touched (100 KB a row where the page cache holds large
-    folios): without this a few hundred tokens make the whole table resident. It stays in the page cache, and
-    giving back and finding a row again take 9 us together.
+    When a mapped page is first read, the system maps its neighbours as well (100 KB for a row where the page cache
+    holds large folios): a prompt would make the whole table resident. So the rows' pages are taken one by one, as
+    copies, which have no neighbours, and given back after the call; the file stays in the page cache. That takes
+    some microseconds a token. A system that can't do it maps the neighbours until the call is over.
     """
 
-    def then_let_go(function: Callable[..., Any]) -> Callable[..., Any]:
+    def held_for_a_call(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
+            ids = np.unique(library.unwrap(arguments[0])).tolist()
+            for region, arrays in tables:
+                take_rows(region, arrays, ids)
             result = function(*arguments)
-            for table in tables:
-                table.madvise(mmap.MADV_DONTNEED)
+            for region, _ in tables:
+                region.madvise(mmap.MADV_DONTNEED)
             return result
 
         return call
 
     functions = {
-        name: then_let_go(function) if name.rpartition("_")[0] in templates else function
+        name: held_for_a_call(function) if name.rpartition("_")[0] in templates else function
         for name, function in library.functions.items()
     }
     return replace(library, functions=functions)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -22,6 +23,9 @@ PIECE = 4 << 20
 HEADER_LIMIT = 1 << 20
 DTYPES = {"F32": "float32", "F16": "float16", "I8": "int8", "U8": "uint8", "I64": "int64", "I32": "int32"}
 Progress = Callable[[int], None]
+_POPULATE_WRITE = (
+    23  # MADV_POPULATE_WRITE, which Python does not name: fault pages in as if they were written to
+)
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -77,6 +81,19 @@ def map_table(path: Path, entry: FileEntry) -> mmap.mmap:
             return mmap.mmap(file.fileno(), entry.size_bytes, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:
         raise RunError("R201", f"cannot read {path}: {error}. Copy the slice again.") from error
+
+
+def take_rows(region: mmap.mmap, arrays: Sequence[Array], rows: Sequence[int]) -> None:
+    """Make the pages of these rows of `arrays`, which lie in the mapped file `region`, resident and no others.
+    Rows that an array lacks are passed over; so is everything where the kernel is older than Linux 5.14."""
+    base = np.frombuffer(region, np.uint8).ctypes.data
+    with suppress(OSError):
+        for array in arrays:
+            start, step = array.ctypes.data - base, array.nbytes // max(len(array), 1)
+            for row in rows:
+                if 0 <= row < len(array):
+                    first = (start + row * step) // mmap.PAGESIZE * mmap.PAGESIZE
+                    region.madvise(_POPULATE_WRITE, first, start + (row + 1) * step - first)
 
 
 def _read(file: FileIO, into: NDArray[np.uint8], verify: bool, progress: Progress) -> str:

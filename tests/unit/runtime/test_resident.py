@@ -8,12 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from llrun.device import letting_go
+from llrun.device import by_rows
 from llrun.library import Library
-from llrun.memory import side_by_side
+from llrun.memory import Array, side_by_side
 from llrun.schema import FileEntry
-from llrun.weights import map_table
+from llrun.weights import map_table, take_rows
 
 MIB = 1 << 20
 
@@ -26,26 +27,39 @@ def resident_bytes(path: Path) -> int:
     return sum(int(found.group(1)) * 1024 for part in mine if (found := re.search(r"Rss:\s+(\d+)", part)))
 
 
-def test_a_table_is_given_back_after_each_call_and_reads_the_same_again(tmp_path: Path) -> None:
+@pytest.fixture
+def table(tmp_path: Path) -> tuple[Path, mmap.mmap, Array]:
+    """A mapped file of 1024 rows of 4 KiB, each byte its row's number in the file's 256."""
     path = tmp_path / "table"
-    path.write_bytes(np.arange(4 * MIB, dtype=np.uint8).tobytes())
-    table = map_table(path, FileEntry(size_bytes=4 * MIB, sha256=""))
-    rows = np.frombuffer(table, np.uint8).reshape(-1, 4096)
+    path.write_bytes(np.repeat(np.arange(1024, dtype=np.uint8), 4096).tobytes())
+    region = map_table(path, FileEntry(size_bytes=4 * MIB, sha256=""))
+    return path, region, np.frombuffer(region, np.uint8).reshape(1024, 4096)
+
+
+def test_a_call_holds_the_rows_of_its_tokens_alone(table: tuple[Path, mmap.mmap, Array]) -> None:
+    path, region, rows = table
     seen: list[int] = []
 
-    def look_up(index: int) -> int:
-        value = int(rows[index, 7])
+    def look_up(ids: Array) -> Array:
+        values = rows[ids.ravel(), 7]
         seen.append(resident_bytes(path))
-        return value
+        return values
 
-    functions = {"t0_decode": look_up, "t1_decode": look_up}
-    library = letting_go(Library(functions, lambda x: x, lambda x: x), {"t0"}, (table,))
-    assert library.functions["t0_decode"](5) == 7
-    assert seen[-1] > 0
-    assert resident_bytes(path) == 0
-    assert library.functions["t0_decode"](5) == 7
-    library.functions["t1_decode"](9)  # a template that has no table
-    assert resident_bytes(path) > 0
+    functions = {"t0_prefill": look_up, "t1_prefill": look_up}
+    library = by_rows(Library(functions, lambda x: x, lambda x: x), {"t0"}, [(region, [rows])])
+    ids = np.array([[5, 900, 5, 130]])
+    for _ in range(2):
+        assert library.functions["t0_prefill"](ids).tolist() == [5, 900 % 256, 5, 130]
+        assert seen.pop() == 3 * 4096
+        assert resident_bytes(path) == 0
+    library.functions["t1_prefill"](ids)  # a template that has no table
+    assert resident_bytes(path) > 3 * 4096
+
+
+def test_rows_across_pages_and_rows_that_are_not_there(table: tuple[Path, mmap.mmap, Array]) -> None:
+    path, region, rows = table
+    take_rows(region, [rows.reshape(-1)[4096 : 4096 + 6000 * 100].reshape(100, 6000)], [1, 100, -1])
+    assert resident_bytes(path) == 2 * 4096  # bytes 10,096 to 16,095: pages 2 and 3
 
 
 def test_blocks_lie_side_by_side_on_pages() -> None:
