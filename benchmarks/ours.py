@@ -80,7 +80,9 @@ def rates(path: Path, sizes: Sequence[str]) -> Rates:
 
 def bench(path: Path, sizes: Sequence[str]) -> list[str | Path]:
     """The command of one run, after one that does not count."""
-    return [tool("llrun"), "bench", path, "--no-verify", *sizes, "-r", "1", "-o", "json"]
+    # The deadline of a reply: filling a deep cache takes minutes.
+    options = ["--no-verify", "--timeout", "1800", "-r", "1", "-o", "json"]
+    return [tool("llrun"), "bench", path, *sizes, *options]
 
 
 def parse_bench(text: str) -> Rates:
