@@ -10,6 +10,7 @@ run, now or earlier, are written to the file. What is built and measured is kept
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -101,14 +102,17 @@ def main(
 ) -> None:
     """Measure llrun beside llama.cpp and write the tables to a file."""
     chosen = Settings(tuple(quants), tuple(threads), rounds, target, long)
-    try:
-        for folder in BUILDS:
-            built(folder)
-        for name in () if build_only else names or PARTS:
+    for folder in BUILDS:
+        built(folder)
+    failed = []
+    for name in () if build_only else names or PARTS:
+        try:
             measure(name, chosen)
             output.write_text(document())
-    except Failed as error:
-        sys.exit(f"failed: {error}")
+        except Failed as error:  # the other parts can still be had
+            failed.append(f"{name} failed: {error}")
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 def measure(name: str, chosen: Settings) -> None:
@@ -118,6 +122,8 @@ def measure(name: str, chosen: Settings) -> None:
     def tell(text: str) -> None:
         sys.stderr.write(f"[{time.perf_counter() - start:5.0f} s] {name}: {text}\n")
 
+    if (load := os.getloadavg()[0]) > 0.5 * (os.cpu_count() or 1):
+        tell(f"load {load:.1f}: other programs are running, and a peer that waits by spinning suffers most")
     lines = [asdict(line) for line in PARTS[name][2](chosen, tell)]
     record = {
         "date": time.strftime("%Y-%m-%d %H:%M"),
