@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +102,8 @@ def main(
     output: Path,
 ) -> None:
     """Measure llrun beside llama.cpp and write the tables to a file."""
+    # Ended from outside, the measured program must end as well: by way of `run`'s finally.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = Settings(tuple(quants), tuple(threads), rounds, target, long)
     for folder in BUILDS:
         built(folder)
