@@ -30,6 +30,7 @@ from qemu_count import instructions_per_call
 from tvm import tirx
 
 from llcompile.ir.cluster import Processor
+from llcompile.lower.kernel_passes import kernel_pipeline
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.kernels.linear import linear_float, linear_quantised
 from llcompile.lower.library import target_of
@@ -164,7 +165,7 @@ def built(core: Core, form: str, what: str) -> tvm.runtime.Module:
     module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
     processor = Processor("aarch64-linux-gnu", core.mcpu, core.mattr, core.isa)
     with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
-        return tvm.tirx.build(module, target=target_of(processor))
+        return tvm.tirx.build(module, target=target_of(processor), pipeline=kernel_pipeline())
 
 
 def peer_assembly(core: Core, folder: Path) -> str:

@@ -27,6 +27,7 @@ from tvm.script.ir_builder import tirx as B
 
 from llcompile.ir.cluster import Processor
 from llcompile.ir.packing import GROUP, layout_of, packed_params
+from llcompile.lower.kernel_passes import kernel_pipeline
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.kernels.linear import linear_float, linear_quantised
 from llcompile.lower.kernels.vector import Expr, intrinsic, local
@@ -171,7 +172,7 @@ def multiplied(isa: str, total: Expr, factor: Expr) -> Expr:
 def compiled(function: tirx.PrimFunc, isa: str) -> Callable[..., None]:
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     with tvm.transform.PassContext(config=PASSES):
-        return tvm.tirx.build(module, target=target_of(PROCESSORS[isa]))["main"]  # type: ignore[no-any-return]
+        return tvm.tirx.build(module, target=target_of(PROCESSORS[isa]), pipeline=kernel_pipeline())["main"]  # type: ignore[no-any-return]
 
 
 def tensor(shape: Sequence[int], dtype: str) -> tvm_ffi.Tensor:

@@ -17,6 +17,7 @@ from llcompile.ir.graph import Template
 from llcompile.ir.packing import MAX_BATCH, cache_format
 from llcompile.lower.emitter import INPUTS, Module, emit_function
 from llcompile.lower.fuse import fuse
+from llcompile.lower.kernel_passes import kernel_pipeline
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.onnx_graph import read_graph
 from llcompile.lower.operators import OPERATORS
@@ -26,8 +27,8 @@ _LINK_SECONDS = 120
 _CHECKS = ("vm.builtin.check_tensor_info", "vm.builtin.match_shape")
 
 # A function checks its arguments once (match_shape); that each kernel checks them again is three fifths of the library
-# and a third of the time to compile it. Rewriting storage would forget which buffers are a kernel's own (vector.local).
-PASSES = {"tirx.disable_assert": True, "tirx.disable_storage_rewrite": True}
+# and a third of the time to compile it.
+PASSES = {"tirx.disable_assert": True}
 
 
 def compile_library(
@@ -43,7 +44,11 @@ def compile_library(
     module = build_module(templates, quant, processor, context, chunk, cache)
     with tvm.transform.PassContext(config=PASSES):
         executable = relax.build(
-            module, target=target_of(processor), relax_pipeline=relax_passes(), exec_mode="compiled"
+            module,
+            target=target_of(processor),
+            relax_pipeline=relax_passes(),
+            tir_pipeline=kernel_pipeline(),
+            exec_mode="compiled",
         )
     link(executable, out)
 

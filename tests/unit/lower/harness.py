@@ -22,6 +22,7 @@ from llcompile.ir.cluster import Processor
 from llcompile.ir.graph import CacheSpec, Template, TensorSpec, WeightParam
 from llcompile.ir.packing import Layout, layout_of
 from llcompile.lower import compile_library, lower_templates
+from llcompile.lower.kernel_passes import kernel_pipeline
 from llcompile.lower.library import PASSES, target_of
 from llcompile.lower.tiles import tile_rows
 from llcompile.quantize import pack, unpack
@@ -56,7 +57,7 @@ class Kernel:
     def __init__(self, function: tirx.PrimFunc, isa: str) -> None:
         module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
         with tvm.transform.PassContext(config=PASSES):
-            self.built = tvm.tirx.build(module, target=target_of(PROCESSORS[isa]))
+            self.built = tvm.tirx.build(module, target=target_of(PROCESSORS[isa]), pipeline=kernel_pipeline())
         self.isa = isa
 
     def __call__(self, *arrays: np.ndarray) -> None:
