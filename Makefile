@@ -20,7 +20,7 @@ bench: setup ## measure beside llama.cpp, built on first use, into docs/llama_cp
 	@$(BIN)/python benchmarks/llama_cpp.py
 
 test: lint ## lint, type check, import contracts, all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: setup ## the fast part of the check
 	@$(BIN)/ruff check $(SOURCES)
