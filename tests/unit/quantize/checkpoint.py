@@ -46,4 +46,4 @@ def lower(made: Template, quant: str, tile_rows: int = 16) -> LoweredTemplate:
         for index, weight in enumerate(made.weights)
         for param in packed_params(index, weight.name, weight.shape, layout_of(weight.role, quant, tile_rows))
     ]
-    return LoweredTemplate("t0", tuple(params), (), "float16")
+    return LoweredTemplate("t0", tuple(params), ())
