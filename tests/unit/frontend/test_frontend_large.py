@@ -23,16 +23,18 @@ CONFIG = {
 }
 
 # A process of its own: its peak memory is the frontend's, imports and export and checks together.
+# Not ru_maxrss, which a process that starts another hands on to it.
 MEASURE = """
-import json, resource, sys
+import json, sys
 from math import prod
 from llcompile.frontend import load_model
+from llrun.memory import peak_bytes
 model = load_model(sys.argv[1], 1)
 print(json.dumps({
     "weights": len(model.weights),
     "parameters": sum(prod(s.shape) for s in model.weights.values()),
     "onnx_bytes": len(model.onnx),
-    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "peak_bytes": peak_bytes(),
 }))
 """
 
