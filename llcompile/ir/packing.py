@@ -95,7 +95,6 @@ def layout_of(role: str, quant: str, tile_rows: int) -> Layout:
 KEY_BLOCK = 16  # tokens whose keys lie together, transposed
 CACHE_TILE = 128  # a cache has room for a multiple of so many tokens
 CACHES = ("f16", "q8")  # formats of a cache; f32 with float32 weights
-MAX_BATCH = 16  # sequences of which one token each is computed together
 
 
 def cache_arguments(
@@ -131,7 +130,7 @@ class LoweredTemplate:
     """Calling convention of a template's functions in a library.
 
     `<id>_decode`: 1 token. `<id>_prefill`: 1 to chunk tokens of one sequence. With caches also `<id>_batch`: 1 to
-    MAX_BATCH tokens n, each of a different sequence, at its own position of position_ids (1, n).
+    llrun.schema.MAX_BATCH tokens n, each of a different sequence, at its own position of position_ids (1, n).
 
     fn(*inputs, *params, slots, *caches) -> output, or a tuple of outputs when there are several; without caches
     neither slots nor caches. Inputs in the template's order. Caches of all sequences lie side by side: `caches`

@@ -14,7 +14,7 @@ from tvm import relax
 from llcompile.ir.cluster import Processor
 from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.graph import Template
-from llcompile.ir.packing import MAX_BATCH, cache_format
+from llcompile.ir.packing import cache_format
 from llcompile.lower.emitter import INPUTS, Module, emit_function
 from llcompile.lower.fuse import fuse
 from llcompile.lower.kernel_passes import kernel_pipeline
@@ -22,6 +22,7 @@ from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.onnx_graph import read_graph
 from llcompile.lower.operators import OPERATORS
 from llcompile.lower.tiles import lower_templates
+from llrun.schema import MAX_BATCH
 
 _LINK_SECONDS = 120
 _CHECKS = ("vm.builtin.check_tensor_info", "vm.builtin.match_shape")

@@ -15,7 +15,8 @@ from llrun.library import Library
 from llrun.memory import Array, peak_bytes
 from llrun.passes import FINAL, Results, Row, Runner, bind, is_row
 from llrun.program import Program
-from llrun.protocol import MAX_BATCH, ONE_ROW, Figures, Header, ProtocolError
+from llrun.protocol import ONE_ROW, Figures, Header, ProtocolError
+from llrun.schema import MAX_BATCH
 from llrun.stores import Block, Sequence, SequenceStore, StepState
 
 MAX_STEPS = 64

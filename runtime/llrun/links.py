@@ -15,7 +15,6 @@ from llrun.program import Layout, Program
 from llrun.protocol import (
     CONTROL,
     HEADER_BYTES,
-    MAX_BATCH,
     ONE_ROW,
     ROWS,
     TABLE_ENTRY_BYTES,
@@ -33,6 +32,7 @@ from llrun.protocol import (
     unpack_header,
     unpack_rows,
 )
+from llrun.schema import MAX_BATCH
 from llrun.transport import DEAD_AFTER_S, Connection, ConnectionLost, Transport
 
 HANDSHAKE_S = 5.0

@@ -15,10 +15,10 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from llrun.errors import INTERNAL, RunError
+from llrun.schema import MAX_BATCH
 
 MAGIC, VERSION = b"LLRN", 2
 CONTROL, TENSOR, ROWS = 1, 2, 3
-MAX_BATCH = 16  # sequences of which one pass computes a row
 CONTROL_LIMIT = 1 << 20
 LAST_CHUNK, ALL_ROWS, ONE_ROW = 1, 2, 4
 FLAGS = LAST_CHUNK | ALL_ROWS | ONE_ROW

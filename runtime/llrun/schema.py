@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 SCHEMA = 1
+MAX_BATCH = 16  # sequences of which a `<template>_batch` function computes one row each
 Size = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 

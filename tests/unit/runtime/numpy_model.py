@@ -14,8 +14,8 @@ import numpy as np
 from llrun.device import Device
 from llrun.library import Library
 from llrun.program import build_program
-from llrun.protocol import MAX_BATCH
 from llrun.schema import (
+    MAX_BATCH,
     BlockEntry,
     CacheArray,
     DeviceInfo,

@@ -13,7 +13,6 @@ from llrun.protocol import (
     CONTROL_LIMIT,
     HEADER_BYTES,
     LAST_CHUNK,
-    MAX_BATCH,
     ONE_ROW,
     ROWS,
     TABLE_ENTRY_BYTES,
@@ -32,6 +31,7 @@ from llrun.protocol import (
     unpack_header,
     unpack_rows,
 )
+from llrun.schema import MAX_BATCH
 
 GOOD = Header(TENSOR, ALL_ROWS, 1, 7, 3, 100, 8, 12, 512)
 
