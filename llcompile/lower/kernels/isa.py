@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -129,14 +130,6 @@ class _Base:
         nibbles, four = splat(0x0F0F0F0F, words[0]), splat(4, words[0])
         return [half & nibbles for word in words for half in (word, word >> four)]
 
-    def dots(self, bits: int, weights: Sequence[Expr], group: Group) -> list[Expr]:
-        steps = [[group.step(m, s) for s in range(STEPS)] for m in range(group.tokens)]
-        return [self._float(self.dot(bits, weights, w, group.sum(m))) for m, w in enumerate(steps)]
-
-    def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
-        """One token's products: `activations[s]`: int32, the 4 int8 that all rows share; `total`: their sum."""
-        raise NotImplementedError
-
     def broadcast(self, value: Expr) -> Expr:
         return tirx.Broadcast(value, self.lanes)
 
@@ -152,7 +145,20 @@ class _Base:
 
 
 @dataclass(frozen=True)
-class Avx512Vnni(_Base):
+class _X86(_Base, ABC):
+    """One token after another, 4 int8 in every lane."""
+
+    def dots(self, bits: int, weights: Sequence[Expr], group: Group) -> list[Expr]:
+        steps = [[group.step(m, s) for s in range(STEPS)] for m in range(group.tokens)]
+        return [self._float(self._dot(bits, weights, w, group.sum(m))) for m, w in enumerate(steps)]
+
+    @abstractmethod
+    def _dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
+        """One token's products: `activations[s]`: int32, the 4 int8 that all rows share; `total`: their sum."""
+
+
+@dataclass(frozen=True)
+class Avx512Vnni(_X86):
     """vpdpbusd: unsigned weights times signed activations. Signed weights become unsigned by adding 128."""
 
     def ahead(self, bits: int) -> int:
@@ -163,7 +169,7 @@ class Avx512Vnni(_Base):
             return super().unpack(bits, words, tokens)
         return [word ^ tirx.const(-0x7F7F7F80, type_of(word)) for word in words]
 
-    def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
+    def _dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
         offset = -8 if bits == 4 else -128
         result = self.broadcast(total * tirx.const(offset, "int32"))
         for s in range(STEPS):
@@ -173,7 +179,7 @@ class Avx512Vnni(_Base):
 
 
 @dataclass(frozen=True)
-class Avx2(_Base):
+class Avx2(_X86):
     """vpmaddubsw (unsigned times signed bytes, pairs summed with saturation to int16) and vpmaddwd.
 
     q4: 8 steps * 2 * 15 * 127 = 30480 fits in int16, so the steps are summed there. q8: |w| times the
@@ -192,7 +198,7 @@ class Avx2(_Base):
     def _widen(self, x: Expr) -> Expr:
         return intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", x, tirx.const(1, "int16x16"))
 
-    def dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
+    def _dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
         pairs = []
         for s in range(STEPS):
             w, a = self._bytes(weights[s]), self._bytes(self.broadcast(activations[s]))
