@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import tvm_ffi
 
+from llrun.memory import aligned_copy
+
 
 def main() -> None:
     ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
@@ -27,7 +29,7 @@ def call(request: dict[str, Any]) -> None:
     path = Path(request["arrays"])
     raw, start, arrays = path.read_bytes(), 0, []
     for dtype, shape in request["kinds"]:
-        array = aligned(np.frombuffer(raw, dtype, int(np.prod(shape)), start).reshape(shape))
+        array = aligned_copy(np.frombuffer(raw, dtype, int(np.prod(shape)), start).reshape(shape))
         start += array.nbytes
         arrays.append(array)
     library(request["library"])[request["function"]](*(tvm_ffi.from_dlpack(a) for a in arrays))
@@ -37,15 +39,6 @@ def call(request: dict[str, Any]) -> None:
 @cache
 def library(path: str) -> Any:
     return tvm_ffi.load_module(path)
-
-
-def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy at a multiple of 64 bytes, as every buffer that reaches a kernel must be."""
-    raw = np.empty(array.nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from llcompile.lower.kernel_passes import kernel_pipeline
 from llcompile.lower.library import PASSES, target_of
 from llcompile.lower.tiles import tile_rows
 from llcompile.quantize import pack, unpack
+from llrun.memory import aligned_copy
 from tests.unit.lower.emulated import CPUS, EmulatedFunction, emulate
 
 PROCESSORS = {
@@ -75,15 +76,6 @@ class Kernel:
 
     def assembly(self) -> str:
         return str(self.built.inspect_source("asm"))
-
-
-def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy at a multiple of 64 bytes, as every buffer that reaches a kernel must be."""
-    raw = np.empty(array.nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 @dataclass
@@ -251,13 +243,13 @@ class Library:
                         param.shape,
                         param.dtype,
                     )
-                    packed.append(aligned(parts[param.part]))
+                    packed.append(aligned_copy(parts[param.part]))
         self.weights[template.id], self.params[template.id] = seen, packed
 
     def caches(self, id: str, slots: int = 1) -> list[np.ndarray]:
         """Caches full of what must never be read."""
         return [
-            aligned(np.full((slots, *shape), -128 if dtype == "int8" else np.nan, dtype))
+            aligned_copy(np.full((slots, *shape), -128 if dtype == "int8" else np.nan, dtype))
             for dtype, shape in self.lowered[id].caches
         ]
 
@@ -269,8 +261,8 @@ class Library:
         caches: Sequence[np.ndarray] = (),
         slots: Sequence[int] = (0,),
     ) -> list[np.ndarray]:
-        where = [aligned(np.array(slots, np.int64))] if caches else []
-        arrays = [*map(aligned, inputs), *self.params[id], *where, *caches]
+        where = [aligned_copy(np.array(slots, np.int64))] if caches else []
+        arrays = [*map(aligned_copy, inputs), *self.params[id], *where, *caches]
         result = self.machine[f"{id}_{mode}"](*map(tvm_ffi.from_dlpack, arrays))
         results = [result] if len(self.templates[id].outputs) == 1 else list(result)
         return [np.from_dlpack(r).copy() for r in results]

@@ -12,11 +12,11 @@ from tvm import relax
 from llcompile.ir.graph import CacheSpec, Template
 from llcompile.lower import lower_templates
 from llcompile.lower.library import build_module, relax_passes
+from llrun.memory import aligned_copy
 from tests.unit.lower.harness import (
     PROCESSORS,
     Library,
     TemplateWriter,
-    aligned,
     by_token,
     llama_attention,
     random_inputs,
@@ -121,7 +121,7 @@ def test_a_token_is_the_same_bit_by_bit_alone_in_a_prompt_and_in_a_batch(tmp_pat
         if length > 1:
             library.call("t1", "prefill", before, caches, (slot,))
         copies = [cache.copy() for cache in caches]
-        alone.append(library.call("t1", "decode", newest, [aligned(c) for c in copies], (slot,))[0])
+        alone.append(library.call("t1", "decode", newest, [aligned_copy(c) for c in copies], (slot,))[0])
     newest = [
         np.concatenate(part, axis=1)
         for part in zip(*([p[s.name][:, -1:] for s in template.inputs] for p in prompts), strict=True)

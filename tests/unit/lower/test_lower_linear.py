@@ -13,7 +13,8 @@ from llcompile.lower.kernels.linear import linear_float, linear_quantised
 from llcompile.lower.kernels.quantise import quantise
 from llcompile.lower.kernels.vector import Extent
 from llcompile.quantize import pack, unpack
-from tests.unit.lower.harness import Kernel, aligned, new_tokens, runnable
+from llrun.memory import aligned_copy
+from tests.unit.lower.harness import Kernel, new_tokens, runnable
 
 SHAPES = [(48, 96), (33, 70), (5, 32), (1, 7)]  # rows, columns
 TOKENS = [1, 2, 3, 8, 17]
@@ -25,14 +26,14 @@ def packed_weights(rows: int, columns: int, form: str, isa: str) -> tuple[np.nda
     matrix = np.random.default_rng(rows).standard_normal((rows, columns)).astype(np.float32)
     layout = layout_of("linear", form, isa_of(isa).rows)
     parts = pack(matrix, layout, "w")
-    return unpack(parts, layout, matrix.shape), {k: aligned(v) for k, v in parts.items()}
+    return unpack(parts, layout, matrix.shape), {k: aligned_copy(v) for k, v in parts.items()}
 
 
 def activations(n: int, columns: int) -> np.ndarray:
     rng = np.random.default_rng(n)
     x = rng.standard_normal((1, n, columns)) * np.geomspace(0.1, 10, columns)
     x[0, 0, :GROUP] = 0  # a group of zeros has no scale
-    return aligned(x.astype(np.float32))
+    return aligned_copy(x.astype(np.float32))
 
 
 @lru_cache
@@ -119,7 +120,7 @@ def test_a_token_is_the_same_alone_and_in_a_block_of_any_size(
     decode, prefill = kernel(1), kernel(new_tokens())
 
     def product(start: int, stop: int, run: Kernel) -> np.ndarray:
-        some, out = aligned(x[:, start:stop]), np.full((1, stop - start, rows), np.nan, np.float32)
+        some, out = aligned_copy(x[:, start:stop]), np.full((1, stop - start, rows), np.nan, np.float32)
         given = quantised_activations(some, run is decode, isa) if form in ("q8", "q4") else [some]
         run(*given, *parts.values(), out)
         return out

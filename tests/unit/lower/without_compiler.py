@@ -15,13 +15,11 @@ import numpy as np
 sys.modules["torch"] = None  # tvm_ffi would load it where it is installed; a device has none
 import tvm_ffi  # noqa: E402
 
+from llrun.memory import aligned_copy  # noqa: E402
+
 
 def aligned(array: np.ndarray) -> object:
-    raw = np.empty(array.nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return tvm_ffi.from_dlpack(copy)
+    return tvm_ffi.from_dlpack(aligned_copy(array))
 
 
 def check(library: str, arrays: str) -> list[str]:
