@@ -172,7 +172,9 @@ def multiplied(isa: str, total: Expr, factor: Expr) -> Expr:
 def compiled(function: tirx.PrimFunc, isa: str) -> Callable[..., None]:
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     with tvm.transform.PassContext(config=PASSES):
-        return tvm.tirx.build(module, target=target_of(PROCESSORS[isa]), pipeline=kernel_pipeline())["main"]  # type: ignore[no-any-return]
+        built = tvm.tirx.build(module, target=target_of(PROCESSORS[isa]), pipeline=kernel_pipeline())
+    kernel: Callable[..., None] = built["main"]
+    return kernel
 
 
 def tensor(shape: Sequence[int], dtype: str) -> tvm_ffi.Tensor:
