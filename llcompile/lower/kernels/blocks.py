@@ -110,11 +110,11 @@ def float_block(isa: Isa, x: tirx.Buffer, matrices: Sequence[Matrix]) -> Block:
     sum need not wait for the one before."""
     lanes, parts, columns = isa.lanes, isa.parts, int(matrices[0].data.shape[1])
     stored = DTYPE_BYTES[str(matrices[0].data.dtype)]
-    vector, ahead = vector_type("float32", lanes), isa.ahead(8 * stored)
+    vector = vector_type("float32", lanes)
     unroll = gcd(columns, max(LINE // (isa.rows * stored), 1))  # what one line holds
 
     def block(tiles: Sequence[Tile], first: Expr | int, tokens: int) -> Sums:
-        acc = _accumulators(tokens * len(tiles) * parts, lanes)
+        acc, ahead = _accumulators(tokens * len(tiles) * parts, lanes), isa.ahead(8 * stored, tokens)
         with B.serial(columns // unroll) as line:
             for number, t in tiles:
                 _fetch(matrices[number].data, t, line * unroll, unroll, ahead)
@@ -139,10 +139,10 @@ def float_block(isa: Isa, x: tirx.Buffer, matrices: Sequence[Matrix]) -> Block:
 def quantised_block(isa: Isa, bits: int, a: Activations, matrices: Sequence[Matrix]) -> Block:
     """Groups are multiplied exactly in integers and summed in float32."""
     lanes, parts, groups = isa.lanes, isa.parts, int(matrices[0].data.shape[1])
-    vector, ahead = vector_type("float32", lanes), isa.ahead(bits)
+    vector = vector_type("float32", lanes)
 
     def block(tiles: Sequence[Tile], first: Expr | int, tokens: int) -> Sums:
-        acc = _accumulators(tokens * len(tiles) * parts, lanes)
+        acc, ahead = _accumulators(tokens * len(tiles) * parts, lanes), isa.ahead(bits, tokens)
         vectors = [(i, p) for i in range(len(tiles)) for p in range(parts)]
         for together in [[one] for one in vectors] if isa.apart and tokens > 1 else [vectors]:
             with B.serial(groups) as g:

@@ -181,7 +181,7 @@ def _task(
 
     def float_tiles(first: Expr | int, tokens: int) -> None:
         tiles = [task * span + s for s in range(span)]
-        together = spec.form in _FLOATS
+        together = spec.form in _FLOATS or tokens == 1
         for tile, sums in zip(
             tiles, _multiply(block, output.matrices, tiles, first, tokens, together), strict=True
         ):
@@ -192,7 +192,8 @@ def _task(
         group = local((tokens, GROUP))
         with B.serial(span) as s:
             tile = task * span + s
-            [sums] = _multiply(block, output.matrices, [tile], first, tokens, together=False)
+            together = tokens == 1 and not isa.in_turn
+            [sums] = _multiply(block, output.matrices, [tile], first, tokens, together)
             _finish(isa, output, sums, tile, first, tokens, _Place(group, lambda m: [m], s * isa.rows))
         with B.serial(tokens) as m:
             quantise_group(group[m, tirx.Ramp(0, 1, GROUP)], first + m, task, *written)
@@ -248,9 +249,9 @@ def _multiply(
     tokens: int,
     together: bool,
 ) -> list[_Sums]:
-    """The sums of each of the tiles. One token alone takes all of them at once, or one sum would wait for the one
-    before; a block of tokens does so if `together`, else it fills the registers with one."""
-    if not together and tokens > 1:
+    """The sums of each of the tiles: of all of them at once if `together`, so that one sum need not wait for the one
+    before, or of one after the other, of which each fills the registers."""
+    if not together:
         return [[(block([(number, tile)], first, tokens), 0) for number in matrices] for tile in tiles]
     sums = block([(number, tile) for tile in tiles for number in matrices], first, tokens)
     count = len(matrices)
