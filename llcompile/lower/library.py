@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from llcompile.ir.cluster import Processor
 from llcompile.ir.errors import INTERNAL, CompileError
@@ -99,10 +99,26 @@ def relax_passes() -> tvm.transform.Pass:
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),
+            tvm.transform.module_pass(ordered_shapes, opt_level=0, name="ordered"),
             tvm.transform.module_pass(_trusting, opt_level=0, name="trusting"),
             relax.transform.AttachGlobalSymbol(),
         ]
     )
+
+
+def ordered_shapes(module: tvm.IRModule, _: Any) -> tvm.IRModule:
+    """VMShapeLower writes the shapes that a function computes in the order of a table of addresses, which differs from
+    run to run: here in the order of their slots, for the same bytes every time.
+
+    before: H[3] = H[0] * 768; H[2] = H[0] * 2
+    after:  H[2] = H[0] * 2; H[3] = H[0] * 768
+    """
+    for name, function in module.functions.items():
+        of_shapes = isinstance(function, tirx.PrimFunc) and name.name_hint.startswith("shape_func")
+        if of_shapes and isinstance(function.body, tirx.SeqStmt):
+            stores = sorted(function.body.seq, key=lambda store: int(store.indices[0]))
+            module.update_func(name, function.with_body(tirx.SeqStmt(stores)))
+    return module
 
 
 def _trusting(module: tvm.IRModule, _: Any) -> tvm.IRModule:

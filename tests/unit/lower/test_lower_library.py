@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
+from tvm.script import tirx as T
 
 from llcompile.lower import compile_library
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.kernels.linear import linear_float, linear_quantised
+from llcompile.lower.library import ordered_shapes
 from tests import arm
 from tests.unit.lower.emulated import CPUS
 from tests.unit.lower.harness import (
@@ -60,6 +62,21 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     assert _build_elsewhere(tmp_path / "elsewhere/b.so") == here.read_bytes()
     assert not list((tmp_path / "elsewhere").rglob("*.o")), "objects are left behind"
+
+
+def test_shapes_are_computed_in_the_order_of_their_slots() -> None:
+    """TVM's own order follows addresses: two builds of one model now and then differed in it."""
+
+    @T.prim_func(s_tir=True)
+    def shape_func(H: T.Buffer((T.int64(4),), "int64")) -> None:
+        H[T.int64(3)] = H[T.int64(0)] * T.int64(768)
+        H[T.int64(1)] = H[T.int64(0)] * T.int64(4)
+        H[T.int64(2)] = H[T.int64(0)] * T.int64(2)
+
+    module = ordered_shapes(tvm.IRModule({"shape_func1": shape_func}), None)
+    stores = module["shape_func1"].body.seq
+    assert [int(store.indices[0]) for store in stores] == [1, 2, 3]
+    assert [int(store.value.b) for store in stores] == [4, 2, 768]
 
 
 @pytest.mark.parametrize("isa", PROCESSORS)
