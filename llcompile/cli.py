@@ -22,6 +22,7 @@ EPILOG = {
 Examples:
   llcompile build TinyLlama/TinyLlama-1.1B-Chat-v1.0 --target devices.json -o bundle/
   llcompile build ./my-model --target devices.json --quant q8 --context 2048
+  llcompile build ./my-model --target devices.json --calibrate letters.txt
   llcompile build ./config-only --target devices.json --random-weights 1 --use-all --pin 3:7=pi""",
     "plan": """\b
 Examples:
@@ -97,6 +98,14 @@ def planning(command: Any) -> Any:
 
 @main.command(epilog=EPILOG["build"])
 @planning
+@click.option(
+    "--calibrate",
+    default="random",
+    show_default=True,
+    metavar="random|none|FILE",
+    help="What --quant q4 rounds weights for: activations on random tokens, or on FILE, a UTF-8 text like "
+    "those the model will see; none: each weight by itself.",
+)
 @click.option(
     "-o",
     "--output",

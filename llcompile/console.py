@@ -1,4 +1,4 @@
-"""Progress on stderr: the stage under way, a bar while weights are packed, lines as stages end."""
+"""Progress on stderr: the stage under way, a bar while weights are calibrated and packed, lines as stages end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Console:
         self._terminal = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description:<8}"),
+            TextColumn("{task.description:<9}"),
             BarColumn(),
             TimeElapsedColumn(),
             console=self._terminal,
@@ -45,5 +45,5 @@ class Console:
         self._progress.reset(self._task, description=name, total=None, visible=True)
 
     def packing(self, done: int, total: int) -> None:
-        """Weights packed so far, and in all."""
+        """Weights done so far by a stage, and in all."""
         self._progress.update(self._task, completed=done, total=total)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from llcompile import bundle, cost, frontend, graph, lower, partition, quantize
 from llcompile.ir.cluster import Cluster, Processor
@@ -24,7 +27,8 @@ CHUNK = 128
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the command line asks for. `context` None: the model's limit, at most DEFAULT_CONTEXT."""
+    """What the command line asks for. `context` None: the model's limit, at most DEFAULT_CONTEXT. `calibrate`: random,
+    none, or the path of a text."""
 
     model: str
     target: Path
@@ -36,6 +40,7 @@ class BuildOptions:
     pins: tuple[str, ...] = ()
     random_seed: int | None = None
     jobs: int = 1
+    calibrate: str = "random"
 
 
 @dataclass(frozen=True)
@@ -109,17 +114,66 @@ def context_of(options: BuildOptions, model: Model) -> int:
 def build(options: BuildOptions, out: Path, trace: Trace, progress: bundle.Progress | None) -> Planned:
     """MODEL and devices.json to a bundle at `out`."""
     bundle.check_destination(out)
+    text = calibration_text(options)
     planned = make_plan(options, trace)
+    sequences = calibration_sequences(options, planned.model, text)
     with tempfile.TemporaryDirectory(prefix="llcompile-") as scratch:
         with trace.stage("compile"):
             compiled = compile_targets(planned, Path(scratch))
+        calibration = None
+        if sequences:
+            with trace.stage("calibrate"):
+                calibration = calibrate(planned, sequences, Path(scratch), progress, options.jobs)
         with trace.stage("pack"):
-            write(planned, compiled, out, progress, options.jobs)
+            write(planned, compiled, out, progress, options.jobs, calibration)
     return planned
 
 
+def calibration_text(options: BuildOptions) -> str | None:
+    """The text that 4-bit weights shall be calibrated on, None for random tokens or none. Raises CompileError F160
+    (unreadable), F191 (nothing to calibrate)."""
+    if options.calibrate in ("random", "none"):
+        return None
+    if options.quant != "q4" or options.random_seed is not None:
+        raise CompileError(
+            "F191",
+            f"--calibrate {options.calibrate} has no use here: it is for --quant q4 and a checkpoint's weights; "
+            "leave it out",
+        )
+    return frontend.read_text(Path(options.calibrate))
+
+
+def calibration_sequences(
+    options: BuildOptions, model: Model, text: str | None
+) -> list[npt.NDArray[np.int64]]:
+    """What to calibrate on; nothing where it would change nothing: random weights have no features to keep."""
+    if options.quant != "q4" or model.random_seed is not None or options.calibrate == "none":
+        return []
+    if text is None:
+        return quantize.random_sequences(model.vocab_size, model.max_positions)
+    ids = frontend.text_ids(text, model, quantize.TOKENS)
+    return quantize.sequences_of(ids, model.max_positions)
+
+
+def calibrate(
+    planned: Planned,
+    sequences: Sequence[npt.NDArray[np.int64]],
+    scratch: Path,
+    progress: bundle.Progress | None = None,
+    jobs: int = 1,
+) -> quantize.Calibration:
+    """Run the model in float32 on `sequences` for what rounding its matrices needs; kept in `scratch`."""
+    folder = scratch / "calibration"
+    return quantize.calibrate(planned.graph, planned.model.weights, sequences, folder, progress, jobs)
+
+
 def write(
-    planned: Planned, compiled: Compiled, out: Path, progress: bundle.Progress | None = None, jobs: int = 1
+    planned: Planned,
+    compiled: Compiled,
+    out: Path,
+    progress: bundle.Progress | None = None,
+    jobs: int = 1,
+    calibration: quantize.Calibration | None = None,
 ) -> None:
     """Pack the weights and write the bundle."""
     model = planned.model
@@ -132,7 +186,9 @@ def write(
         progress: Callable[[int], None],
     ) -> FileEntry:
         seed = model.random_seed or 0
-        return quantize.write_block(path, lowered, template, block, model.weights, seed, progress, jobs)
+        return quantize.write_block(
+            path, lowered, template, block, model.weights, seed, progress, jobs, calibration
+        )
 
     programs, tensors = partition.device_programs(planned.graph, planned.plan, planned.cluster)
     bundle.write_bundle(

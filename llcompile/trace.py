@@ -37,7 +37,7 @@ class Trace:
         start = time.perf_counter()
         yield
         if self.level >= STAGES:
-            self.write(f"  {name:<8} {time.perf_counter() - start:6.1f} s")
+            self.write(f"  {name:<9} {time.perf_counter() - start:6.1f} s")
 
     def passes(self, to_text: Callable[[T], str]) -> Observer[T] | None:
         """An observer for run_passes; None when nobody would look."""

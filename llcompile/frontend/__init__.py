@@ -1,6 +1,7 @@
 """From a Hugging Face directory or hub id to ONNX without weights.
 
     load_model(model, random_seed) -> ir.model.Model
+    read_text(path), text_ids(text, model, most) -> a user's text as token ids
 
 The graph: opset 23 and domain `llcompile` version 1, float32 throughout, one symbolic dimension n. Inputs
 `input_ids` and `position_ids`, int64 (1, n), then one input per weight under its checkpoint name; output
@@ -21,7 +22,8 @@ interleaved = 0. RMSNormalization has axis -1 and may read a scale that is compu
 The other operators are those of canonical/check.py.
 """
 
+from llcompile.frontend.calibration_text import read_text, text_ids
 from llcompile.frontend.load import load_model
 from llcompile.frontend.printer import text
 
-__all__ = ["load_model", "text"]
+__all__ = ["load_model", "read_text", "text", "text_ids"]

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod
+from functools import partial
+from math import lcm, prod
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.graph import Block, Template
 from llcompile.ir.model import WeightSource
 from llcompile.ir.packing import Layout, LoweredTemplate, PackedParam
+from llcompile.quantize.calibrate import Calibration
 from llcompile.quantize.container import FileLayout, HashedFile, file_layout
+from llcompile.quantize.feedback import ROWS, Factors
 from llcompile.quantize.formats import Floats
 from llcompile.quantize.layouts import Array, pack, unpack
 from llcompile.quantize.reader import read_rows
@@ -28,12 +31,14 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Band:
-    """Rows start..stop-1 of a weight: the unit of work. `params`: the weight's stored tensors."""
+    """Rows start..stop-1 of a weight: the unit of work. `params`: the weight's stored tensors. `factors`: by which
+    it is rounded, if it is with error feedback."""
 
     source: WeightSource
     params: tuple[PackedParam, ...]
     start: int
     stop: int
+    factors: Factors | None = None
 
     @property
     def elements(self) -> int:
@@ -49,18 +54,19 @@ def write_block(
     seed: int = 0,
     progress: Progress | None = None,
     jobs: int = 1,
+    calibration: Calibration | None = None,
 ) -> FileEntry:
     """Write the safetensors file of `block` at `path` and return its size and sha256.
 
     Tensors are those of `lowered.params`, in their order (a weight's data before its scales), each on a page
     boundary. `seed` is that of random weights. `progress` is told of each band how many weights it packed.
     `jobs` threads work at once and share nothing: the bytes do not depend on their number. At most jobs + 1
-    bands are in memory. Raises CompileError Q101-Q107; nothing is left at `path` then.
+    bands are in memory. `calibration`: q4 matrices are rounded with error feedback. Raises CompileError
+    Q101-Q107; nothing is left at `path` then.
     """
     layout = file_layout(lowered.params)
-    bands = _bands(
-        lowered.params, [_source(template, block, weights, i) for i in range(len(template.weights))]
-    )
+    sources = [_source(template, block, weights, i) for i in range(len(template.weights))]
+    bands = _bands(lowered.params, sources, partial(calibration.factors, block) if calibration else None)
     with HashedFile(path) as file:
         file.append(layout.header)
         for band, parts in _packed(bands, seed, jobs):
@@ -71,11 +77,13 @@ def write_block(
         return file.result()
 
 
-def dequantised(source: WeightSource, layout: Layout, seed: int = 0) -> Floats:
-    """The whole tensor `source` as the kernels see it once packed: float32, the source's shape."""
+def dequantised(
+    source: WeightSource, layout: Layout, seed: int = 0, factors: Factors | None = None
+) -> Floats:
+    """The whole tensor `source` as the kernels see it once packed, by `factors` if any: float32, the source's shape."""
     out = np.empty(source.shape, np.float32)
-    for start, stop in _ranges(source.shape, layout):
-        parts = pack(read_rows(source, start, stop, seed), layout, source.name)
+    for start, stop in _ranges(source.shape, layout, factors is not None):
+        parts = pack(read_rows(source, start, stop, seed), layout, source.name, factors)
         out[start:stop] = unpack(parts, layout, (stop - start, *source.shape[1:]))
     return out
 
@@ -93,8 +101,12 @@ def _source(
     return weights[name]
 
 
-def _bands(params: Sequence[PackedParam], sources: Sequence[WeightSource]) -> Iterator[Band]:
-    """The block's work in the order of the file."""
+def _bands(
+    params: Sequence[PackedParam],
+    sources: Sequence[WeightSource],
+    factors_of: Callable[[int], Factors | None] | None,
+) -> Iterator[Band]:
+    """The block's work in the order of the file; `factors_of`: those of a weight, by its index."""
     done: set[int] = set()
     for param in params:
         if param.weight in done:
@@ -102,14 +114,15 @@ def _bands(params: Sequence[PackedParam], sources: Sequence[WeightSource]) -> It
         done.add(param.weight)
         source = sources[param.weight]
         mine = tuple(p for p in params if p.weight == param.weight)
-        for start, stop in _ranges(source.shape, param.layout):
-            yield Band(source, mine, start, stop)
+        factors = factors_of(param.weight) if factors_of and param.layout.format == "q4" else None
+        for start, stop in _ranges(source.shape, param.layout, factors is not None):
+            yield Band(source, mine, start, stop, factors)
 
 
-def _ranges(shape: tuple[int, ...], layout: Layout) -> Iterator[tuple[int, int]]:
-    """Ranges of rows, whole tiles each, of about BAND_ELEMENTS weights."""
-    width = prod(shape[1:])
-    step = max(1, BAND_ELEMENTS // max(1, width * layout.tile_rows)) * layout.tile_rows
+def _ranges(shape: tuple[int, ...], layout: Layout, feedback: bool) -> Iterator[tuple[int, int]]:
+    """Ranges of rows, whole tiles each, of about BAND_ELEMENTS weights; `feedback`: whole pieces of its rows, too."""
+    unit = lcm(layout.tile_rows, ROWS) if feedback else layout.tile_rows
+    step = max(1, BAND_ELEMENTS // max(1, prod(shape[1:]) * unit)) * unit
     for start in range(0, shape[0], step):
         yield start, min(shape[0], start + step)
 
@@ -119,7 +132,7 @@ def _packed(bands: Iterator[Band], seed: int, jobs: int) -> Iterator[tuple[Band,
 
     def work(band: Band) -> dict[str, Array]:
         rows = read_rows(band.source, band.start, band.stop, seed)
-        return pack(rows, band.params[0].layout, band.source.name)
+        return pack(rows, band.params[0].layout, band.source.name, band.factors)
 
     if jobs <= 1:
         yield from ((band, work(band)) for band in bands)

@@ -29,13 +29,13 @@ def quantise(groups: Floats, bits: int) -> tuple[Codes, Scales]:
     """
     codes = np.empty(groups.shape, np.int8)
     scales = np.empty(groups.shape[1], np.float16)
-    choose, low, high = (_scale_q8, -127, 127) if bits == 8 else (_scale_q4, -8, 7)
+    choose, low, high = (_scale_q8, -127, 127) if bits == 8 else (scale_q4, -8, 7)
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, groups.shape[1], _PIECE):
             part = slice(start, start + _PIECE)
             piece = np.ascontiguousarray(groups[:, part])
             scales[part] = choose(piece)
-            work = np.multiply(piece, _reciprocal(scales[part].astype(np.float32)))
+            work = np.multiply(piece, reciprocal(scales[part].astype(np.float32)))
             np.clip(np.rint(work, out=work), low, high, out=work)
             codes[:, part] = work
     return codes, scales
@@ -46,7 +46,7 @@ def dequantise(codes: Codes, scales: Scales) -> Floats:
     return np.multiply(codes, scales.astype(np.float32), dtype=np.float32)
 
 
-def _reciprocal(values: Floats) -> Floats:
+def reciprocal(values: Floats) -> Floats:
     """1 / values, and 0 where a value is about zero."""
     return np.divide(1, values, out=np.zeros_like(values), where=np.abs(values) > _TINY)
 
@@ -59,28 +59,31 @@ def _scale_q8(groups: Floats) -> Scales:
     return np.where(cut, np.nextafter(scales, np.float16(np.inf)), scales)
 
 
-def _scale_q4(groups: Floats) -> Scales:
-    """The scale of least squared error among a few candidates, each refined by least squares.
+def scale_q4(groups: Floats, importance: Floats | None = None) -> Scales:
+    """The scale of least squared error among a few candidates, each refined by least squares: of (32, ...) groups.
 
     For codes q of weights w the best scale is <w,q> / <q,q>, and leaves the error <w,w> - <w,q>^2 / <q,q>; so
-    the candidate with the largest <w,q>^2 / <q,q> wins. The signed largest magnitude goes to the negative
-    end, which reaches one step further than the positive one. Products and sums are kept apart and in rows'
-    order: fused or reordered ones would make the bytes depend on the processor.
+    the candidate with the largest <w,q>^2 / <q,q> wins. `importance`, which broadcasts to `groups`: the squares'
+    weights in these products (None: 1). The signed largest magnitude goes to the negative end, which reaches one step
+    further than the positive one. Products and sums are kept apart and in rows' order: fused or reordered ones would
+    make the bytes depend on the processor.
     """
     top, bottom = groups.max(0), groups.min(0)
     largest = np.where(top > -bottom, top, bottom)
-    inverse = _reciprocal(largest)
+    inverse = reciprocal(largest)
     scales, best = np.zeros_like(largest), np.full_like(largest, -1)
     codes, products = np.empty_like(groups), np.empty_like(groups)
+    weighted = groups if importance is None else groups * importance
     for candidate in _Q4_CANDIDATES:
         np.multiply(groups, inverse * np.float32(-candidate), out=codes)
         np.clip(np.rint(codes, out=codes), -8, 7, out=codes)
-        dot = np.multiply(groups, codes, out=products).sum(0)
-        norm = np.square(codes, out=products).sum(0)
-        scale = dot * _reciprocal(norm)
+        dot = np.multiply(weighted, codes, out=products).sum(0)
+        np.square(codes, out=products)
+        norm = (products if importance is None else np.multiply(products, importance, out=products)).sum(0)
+        scale = dot * reciprocal(norm)
         gain = dot * scale
         better = gain > best
-        scales[better], best[better] = scale[better], gain[better]
+        scales, best = np.where(better, scale, scales), np.where(better, gain, best)
     # A value that is not finite must not vanish in a comparison.
     chosen: Scales = np.where(np.isfinite(largest), scales, largest).astype(np.float16)
     return chosen

@@ -10,18 +10,19 @@ import numpy.typing as npt
 
 from llcompile.ir.errors import CompileError
 from llcompile.ir.packing import GROUP, Layout, pad
+from llcompile.quantize.feedback import Factors, quantise_with_feedback
 from llcompile.quantize.formats import Codes, Floats, Scales, dequantise, quantise
 
 Array = npt.NDArray[Any]
 _FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
 
 
-def pack(matrix: Floats, layout: Layout, name: str) -> dict[str, Array]:
+def pack(matrix: Floats, layout: Layout, name: str, factors: Factors | None = None) -> dict[str, Array]:
     """Stored arrays, by part, of a band of whole rows (rows, K) of a matrix (any shape when plain).
 
     The result has the shapes of `packed_params` for the band; bands of whole tiles follow one another in the
-    file. `name` is for the message. Raises CompileError Q104 for weights that are not finite, Q105 for those
-    that the format cannot hold.
+    file. `name` is for the message. `factors`, which q4 alone heeds: round with error feedback. Raises
+    CompileError Q104 for weights that are not finite, Q105 for those that the format cannot hold.
     """
     if layout.kind == "plain" or layout.format in _FLOATS:
         data = _cast(matrix, "f32" if layout.kind == "plain" else layout.format, name)
@@ -32,7 +33,10 @@ def pack(matrix: Floats, layout: Layout, name: str) -> dict[str, Array]:
     wide = np.pad(matrix, ((0, 0), (0, columns - matrix.shape[1]))) if columns > matrix.shape[1] else matrix
     if layout.kind == "tiled":
         wide = _tiles(wide, layout.tile_rows)
-    codes, scales = quantise(wide.reshape(-1, GROUP).T, 4 if layout.format == "q4" else 8)
+    if layout.format == "q4" and factors is not None:
+        codes, scales = quantise_with_feedback(wide.reshape(-1, columns), factors)
+    else:
+        codes, scales = quantise(wide.reshape(-1, GROUP).T, 4 if layout.format == "q4" else 8)
     if not np.isfinite(scales).all():
         raise _unfit(matrix, layout.format, name)
     if layout.kind == "rows":

@@ -1,0 +1,140 @@
+"""What error feedback needs of each weight matrix: second moments of its input, on a few sequences of tokens.
+
+Random token ids serve nearly as well as text does, and need none: features are correlated by the weights before
+them more than by what is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from llcompile.ir.errors import CompileError
+from llcompile.ir.graph import Block, Graph
+from llcompile.ir.model import WeightSource
+from llcompile.quantize.feedback import SPAN, Factors
+from llcompile.quantize.reader import Floats
+from llcompile.quantize.walk import Ids, Walk
+
+Moments = npt.NDArray[np.float64]
+TOKENS, SEQUENCE = 2048, 256
+# Added to the second moments' diagonal, times its mean. Less follows the sample closely, more trusts it less; of
+# 0.01, 0.03, 0.05, 0.1 and 0.2 the one of least divergence on the example model (docs/figures.md).
+DAMP = 0.1
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Files of factors, by block and index of the weight in the block; matrices that multiply one tensor share one.
+
+    A matrix that several blocks read has factors in each: each packs a copy of its own. A block that multiplies two
+    tensors by one matrix keeps the first's.
+    """
+
+    files: Mapping[tuple[int, int], Path]
+
+    def factors(self, block: Block, weight: int) -> Factors | None:
+        """Mapped, not read; None for a weight that no product reads."""
+        path = self.files.get((block.id, weight))
+        if path is None:
+            return None
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        return Factors(stored[:, :SPAN], stored[:, SPAN])
+
+
+def random_sequences(vocabulary: int, max_positions: int) -> list[Ids]:
+    """2048 tokens drawn uniformly, the same every time, in sequences of 256 or as many as the model has positions."""
+    length = min(SEQUENCE, max_positions)
+    drawn = np.random.default_rng(_SEED).integers(0, vocabulary, (-(-TOKENS // length), length))
+    return list(drawn)
+
+
+def sequences_of(ids: Sequence[int], max_positions: int) -> list[Ids]:
+    """`ids` cut into sequences as long as those of `random_sequences`; the last may be shorter."""
+    length = min(SEQUENCE, max_positions)
+    return [np.asarray(ids[start : start + length], np.int64) for start in range(0, len(ids), length)]
+
+
+def calibrate(
+    graph: Graph,
+    weights: Mapping[str, WeightSource],
+    sequences: Sequence[Ids],
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+    jobs: int = 1,
+) -> Calibration:
+    """Run `graph` in float32 on `sequences` of token ids, int64 (n,) each, and keep factors for its matrices.
+
+    They go to files in `folder`: float32 (spans, 129, 128), `spread` and below it `importance` of each span.
+    `progress` is told how many of all matrices' elements are done. Raises CompileError Q101-Q103 for weights that
+    cannot be read, Q108 where activations are not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    total = sum(_linear_elements(graph, block, weights) for block in graph.blocks)
+    files: dict[tuple[int, int], Path] = {}
+    done = 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    def observe(block: Block, tensor: str, weight: int, rows: Floats) -> None:
+        path = folder / f"{block.id}-{tensor}.npy"
+        if not path.exists():
+            spans = pool.map(
+                lambda start: _factors(rows[:, start : start + SPAN]), range(0, rows.shape[1], SPAN)
+            )
+            stored = np.stack(list(spans))
+            if not np.isfinite(stored).all():
+                raise _not_finite(block, weight)
+            np.save(path, stored, allow_pickle=False)
+        files.setdefault((block.id, weight), path)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        Walk(graph, weights, observe, told, pool).run(sequences)
+    return Calibration(files)
+
+
+def _linear_elements(graph: Graph, block: Block, weights: Mapping[str, WeightSource]) -> int:
+    params = graph.templates[block.template].weights
+    return sum(int(np.prod(p.shape)) for p in params if p.role == "linear")
+
+
+def _factors(rows: Floats) -> Floats:
+    """`spread` (128, 128) and below it `importance` of a span's input `rows` (tokens, 128 or fewer); NaN where that
+    is not finite.
+
+    With H the damped second moments and J the exchange matrix, J H J = L Lᵀ gives H = R Rᵀ with R = J L J upper
+    triangular, so H⁻¹ = R⁻ᵀ R⁻¹: the upper Cholesky factor of the inverse is R⁻¹, without inverting H.
+    """
+    features = rows.shape[1]
+    out = np.zeros((SPAN + 1, SPAN), np.float32)
+    out[range(SPAN), range(SPAN)] = out[SPAN] = 1
+    wide = rows.astype(np.float64)
+    moments = wide.T @ wide / len(rows)
+    mean = np.trace(moments) / features
+    if not np.isfinite(moments).all():
+        return out * np.float32(np.nan)
+    if mean > 0:  # else no feature is ever active, and none knows of another's error
+        moments[range(features), range(features)] += DAMP * mean
+        moments /= mean  # float32 holds the quotient whatever the activations' size
+        upper = np.linalg.inv(np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1])
+        out[:features, :features] = np.triu(upper / np.diagonal(upper)[:, None])
+        out[SPAN, :features] = np.diagonal(moments)
+    return out
+
+
+def _not_finite(block: Block, weight: int) -> CompileError:
+    return CompileError(
+        "Q108",
+        f"calibrating block {block.id}: the input of {block.weights[weight]} is not finite on the tokens tried. The "
+        "checkpoint may be damaged; download it again. --calibrate none builds it all the same.",
+    )

@@ -1,0 +1,160 @@
+"""A model's blocks in float32, in order, on a few sequences of tokens: what calibration looks at.
+
+An operator runs on one sequence at a time. A product with a weight matrix runs on the
+rows of all sequences together, so that the matrix is read once, and band by band, so that it is never whole in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llcompile.ir.graph import Block, Graph, WeightParam
+from llcompile.ir.model import WeightSource
+from llcompile.quantize.operators import Array
+from llcompile.quantize.program import Program, Step, program
+from llcompile.quantize.reader import Floats, read_rows
+
+Ids = npt.NDArray[np.int64]
+Tensor = list[Array]  # a tensor of the graph: an array for each sequence
+# Weights read at a time: 16 MB as float32.
+_BAND_ELEMENTS = 1 << 22
+
+
+class Observer(Protocol):
+    """Is told of every product with a weight matrix, before it is done.
+
+    `tensor`: the name within the block's template of what is multiplied; `weight`: the matrix's index in the block;
+    `rows`: float32 (tokens of all sequences, K).
+    """
+
+    def __call__(self, block: Block, tensor: str, weight: int, rows: Floats, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How to walk over `graph` with `weights`. `progress` is told how many weights each band of a matrix held.
+
+    What neither a tensor in `wanted` nor any product reads is not computed. Raises CompileError Q101-Q103.
+    """
+
+    graph: Graph
+    weights: Mapping[str, WeightSource]
+    observe: Observer
+    progress: Callable[[int], None]
+    pool: ThreadPoolExecutor
+    wanted: Collection[str] = ()
+
+    def run(self, sequences: Sequence[Ids]) -> dict[str, Tensor]:
+        """The wanted tensors for `sequences` of token ids, int64 (n,) each."""
+        tensors: dict[str, Tensor] = {
+            "input_ids": [ids[None] for ids in sequences],
+            "position_ids": [np.arange(len(ids))[None] for ids in sequences],
+        }
+        positions = self.graph.positions
+        if positions is not None:
+            names = [spec.name for spec in positions.outputs]
+            inputs = {spec.name: tensors[spec.name] for spec in positions.inputs}
+            tensors |= self._run_program(program(positions, names), inputs, None)
+        last = {name: block.id for block in self.graph.blocks for name in block.inputs}
+        programs: dict[tuple[str, tuple[str, ...]], Program] = {}
+        for block in self.graph.blocks:
+            alive = {name for name in (*tensors, *block.outputs) if last.get(name, -1) > block.id}
+            self._run_block(block, alive.union(self.wanted), tensors, programs)
+        return tensors
+
+    def _run_block(
+        self,
+        block: Block,
+        alive: Collection[str],
+        tensors: dict[str, Tensor],
+        programs: dict[tuple[str, tuple[str, ...]], Program],
+    ) -> None:
+        """Replace in `tensors` what only `block` reads by what it makes: those in `alive`."""
+        template = self.graph.templates[block.template]
+        own = {
+            name: spec.name
+            for spec, name in zip(template.outputs, block.outputs, strict=True)
+            if name in alive
+        }
+        key = template.id, tuple(own.values())
+        if key not in programs:
+            programs[key] = program(template, own.values())
+        inputs = {spec.name: tensors[name] for spec, name in zip(template.inputs, block.inputs, strict=True)}
+        for name in tensors.keys() - alive:
+            del tensors[name]
+        made = self._run_program(programs[key], inputs, block)
+        tensors |= {name: made[own_name] for name, own_name in own.items()}
+
+    def _run_program(
+        self, todo: Program, values: dict[str, Tensor], block: Block | None
+    ) -> dict[str, Tensor]:
+        """Turn `values`, a template's inputs, into what `todo` leaves; `block`: whose weights, None without any."""
+        count = len(next(iter(values.values())))
+        values |= {name: [array] * count for name, array in todo.constants.items()}
+        for param, name in self._weights_of(block):
+            if param.role == "plain":
+                values[param.name] = [read_rows(self.weights[name], 0, param.shape[0])] * count
+        for step in todo.steps:
+            if block is None or step.function is not None:
+                made = self._evaluate(step, values)
+            elif step.name == "Linear":
+                made = self._linear(step, values, block)
+            else:
+                made = self._embedding(step, values, block)
+            values |= dict(zip(step.outputs, made, strict=False))
+            for name in step.spent & values.keys():
+                del values[name]
+        return values
+
+    def _weights_of(self, block: Block | None) -> Iterable[tuple[WeightParam, str]]:
+        if block is None:
+            return ()
+        return zip(self.graph.templates[block.template].weights, block.weights, strict=True)
+
+    def _evaluate(self, step: Step, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """All outputs of a node that reads no matrix."""
+
+        def one(sequence: int) -> Sequence[Array]:
+            assert step.function is not None
+            with np.errstate(all="ignore"):  # what is not finite is told of where it reaches a product
+                return step.function([values[name][sequence] if name else None for name in step.inputs])
+
+        sequences = range(len(next(iter(values.values()))))
+        return [list(output) for output in zip(*self.pool.map(one, sequences), strict=True)]
+
+    def _linear(self, step: Step, values: Mapping[str, Tensor], block: Block) -> list[Tensor]:
+        """The product with a weight matrix; nothing when only its input is of interest."""
+        params = [param.name for param, _ in self._weights_of(block)]
+        index = params.index(step.inputs[1])
+        source = self.weights[block.weights[index]]
+        parts = values[step.inputs[0]]
+        rows = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+        self.observe(block, step.inputs[0], index, rows)
+        outputs, columns = source.shape
+        if not step.computed:
+            self.progress(outputs * columns)
+            return []
+        made = np.empty((len(rows), outputs), np.float32)
+        height = max(1, _BAND_ELEMENTS // columns)
+        for start in range(0, outputs, height):
+            band = read_rows(source, start, min(outputs, start + height))
+            np.matmul(rows, band.T, out=made[:, start : start + len(band)])
+            self.progress(band.size)
+        if len(step.inputs) > 2:
+            made += values[step.inputs[2]][0]
+        ends = np.cumsum([part.shape[1] for part in parts])[:-1]
+        return [[part[None] for part in np.split(made, ends)]]
+
+    def _embedding(self, step: Step, values: Mapping[str, Tensor], block: Block) -> list[Tensor]:
+        """Rows of a table, of which no more is read."""
+        params = [param.name for param, _ in self._weights_of(block)]
+        source = self.weights[block.weights[params.index(step.inputs[0])]]
+        used = np.unique(np.concatenate([ids.ravel() for ids in values[step.inputs[1]]]))
+        table = np.concatenate([read_rows(source, int(row), int(row) + 1) for row in used])
+        return [[table[np.searchsorted(used, ids)] for ids in values[step.inputs[1]]]]
