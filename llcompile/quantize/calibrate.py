@@ -17,6 +17,7 @@ import numpy.typing as npt
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import Block, Graph
 from llcompile.ir.model import WeightSource
+from llcompile.quantize.blas import one_thread_a_product
 from llcompile.quantize.feedback import SPAN, Factors
 from llcompile.quantize.reader import Floats
 from llcompile.quantize.walk import Ids, Walk
@@ -98,7 +99,7 @@ def calibrate(
             np.save(path, stored, allow_pickle=False)
         files.setdefault((block.id, weight), path)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with one_thread_a_product(), ThreadPoolExecutor(jobs) as pool:
         Walk(graph, weights, observe, told, pool).run(sequences)
     return Calibration(files)
 

@@ -22,8 +22,8 @@ from llcompile.quantize.reader import Floats, read_rows
 
 Ids = npt.NDArray[np.int64]
 Tensor = list[Array]  # a tensor of the graph: an array for each sequence
-# Weights read at a time: 16 MB as float32.
-_BAND_ELEMENTS = 1 << 22
+# Weights read at a time, 4 MB as float32; or so many rows, below which a product gets slow.
+_BAND_ELEMENTS, _BAND_ROWS = 1 << 20, 128
 
 
 class Observer(Protocol):
@@ -141,11 +141,15 @@ class Walk:
             self.progress(outputs * columns)
             return []
         made = np.empty((len(rows), outputs), np.float32)
-        height = max(1, _BAND_ELEMENTS // columns)
-        for start in range(0, outputs, height):
+        height = max(_BAND_ROWS, _BAND_ELEMENTS // columns)
+
+        def multiply(start: int) -> int:
             band = read_rows(source, start, min(outputs, start + height))
             np.matmul(rows, band.T, out=made[:, start : start + len(band)])
-            self.progress(band.size)
+            return band.size
+
+        for count in self.pool.map(multiply, range(0, outputs, height)):
+            self.progress(count)
         if len(step.inputs) > 2:
             made += values[step.inputs[2]][0]
         ends = np.cumsum([part.shape[1] for part in parts])[:-1]
