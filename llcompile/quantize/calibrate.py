@@ -1,7 +1,6 @@
 """What error feedback needs of each weight matrix: second moments of its input, on a few sequences of tokens.
 
-Random token ids serve nearly as well as text does, and need none: features are correlated by the weights before
-them more than by what is written.
+Tokens drawn at random need no text, and suit no language more than another.
 """
 
 from __future__ import annotations
@@ -9,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from llcompile.ir.errors import CompileError
-from llcompile.ir.graph import Block, Graph
+from llcompile.ir.graph import Block, Graph, Template
 from llcompile.ir.model import WeightSource
 from llcompile.quantize.blas import one_thread_a_product
 from llcompile.quantize.feedback import SPAN, Factors
@@ -24,9 +24,10 @@ from llcompile.quantize.walk import Ids, Walk
 
 Moments = npt.NDArray[np.float64]
 TOKENS, SEQUENCE = 2048, 256
-# Added to the second moments' diagonal, times its mean. Less follows the sample closely, more trusts it less; of
-# 0.01, 0.03, 0.05, 0.1 and 0.2 the one of least divergence on the example model (docs/figures.md).
-DAMP = 0.1
+# What is added to the second moments' diagonal, times itself and times its mean: the less, the more the sample is
+# trusted. The first makes correlations less by as much for a feature with huge activations as for others, the second,
+# GPTQ's, gives something to features that are never active. Shares up to 0.3 and 0.1 serve as well (docs/figures.md).
+OWN_DAMP, MEAN_DAMP = 0.2, 0.01
 _SEED = 0
 
 
@@ -73,11 +74,11 @@ def calibrate(
     """Run `graph` in float32 on `sequences` of token ids, int64 (n,) each, and keep factors for its matrices.
 
     They go to files in `folder`: float32 (spans, 129, 128), `spread` and below it `importance` of each span.
-    `progress` is told how many of all matrices' elements are done. Raises CompileError Q101-Q103 for weights that
-    cannot be read, Q108 where activations are not finite.
+    `progress` is told how many of all matrices' elements are done. Raises CompileError Q101-Q104 for weights that
+    cannot be read or are not finite, Q108 where activations are not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    total = sum(_linear_elements(graph, block, weights) for block in graph.blocks)
+    total = sum(_linear_elements(graph.templates[block.template]) for block in graph.blocks)
     files: dict[tuple[int, int], Path] = {}
     done = 0
 
@@ -89,9 +90,9 @@ def calibrate(
 
     def observe(block: Block, tensor: str, weight: int, rows: Floats) -> None:
         path = folder / f"{block.id}-{tensor}.npy"
-        if not path.exists():
+        if path not in files.values():
             spans = pool.map(
-                lambda start: _factors(rows[:, start : start + SPAN]), range(0, rows.shape[1], SPAN)
+                lambda start: factors_of(rows[:, start : start + SPAN]), range(0, rows.shape[1], SPAN)
             )
             stored = np.stack(list(spans))
             if not np.isfinite(stored).all():
@@ -104,12 +105,11 @@ def calibrate(
     return Calibration(files)
 
 
-def _linear_elements(graph: Graph, block: Block, weights: Mapping[str, WeightSource]) -> int:
-    params = graph.templates[block.template].weights
-    return sum(int(np.prod(p.shape)) for p in params if p.role == "linear")
+def _linear_elements(template: Template) -> int:
+    return sum(prod(param.shape) for param in template.weights if param.role == "linear")
 
 
-def _factors(rows: Floats) -> Floats:
+def factors_of(rows: Floats) -> Floats:
     """`spread` (128, 128) and below it `importance` of a span's input `rows` (tokens, 128 or fewer); NaN where that
     is not finite.
 
@@ -125,7 +125,8 @@ def _factors(rows: Floats) -> Floats:
     if not np.isfinite(moments).all():
         return out * np.float32(np.nan)
     if mean > 0:  # else no feature is ever active, and none knows of another's error
-        moments[range(features), range(features)] += DAMP * mean
+        diagonal = range(features), range(features)
+        moments[diagonal] += OWN_DAMP * moments[diagonal] + MEAN_DAMP * mean
         moments /= mean  # float32 holds the quotient whatever the activations' size
         upper = np.linalg.inv(np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1])
         out[:features, :features] = np.triu(upper / np.diagonal(upper)[:, None])

@@ -38,7 +38,7 @@ def pack(matrix: Floats, layout: Layout, name: str, factors: Factors | None = No
     else:
         codes, scales = quantise(wide.reshape(-1, GROUP).T, 4 if layout.format == "q4" else 8)
     if not np.isfinite(scales).all():
-        raise _unfit(matrix, layout.format, name)
+        raise unfit(matrix, layout.format, name)
     if layout.kind == "rows":
         return {
             "data": np.ascontiguousarray(codes.T).reshape(-1, columns),
@@ -68,11 +68,12 @@ def _cast(matrix: Floats, format: str, name: str) -> Array:
     with np.errstate(over="ignore"):
         data: Array = matrix.astype(_FLOATS[format], copy=False)
     if not np.isfinite(data).all():
-        raise _unfit(matrix, format, name)
+        raise unfit(matrix, format, name)
     return data
 
 
-def _unfit(matrix: Floats, format: str, name: str) -> CompileError:
+def unfit(matrix: Floats, format: str, name: str) -> CompileError:
+    """What to tell the user of rows of tensor `name` that `format` cannot hold."""
     wrong = int(matrix.size - np.isfinite(matrix).sum())
     if wrong:
         return CompileError(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from llcompile.ir.graph import Block, Graph, WeightParam
 from llcompile.ir.model import WeightSource
+from llcompile.quantize.layouts import unfit
 from llcompile.quantize.operators import Array
 from llcompile.quantize.program import Program, Step, program
 from llcompile.quantize.reader import Floats, read_rows
@@ -40,7 +41,7 @@ class Observer(Protocol):
 class Walk:
     """How to walk over `graph` with `weights`. `progress` is told how many weights each band of a matrix held.
 
-    What neither a tensor in `wanted` nor any product reads is not computed. Raises CompileError Q101-Q103.
+    What neither a tensor in `wanted` nor any product reads is not computed. Raises CompileError Q101-Q104.
     """
 
     graph: Graph
@@ -99,7 +100,7 @@ class Walk:
         values |= {name: [array] * count for name, array in todo.constants.items()}
         for param, name in self._weights_of(block):
             if param.role == "plain":
-                values[param.name] = [read_rows(self.weights[name], 0, param.shape[0])] * count
+                values[param.name] = [finite_rows(self.weights[name], 0, param.shape[0])] * count
         for step in todo.steps:
             if block is None or step.function is not None:
                 made = self._evaluate(step, values)
@@ -144,7 +145,7 @@ class Walk:
         height = max(_BAND_ROWS, _BAND_ELEMENTS // columns)
 
         def multiply(start: int) -> int:
-            band = read_rows(source, start, min(outputs, start + height))
+            band = finite_rows(source, start, min(outputs, start + height))
             np.matmul(rows, band.T, out=made[:, start : start + len(band)])
             return band.size
 
@@ -160,5 +161,13 @@ class Walk:
         params = [param.name for param, _ in self._weights_of(block)]
         source = self.weights[block.weights[params.index(step.inputs[0])]]
         used = np.unique(np.concatenate([ids.ravel() for ids in values[step.inputs[1]]]))
-        table = np.concatenate([read_rows(source, int(row), int(row) + 1) for row in used])
+        table = np.concatenate([finite_rows(source, int(row), int(row) + 1) for row in used])
         return [[table[np.searchsorted(used, ids)] for ids in values[step.inputs[1]]]]
+
+
+def finite_rows(source: WeightSource, start: int, stop: int) -> Floats:
+    """Rows of a weight. Raises CompileError Q104 when they are not finite, before that can be taken for an overflow."""
+    rows = read_rows(source, start, stop)
+    if not np.isfinite(rows).all():
+        raise unfit(rows, "f32", source.name)
+    return rows
