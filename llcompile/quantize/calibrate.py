@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -100,7 +101,13 @@ def calibrate(
             np.save(path, stored, allow_pickle=False)
         files.setdefault((block.id, weight), path)
 
-    with one_thread_a_product(), ThreadPoolExecutor(jobs) as pool:
+    # What is not finite is told of where it reaches a product; numpy's warnings are each thread's own.
+    silent = partial(np.seterr, all="ignore")
+    with (
+        one_thread_a_product(),
+        np.errstate(all="ignore"),
+        ThreadPoolExecutor(jobs, initializer=silent) as pool,
+    ):
         Walk(graph, weights, observe, told, pool).run(sequences)
     return Calibration(files)
 

@@ -123,8 +123,7 @@ class Walk:
 
         def one(sequence: int) -> Sequence[Array]:
             assert step.function is not None
-            with np.errstate(all="ignore"):  # what is not finite is told of where it reaches a product
-                return step.function([values[name][sequence] if name else None for name in step.inputs])
+            return step.function([values[name][sequence] if name else None for name in step.inputs])
 
         sequences = range(len(next(iter(values.values()))))
         return [list(output) for output in zip(*self.pool.map(one, sequences), strict=True)]

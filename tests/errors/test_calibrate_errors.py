@@ -1,0 +1,136 @@
+"""Models and texts that cannot be calibrated on: one clear error with its place and remedy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llcompile.frontend import load_model, read_text, text_ids
+from llcompile.graph import build_graph
+from llcompile.ir.errors import CompileError
+from llcompile.ir.model import Model
+from llcompile.pipeline import BuildOptions, calibration_sequences, calibration_text
+from llcompile.quantize import calibrate
+from tests.models import build, loaded
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "python-llama"
+
+
+def with_weight(folder: Path, name: str, value: float) -> Model:
+    """A Llama one matrix of which holds `value` everywhere."""
+    model = build("llama")
+    with torch.no_grad():
+        model.get_parameter(name).fill_(value)
+    model.save_pretrained(folder / "model")
+    return load_model(str(folder / "model"))
+
+
+def refused(model: Model, folder: Path) -> CompileError:
+    with pytest.raises(CompileError) as caught:
+        calibrate(build_graph(model), model.weights, [np.arange(9)], folder, jobs=2)
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+def test_activations_that_are_not_finite_name_the_block(tmp_path: Path) -> None:
+    error = refused(with_weight(tmp_path, "model.layers.1.mlp.up_proj.weight", 3e38), tmp_path / "out")
+    assert error.code == "Q108"
+    assert "block 4" in error.message
+    assert "model.layers.1.mlp.down_proj.weight" in error.message
+    assert "--calibrate none" in error.message
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"]
+)
+def test_weights_that_are_not_finite_name_the_tensor(tmp_path: Path, name: str) -> None:
+    error = refused(with_weight(tmp_path, name, float("nan")), tmp_path / "out")
+    assert error.code == "Q104"
+    assert name in error.message
+
+
+def test_a_file_that_ends_early(tmp_path: Path) -> None:
+    model = with_weight(tmp_path, "model.norm.weight", 1.0)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100_000])
+    assert refused(model, tmp_path / "out").code == "Q101"
+
+
+# --- texts ---
+
+
+def options(text: object, **changes: object) -> BuildOptions:
+    return BuildOptions("m", Path("devices.json"), calibrate=str(text), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("content", "word"), [(None, "No such file"), (b"caf\xe9 au lait", "UTF-8")])
+def test_texts_that_cannot_be_read(tmp_path: Path, content: bytes | None, word: str) -> None:
+    if content is not None:
+        (tmp_path / "text").write_bytes(content)
+    with pytest.raises(CompileError) as caught:
+        calibration_text(options(tmp_path / "text"))
+    assert (caught.value.code, caught.value.exit_code) == ("F160", 2)
+    assert str(tmp_path / "text") in caught.value.message
+    assert word in caught.value.message
+
+
+def test_a_folder_in_place_of_a_text(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match="Is a directory") as caught:
+        read_text(tmp_path)
+    assert caught.value.code == "F160"
+
+
+@pytest.mark.parametrize("change", [{"quant": "q8"}, {"random_seed": 1}])
+def test_a_text_where_nothing_is_calibrated(tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(CompileError) as caught:
+        calibration_text(options(tmp_path / "text", **change))
+    assert (caught.value.code, caught.value.exit_code) == ("F191", 2)
+
+
+def test_a_text_without_a_tokenizer() -> None:
+    with pytest.raises(CompileError, match="has no tokenizer") as caught:
+        text_ids("def f(x):\n    return x\n" * 99, loaded("llama")[1], 2048)
+    assert (caught.value.code, caught.value.exit_code) == ("F161", 2)
+
+
+def tokenized() -> Model:
+    """A model, and the example's tokenizer, of 2048 ids."""
+    return replace(loaded("llama")[1], tokenizer_files=(str(EXAMPLE / "tokenizer.json"),), vocab_size=2048)
+
+
+def test_a_text_that_is_too_short() -> None:
+    with pytest.raises(CompileError, match=r"is \d+ tokens long, 128 are needed") as caught:
+        text_ids("def f(x):\n    return x\n", tokenized(), 2048)
+    assert (caught.value.code, caught.value.exit_code) == ("F162", 2)
+
+
+def test_a_tokenizer_of_another_model() -> None:
+    with pytest.raises(CompileError, match="belongs to another model") as caught:
+        text_ids("def f(x):\n    return x\n" * 99, replace(tokenized(), vocab_size=30), 2048)
+    assert (caught.value.code, caught.value.exit_code) == ("F163", 2)
+
+
+# --- what is calibrated on ---
+
+
+def test_a_text_is_read_as_far_as_it_is_used() -> None:
+    text = "".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(400))
+    cut = calibration_sequences(options("text"), tokenized(), text)
+    assert [len(one) for one in cut] == [256] * 8
+    assert np.concatenate(cut).tolist() == text_ids(text, tokenized(), 10**6)[:2048]
+
+
+@pytest.mark.parametrize("change", [{"quant": "q8"}, {"quant": "f16"}, {"calibrate": "none"}])
+def test_only_4_bits_are_calibrated(change: dict[str, str]) -> None:
+    wishes = replace(options("random"), **change)  # type: ignore[arg-type]
+    assert calibration_sequences(wishes, loaded("llama")[1], None) == []
+    assert len(calibration_sequences(options("random"), loaded("llama")[1], None)) == 8
+
+
+def test_random_weights_are_not_calibrated() -> None:
+    model = replace(loaded("llama")[1], random_seed=1)
+    assert calibration_sequences(options("random"), model, None) == []
