@@ -71,6 +71,7 @@ def _table(head: str, rows: Sequence[tuple[str, Score]], reference: float) -> st
 def weight_scores(windows: Windows, reference: Sequence[np.ndarray], peer: bool) -> list[tuple[str, Score]]:
     """Of weights that went through a format, in float32 arithmetic."""
     candidates = [(f"llrun {quant}", our_weights(MODEL, quant)) for quant in ("q8", "q4")]
+    candidates.append(("llrun q4 --calibrate none", our_weights(MODEL, "q4", "none")))
     if peer:
         candidates += [(f"llama.cpp {name}", peer_weights(MODEL, name)) for name in PEER_FORMATS]
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 from gguf_files import checkpoint_name, gguf, halves, write_llama
 from peer import CACHE, quantise
 
-from llcompile.quantize import formats
+from llcompile import frontend, graph, pipeline, quantize
+from llcompile.ir.packing import layout_of
 
 # llama-quantize's options. By default it holds a tied table in more bits than the format's: Q6_K, or Q8_0 where rows
 # are no multiple of 256, as here; --pure makes all matrices the same, which are then llrun's bits.
@@ -22,20 +24,25 @@ PEER_FORMATS: Mapping[str, tuple[str, ...]] = {
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def our_weights(model: Path, quant: str) -> dict[str, np.ndarray]:
-    """Matrices in `quant`, the embedding's table in q8."""
-    from safetensors.numpy import load_file
-
-    given = load_file(model / "model.safetensors")
-    matrices = {name: value for name, value in given.items() if value.ndim == 2} | {_HEAD: given[_TABLE]}
-    return {
-        name: _through(value, 8 if name == _TABLE or quant == "q8" else 4) for name, value in matrices.items()
-    }
-
-
-def _through(matrix: np.ndarray, bits: int) -> np.ndarray:
-    groups = matrix.astype(np.float32).reshape(-1, 32).T
-    return np.ascontiguousarray(formats.dequantise(*formats.quantise(groups, bits)).T).reshape(matrix.shape)
+def our_weights(model: Path, quant: str, calibrate: str = "random") -> dict[str, np.ndarray]:
+    """Matrices in `quant`, the embedding's table as a build of it has it; `calibrate` as `llcompile build` takes it."""
+    options = pipeline.BuildOptions(str(model), Path(), quant=quant, calibrate=calibrate)
+    loaded = frontend.load_model(str(model))
+    dataflow = graph.build_graph(loaded)
+    sequences = pipeline.calibration_sequences(options, loaded, pipeline.calibration_text(options))
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        calibration = quantize.Calibration({})
+        if sequences:
+            calibration = quantize.calibrate(dataflow, loaded.weights, sequences, Path(scratch))
+        for block in dataflow.blocks:
+            for index, param in enumerate(dataflow.templates[block.template].weights):
+                name, layout = block.weights[index], layout_of(param.role, quant, 8)
+                factors = calibration.factors(block, index)
+                if param.role != "plain":
+                    target = _HEAD if param.role == "linear" and name == _TABLE else name
+                    found[target] = quantize.dequantised(loaded.weights[name], layout, factors=factors)
+    return found
 
 
 def peer_files(model: Path) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,7 +123,10 @@ def build(options: BuildOptions, out: Path, trace: Trace, progress: bundle.Progr
         calibration = None
         if sequences:
             with trace.stage("calibrate"):
-                calibration = calibrate(planned, sequences, Path(scratch), progress, options.jobs)
+                weights, folder = planned.model.weights, Path(scratch) / "calibration"
+                calibration = quantize.calibrate(
+                    planned.graph, weights, sequences, folder, progress, options.jobs
+                )
         with trace.stage("pack"):
             write(planned, compiled, out, progress, options.jobs, calibration)
     return planned
@@ -153,18 +156,6 @@ def calibration_sequences(
         return quantize.random_sequences(model.vocab_size, model.max_positions)
     ids = frontend.text_ids(text, model, quantize.TOKENS)
     return quantize.sequences_of(ids, model.max_positions)
-
-
-def calibrate(
-    planned: Planned,
-    sequences: Sequence[npt.NDArray[np.int64]],
-    scratch: Path,
-    progress: bundle.Progress | None = None,
-    jobs: int = 1,
-) -> quantize.Calibration:
-    """Run the model in float32 on `sequences` for what rounding its matrices needs; kept in `scratch`."""
-    folder = scratch / "calibration"
-    return quantize.calibrate(planned.graph, planned.model.weights, sequences, folder, progress, jobs)
 
 
 def write(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llcompile import cost, frontend, graph, pipeline
+from llcompile import cost, frontend, graph, pipeline, quantize
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.graph import Graph
 from llcompile.ir.model import Model
@@ -53,7 +54,14 @@ class CompiledModel:
 
     def bundle(self, out: Path, cluster: Cluster, options: pipeline.BuildOptions) -> pipeline.Planned:
         planned = pipeline.plan_graph(self.model, self.graph, cluster, options)
-        pipeline.write(planned, self.compiled, out)
+        sequences = pipeline.calibration_sequences(options, self.model, None)
+        with tempfile.TemporaryDirectory() as scratch:
+            calibration = (
+                quantize.calibrate(self.graph, self.model.weights, sequences, Path(scratch))
+                if sequences
+                else None
+            )
+            pipeline.write(planned, self.compiled, out, calibration=calibration)
         return planned
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from llcompile import cost, quantize
 from llcompile.ir.graph import WeightParam
-from llcompile.ir.packing import layout_of
 from tests.e2e import harness
 from tests.models import prompt, save
 
@@ -25,26 +25,34 @@ BOUNDS = {"f16": 1e-2, "q8": 0.1, "q4": 0.1}
 FAMILIES = ("llama", "gpt2", "gemma3")
 
 
-def dequantised_model(model: Path, compiled: harness.CompiledModel, quant: str) -> torch.nn.Module:
+def dequantised_model(model: Path, compiled: harness.CompiledModel, bundle: Path) -> torch.nn.Module:
     """The model with each weight replaced by what the bundle's bytes stand for."""
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     table = copy.deepcopy(reference.get_input_embeddings())
     parameters = dict(reference.named_parameters())
     reference.set_input_embeddings(table)  # a tied table is stored twice, each time in its own layout
     with torch.no_grad():
-        for name, param in weight_params(compiled):
-            source = compiled.model.weights[name]
-            values = quantize.dequantised(source, layout_of(param.role, quant, 8))
+        for name, param, values in stored_weights(compiled, bundle):
             is_table = param.role == "embedding" and values.shape == table.weight.shape
             target = table.weight if is_table else parameters[name]
-            target.copy_(torch.from_numpy(values.T if source.transpose else values))
+            transpose = compiled.model.weights[name].transpose
+            target.copy_(torch.from_numpy(values.T if transpose else values))
     return reference.eval()
 
 
-def weight_params(compiled: harness.CompiledModel) -> Iterator[tuple[str, WeightParam]]:
-    """Every use of a weight by a block."""
+def stored_weights(
+    compiled: harness.CompiledModel, bundle: Path
+) -> Iterator[tuple[str, WeightParam, np.ndarray]]:
+    """Every use of a weight by a block: its name, and what the bundle holds of it, decoded."""
+    (lowered,) = {id(found): found for found in compiled.compiled.lowered.values()}.values()
+    packed = {template.template: template.params for template in lowered}
     for block in compiled.graph.blocks:
-        yield from zip(block.weights, compiled.graph.templates[block.template].weights, strict=True)
+        (path,) = bundle.glob(f"devices/*/weights/block-{block.id:03d}.safetensors")
+        tensors = load_file(path)
+        for index, param in enumerate(compiled.graph.templates[block.template].weights):
+            stored = [one for one in packed[block.template] if one.weight == index]
+            parts = {one.part: tensors[one.name] for one in stored}
+            yield block.weights[index], param, quantize.unpack(parts, stored[0].layout, param.shape)
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -66,7 +74,8 @@ def test_logits_are_those_of_the_dequantised_weights(family: Path, quant: str, t
     ids = prompt(61)
     found = harness.logits(tmp_path / "bundle", ids)
     with torch.no_grad():
-        expected = dequantised_model(family, compiled, quant)(torch.tensor([ids])).logits[0].numpy()
+        reference = dequantised_model(family, compiled, tmp_path / "bundle")
+        expected = reference(torch.tensor([ids])).logits[0].numpy()
     assert relative_error(found, expected) < BOUNDS[quant]
 
 

@@ -18,6 +18,7 @@ from llcompile.bundle import verify
 from tests.e2e import harness
 from tests.models import prompt, reference_greedy, save
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "python-llama"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -250,3 +251,29 @@ def test_a_checkpoint_runs_as_transformers_does(place: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     result = harness.answers(tmp_path / "out", [prompt(7)], 8)[0]
     assert result["tokens"] == reference_greedy(model, prompt(7), 8)
+
+
+@pytest.mark.slow
+def test_four_bits_are_calibrated_the_same_every_time(place: Path, tmp_path: Path) -> None:
+    """By default, and on any number of threads; of other builds only the matrices' bytes differ."""
+    found = []
+    for index, options in enumerate((("--jobs", "1"), ("--jobs", "3"), ("--calibrate", "none"))):
+        arguments = ("build", EXAMPLE, "--target", place / "devices.json", "-o", tmp_path / str(index))
+        done = harness.llcompile(*arguments, *options)
+        assert done.returncode == 0, done.stderr
+        found.append(files_of(tmp_path / str(index)))
+    first, again, plain = found
+    assert first == again
+    assert first.keys() == plain.keys()
+    changed = {name for name in first if first[name] != plain[name]}
+    weights = {name for name in first if name.endswith(".safetensors")}
+    assert weights - changed == {"devices/d0/weights/block-000.safetensors"}  # the embedding
+    assert {Path(name).name for name in changed - weights} <= {"manifest.json", "slice.json"}
+
+
+def test_a_text_that_cannot_be_read_is_refused_before_any_work(place: Path, tmp_path: Path) -> None:
+    arguments = ("build", EXAMPLE, "--target", place / "devices.json", "-o", tmp_path / "out")
+    refused(harness.llcompile(*arguments, "--calibrate", tmp_path / "gone.txt"), 2, "F160", "gone.txt")
+    (tmp_path / "short.txt").write_text("def f(x):")
+    refused(harness.llcompile(*arguments, "--calibrate", tmp_path / "short.txt"), 2, "F162", "128")
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
