@@ -42,20 +42,24 @@ class Score:
 @click.option("--tokens", default=16384, show_default=True)
 @click.option("--target", default="x86-64-v3", show_default=True)
 @click.option("--peer/--no-peer", default=True, help="llama.cpp's formats, too (builds it on first use).")
-@click.option("--score", type=click.Path(path_type=Path), hidden=True, help="Print one bundle's score.")
+@click.option(
+    "--score",
+    type=click.Path(path_type=Path),
+    hidden=True,
+    help="Save one bundle's log-probabilities beside it.",
+)
 def main(tokens: int, target: str, peer: bool, score: Path | None) -> None:
     """Print what every format costs."""
     windows = heldout_ids(tokens)
-    reference = [log_softmax(logits) for logits in transformers_logits(windows, {})]
     if score:
-        result = scored(windows, bundle_logits(score, windows), reference)
-        sys.stdout.write(f"{result.perplexity} {result.divergence}\n")
+        np.save(score.with_suffix(".npy"), np.stack(list(bundle_logits(score, windows))))
         return
+    reference = [log_softmax(logits) for logits in transformers_logits(windows, {})]
     sys.stdout.write(f"{len(windows) * (WINDOW - 1)} predictions of held-out tokens.\n\n")
     plain = scored(windows, iter(reference), reference)
     rows = [("float32", plain), *weight_scores(windows, reference, peer)]
     sys.stdout.write(_table("weights alone", rows, plain.perplexity) + "\n\n")
-    sys.stdout.write(_table("llrun", kernel_scores(tokens, target), plain.perplexity) + "\n")
+    sys.stdout.write(_table("llrun", kernel_scores(windows, reference, target), plain.perplexity) + "\n")
     if peer:
         sys.stdout.write("\n" + peer_table(tokens) + "\n")
 
@@ -70,8 +74,11 @@ def _table(head: str, rows: Sequence[tuple[str, Score]], reference: float) -> st
 
 def weight_scores(windows: Windows, reference: Sequence[np.ndarray], peer: bool) -> list[tuple[str, Score]]:
     """Of weights that went through a format, in float32 arithmetic."""
-    candidates = [(f"llrun {quant}", our_weights(MODEL, quant)) for quant in ("q8", "q4")]
-    candidates.append(("llrun q4 --calibrate none", our_weights(MODEL, "q4", "none")))
+    candidates = [
+        ("llrun q8", our_weights(MODEL, "q8")),
+        ("llrun q4", our_weights(MODEL, "q4", calibrated=True)),
+        ("llrun q4 --calibrate none", our_weights(MODEL, "q4")),
+    ]
     if peer:
         candidates += [(f"llama.cpp {name}", peer_weights(MODEL, name)) for name in PEER_FORMATS]
     return [
@@ -80,7 +87,7 @@ def weight_scores(windows: Windows, reference: Sequence[np.ndarray], peer: bool)
     ]
 
 
-def kernel_scores(tokens: int, target: str) -> list[tuple[str, Score]]:
+def kernel_scores(windows: Windows, reference: Sequence[np.ndarray], target: str) -> list[tuple[str, Score]]:
     """Of bundles, through the compiled kernels."""
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -89,10 +96,10 @@ def kernel_scores(tokens: int, target: str) -> list[tuple[str, Score]]:
         for quant in ("f32", "f16", "q8", "q4"):
             bundle = Path(scratch) / quant
             run([tool("llcompile"), "build", MODEL, "--target", target_file, "--quant", quant, "-o", bundle])
-            # A process of its own: the runtime library is loaded once a process.
-            done = run([sys.executable, __file__, "--tokens", str(tokens), "--score", bundle])
-            perplexity, divergence = map(float, done.stdout.split())
-            rows.append((quant, Score(perplexity, divergence)))
+            # A process of its own: a process loads one runtime library, and transformers loads the compiler's.
+            run([sys.executable, __file__, "--tokens", str(len(windows) * WINDOW), "--score", bundle])
+            found = np.load(bundle.with_suffix(".npy"))
+            rows.append((quant, scored(windows, iter(found), reference)))
     return rows
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from gguf_files import checkpoint_name, gguf, halves, write_llama
 from peer import CACHE, quantise
 
-from llcompile import frontend, graph, pipeline, quantize
 from llcompile.ir.packing import layout_of
 
 # llama-quantize's options. By default it holds a tied table in more bits than the format's: Q6_K, or Q8_0 where rows
@@ -24,16 +23,18 @@ PEER_FORMATS: Mapping[str, tuple[str, ...]] = {
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def our_weights(model: Path, quant: str, calibrate: str = "random") -> dict[str, np.ndarray]:
-    """Matrices in `quant`, the embedding's table as a build of it has it; `calibrate` as `llcompile build` takes it."""
-    options = pipeline.BuildOptions(str(model), Path(), quant=quant, calibrate=calibrate)
+def our_weights(model: Path, quant: str, calibrated: bool = False) -> dict[str, np.ndarray]:
+    """Matrices in `quant`, the embedding's table as a build of it has it; `calibrated` on random tokens."""
+    # Here, for the frontend loads libraries beside which a bundle cannot run: that is done in another process.
+    from llcompile import frontend, graph, quantize
+
     loaded = frontend.load_model(str(model))
     dataflow = graph.build_graph(loaded)
-    sequences = pipeline.calibration_sequences(options, loaded, pipeline.calibration_text(options))
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         calibration = quantize.Calibration({})
-        if sequences:
+        if calibrated:
+            sequences = quantize.random_sequences(loaded.vocab_size, loaded.max_positions)
             calibration = quantize.calibrate(dataflow, loaded.weights, sequences, Path(scratch))
         for block in dataflow.blocks:
             for index, param in enumerate(dataflow.templates[block.template].weights):
