@@ -23,7 +23,7 @@ class Layout:
         feature 8j+4+i in its high nibble; stored value = q + 8, q in -8..7. scales f16 (N/R, K/32, R).
     kind `rows` (embedding, read by row): f32, f16: data (N, K). q8: data int8 (N, Kpad), scales f16 (N, Kpad/32).
     kind `plain`: float32, the weight's own shape.
-    Weight = scale * q in both quantised formats.
+    Weight = scale * q in both quantised formats. How q is chosen, with error feedback or without, is not the layout's.
     """
 
     kind: str

@@ -1,6 +1,9 @@
 """What error feedback needs of each weight matrix: second moments of its input, on a few sequences of tokens.
 
 Tokens drawn at random need no text, and suit no language more than another.
+
+The same input gives the same files, whatever the number of threads, on machines of one kind of processor with one version
+of numpy. On others OpenBLAS may sum in another order: moments then differ in their last bits, codes rarely.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ Moments = npt.NDArray[np.float64]
 TOKENS, SEQUENCE = 2048, 256
 # What is added to the second moments' diagonal, times itself and times its mean: the less, the more the sample is
 # trusted. The first makes correlations less by as much for a feature with huge activations as for others, the second,
-# GPTQ's, gives something to features that are never active. Shares up to 0.3 and 0.1 serve as well (docs/figures.md).
+# GPTQ's, gives something to features that are never active. Other shares serve as well (docs/figures.md).
 OWN_DAMP, MEAN_DAMP = 0.2, 0.01
 _SEED = 0
 
