@@ -29,7 +29,7 @@ def read_text(path: Path) -> str:
 def text_ids(text: str, model: Model, most: int) -> list[int]:
     """The first token ids of `text`, at most `most`, by the model's tokenizer as prompts are read.
 
-    Raises CompileError F161 without a tokenizer, F162 for a text of fewer than 128 tokens, F163 for a tokenizer of
+    Raises CompileError F161 without a tokenizer that can be read, F162 for a text of fewer than 128 tokens, F163 for a tokenizer of
     another model.
     """
     files = [path for path in model.tokenizer_files if path.endswith("tokenizer.json")]
@@ -38,7 +38,7 @@ def text_ids(text: str, model: Model, most: int) -> list[int]:
             "F161",
             f"{model.name} has no tokenizer, so no text can be calibrated on; use --calibrate random",
         )
-    ids: list[int] = Tokenizer.from_file(files[0]).encode(text).ids[:most]
+    ids: list[int] = _tokenizer(files[0]).encode(text).ids[:most]
     if len(ids) < _LEAST_TOKENS:
         raise CompileError(
             "F162",
@@ -52,3 +52,15 @@ def text_ids(text: str, model: Model, most: int) -> list[int]:
             "to another model; use --calibrate random",
         )
     return ids
+
+
+def _tokenizer(path: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(path)
+    except Exception as error:
+        # The tokenizers library raises bare Exception for files it cannot read: that type exactly is meant.
+        if type(error) is not Exception:
+            raise
+        raise CompileError(
+            "F161", f"{path} cannot be read ({error}): fetch it again, or use --calibrate random"
+        ) from None

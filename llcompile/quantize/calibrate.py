@@ -2,8 +2,8 @@
 
 Tokens drawn at random need no text, and suit no language more than another.
 
-The same input gives the same files, whatever the number of threads, on machines of one kind of processor with one version
-of numpy. On others OpenBLAS may sum in another order: moments then differ in their last bits, codes rarely.
+The same input gives the same files, whatever the number of threads, on machines of one kind of processor with one
+version of numpy. On others OpenBLAS may sum in another order: moments then differ in their last bits, codes rarely.
 """
 
 from __future__ import annotations

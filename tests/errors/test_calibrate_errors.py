@@ -97,6 +97,14 @@ def test_a_text_without_a_tokenizer() -> None:
     assert (caught.value.code, caught.value.exit_code) == ("F161", 2)
 
 
+def test_a_damaged_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    model = replace(tokenized(), tokenizer_files=(str(tmp_path / "tokenizer.json"),))
+    with pytest.raises(CompileError, match="cannot be read") as caught:
+        text_ids("def f(x):\n    return x\n" * 99, model, 2048)
+    assert (caught.value.code, caught.value.exit_code) == ("F161", 2)
+
+
 def tokenized() -> Model:
     """A model, and the example's tokenizer, of 2048 ids."""
     return replace(loaded("llama")[1], tokenizer_files=(str(EXAMPLE / "tokenizer.json"),), vocab_size=2048)
