@@ -29,8 +29,8 @@ def read_text(path: Path) -> str:
 def text_ids(text: str, model: Model, most: int) -> list[int]:
     """The first token ids of `text`, at most `most`, by the model's tokenizer as prompts are read.
 
-    Raises CompileError F161 without a tokenizer that can be read, F162 for a text of fewer than 128 tokens, F163 for a tokenizer of
-    another model.
+    Raises CompileError F161 without a tokenizer that can be read, F162 for a text of fewer than 128 tokens, F163 for
+    a tokenizer of another model.
     """
     files = [path for path in model.tokenizer_files if path.endswith("tokenizer.json")]
     if not files:

@@ -16,7 +16,6 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import Block, Graph, Template
@@ -26,7 +25,6 @@ from llcompile.quantize.feedback import SPAN, Factors
 from llcompile.quantize.reader import Floats
 from llcompile.quantize.walk import Ids, Walk
 
-Moments = npt.NDArray[np.float64]
 TOKENS, SEQUENCE = 2048, 256
 # What is added to the second moments' diagonal, times itself and times its mean: the less, the more the sample is
 # trusted. The first makes correlations less by as much for a feature with huge activations as for others, the second,
