@@ -263,9 +263,9 @@ def test_four_bits_are_calibrated_the_same_every_time(place: Path, tmp_path: Pat
         assert done.returncode == 0, done.stderr
         found.append(files_of(tmp_path / str(index)))
     first, again, plain = found
-    assert first.keys() == again.keys() == plain.keys()
+    assert first == again
+    assert first.keys() == plain.keys()
     weights = {name for name in first if name.endswith(".safetensors")}
-    assert all(first[name] == again[name] for name in weights)
     same = {name for name in weights if first[name] == plain[name]}
     assert same == {"devices/d0/weights/block-000.safetensors"}  # the embedding
 
