@@ -45,14 +45,21 @@ def description() -> list[str]:
     family = f"family {cpu.get('cpu family', '?')}, model {cpu.get('model', '?')}"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     compiler = _first_line(["c++", "--version"])
-    commit = _first_line(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"])
     return [
         f"- {os.cpu_count()} cores of {cpu.get('model name', platform.machine())} ({family}; "
         f"{_vector_sets(cpu.get('flags', ''))}), {memory:.0f} GiB, Linux {platform.release()}, "
         f"huge pages: {_chosen(_HUGE_PAGES)}",
         f"- llama.cpp of {SOURCE.replace('==', ' ')}, built by {compiler}",
-        f"- llrun at {commit}, CPython {platform.python_version()}, apache-tvm {version('apache-tvm')}",
+        f"- llrun at {_commit()}, CPython {platform.python_version()}, apache-tvm {version('apache-tvm')}",
     ]
+
+
+def _commit() -> str:
+    """The commit checked out, marked when anything but docs/, where the tables go, differs from it."""
+    git = ["git", "-C", str(ROOT)]
+    head = _first_line([*git, "rev-parse", "--short", "HEAD"])
+    changed = _first_line([*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"])
+    return f"{head}-dirty" if changed and head != "unknown" else head
 
 
 @cache
@@ -87,4 +94,4 @@ def _first_line(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.splitlines()[0]
+    return done.stdout.partition("\n")[0]
