@@ -16,7 +16,7 @@ setup: ## make .venv with pinned packages, and fetch what Arm devices need
 demo: setup ## build the example model for three unequal devices, print the plan, run it
 	@scripts/demo
 
-bench: setup ## measure beside llama.cpp, built on first use, into docs/llama_cpp.md; half an hour
+bench: setup ## measure beside llama.cpp, built on first use, into docs/llama_cpp.md; 42 minutes
 	@$(BIN)/python benchmarks/llama_cpp.py
 
 test: lint ## lint, type check, import contracts, all tests
