@@ -120,7 +120,7 @@ def build(output: Path, as_json: bool, dump_dir: Path | None, **arguments: Any) 
 
     options = options_of(arguments)
     with console.Console() as screen:
-        planned = pipeline.build(options, output, trace_of(screen, dump_dir), screen.packing)
+        planned = pipeline.build(options, output, trace_of(screen, dump_dir), screen.weights_done)
         record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
     if as_json:
         click.echo(json.dumps(bundle.plan_json(record) | {"bundle": str(output)}))

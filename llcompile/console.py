@@ -44,6 +44,6 @@ class Console:
         """A stage begins; how long it will take is not known."""
         self._progress.reset(self._task, description=name, total=None, visible=True)
 
-    def packing(self, done: int, total: int) -> None:
-        """Weights done so far by a stage, and in all."""
+    def weights_done(self, done: int, total: int) -> None:
+        """Weights calibrated or packed so far, and in all."""
         self._progress.update(self._task, completed=done, total=total)
