@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,9 @@ def operator_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> Operator:
     """What `node` computes; domain "" has the version that `opsets` says."""
     given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if node.domain == "llcompile":
-        return lambda inputs: [attention(*inputs, **given)]  # type: ignore[arg-type]
+        return lambda inputs: [attention(*cast("Sequence[Floats]", inputs), **given)]  # none may be left out
     if node.op_type == "Gelu":
-        return lambda inputs: [gelu(*inputs, **given)]  # type: ignore[arg-type]
+        return lambda inputs: [gelu(*cast("Sequence[Floats]", inputs), **given)]
     names = [name for name in dict.fromkeys(node.input) if name]
     graph = onnx.helper.make_graph(
         [node],
