@@ -150,9 +150,9 @@ def scored(windows: Windows, found: Iterator[np.ndarray], reference: Sequence[np
 
 def bundle_logits(bundle: Path, windows: Windows) -> Iterator[np.ndarray]:
     """Log-probabilities by a bundle's kernels."""
-    from llrun.app import Where, session_on
-    from llrun.console import Console
-    from llrun.slice import find
+    from llrun.device.slice import find
+    from llrun.faces.app import Where, session_on
+    from llrun.faces.console import Console
 
     where = Where(local=True, peers={}, verify=True, timeout_s=60)
     with session_on(find(bundle, None), where, Console(quiet=True)) as session:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llcompile import bundle, cost, frontend, graph, lower, partition, quantize
+from llcompile.cluster import load_cluster, with_tokenizer
 from llcompile.ir.cluster import Cluster, Processor
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import Block, Graph, Template
@@ -66,7 +67,7 @@ class Compiled:
 
 def make_plan(options: BuildOptions, trace: Trace) -> Planned:
     """MODEL and devices.json to a plan; nothing is compiled."""
-    cluster = cost.load_cluster(options.target)
+    cluster = load_cluster(options.target)
     for text in options.pins:
         partition.parse_pin(text)  # a slip of the pen is told before the export, not after
     with trace.stage("export"):
@@ -82,7 +83,7 @@ def make_plan(options: BuildOptions, trace: Trace) -> Planned:
 
 def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOptions) -> Planned:
     """Decide which device computes which blocks of `dataflow`."""
-    cluster = cost.with_tokenizer(cluster, model.tokenizer_bytes)
+    cluster = with_tokenizer(cluster, model.tokenizer_bytes)
     context = context_of(options, model)
     chunk = min(CHUNK, context)
     costs = cost.block_costs(dataflow, options.quant, context, chunk, options.cache)

@@ -14,7 +14,7 @@ from llrun import __version__
 from llrun.errors import INTERNAL, USAGE, RunError
 
 if TYPE_CHECKING:
-    from llrun.slice import Place
+    from llrun.device.slice import Place
 
 RUN_EXAMPLES = """
 \b
@@ -128,9 +128,9 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
     Prompts come from --prompt or --prompt-ids, else line by line from standard input, else from a
     conversation at the terminal.
     """
-    from llrun import app
-    from llrun.console import Console
-    from llrun.sampling import Sampling
+    from llrun.faces import app
+    from llrun.faces.console import Console
+    from llrun.requests.sampling import Sampling
 
     console = Console(quiet=as_json)
     place = _place(path, device)
@@ -199,9 +199,9 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
 def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequences: int, output: str,
           local: bool, peers: tuple[str, ...], no_verify: bool, timeout: float) -> None:  # fmt: skip
     """Measure prompt processing and text generation, in rows as llama-bench names them."""
-    from llrun import app
-    from llrun.bench import Plan
-    from llrun.console import Console
+    from llrun.faces import app
+    from llrun.faces.bench import Plan
+    from llrun.faces.console import Console
 
     place = _place(path, None)
     where = app.Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"))
@@ -212,7 +212,7 @@ def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequenc
 def _place(path: str, device: str | None) -> Place:
     from pathlib import Path
 
-    from llrun.slice import find
+    from llrun.device.slice import find
 
     return find(Path(path), device)
 

@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from llcompile import cost
+from llcompile.cluster import load_cluster
 from tests.contracts import rules
 
 REPOSITORY = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def test_every_figure_of_a_target_names_its_source(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "examples").glob("*.json")), ids=lambda path: path.stem)
 def test_the_example_clusters_load(path: Path) -> None:
-    cluster = cost.load_cluster(path)
+    cluster = load_cluster(path)
     assert len(cluster.devices) >= 2
     assert cluster.device(cluster.head)
 

@@ -18,9 +18,9 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 import llrun
-for module in pkgutil.iter_modules(llrun.__path__):
-    if module.name != "__main__":
-        importlib.import_module(f"llrun.{{module.name}}")
+for module in pkgutil.walk_packages(llrun.__path__, "llrun."):
+    if module.name != "llrun.__main__":
+        importlib.import_module(module.name)
 {extra}
 """
 
@@ -42,7 +42,7 @@ def test_the_blocking_blocks():
 def test_loading_the_library_does_not_load_torch():
     result = python(
         "import sys\n"
-        "from llrun.library import _without_torch\n"
+        "from llrun.device.library import _without_torch\n"
         "with _without_torch():\n"
         "    import tvm_ffi\n"
         "assert 'torch' not in sys.modules\n"
@@ -59,6 +59,9 @@ def test_help_and_version_need_neither_numpy_nor_tokenizers():
 
 def test_a_worker_needs_no_tokenizers():
     result = python(
-        SCRIPT.format(blocked=(*BLOCKED, "tokenizers"), extra="import llrun.worker, llrun.app, llrun.local")
+        SCRIPT.format(
+            blocked=(*BLOCKED, "tokenizers"),
+            extra="import llrun.worker.worker, llrun.faces.app",
+        )
     )
     assert result.returncode == 0, result.stderr

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from llcompile import cost, frontend, graph, pipeline, quantize
+from llcompile import frontend, graph, pipeline, quantize
+from llcompile.cluster import load_cluster
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.graph import Graph
 from llcompile.ir.model import Model
@@ -76,7 +77,7 @@ def compile_model(model: Path, folder: Path, quant: str = "f32", **wishes: Any) 
     loaded = frontend.load_model(str(model))
     dataflow = graph.build_graph(loaded)
     planned = pipeline.plan_graph(
-        loaded, dataflow, cost.load_cluster(target), options(model, target, quant, **wishes)
+        loaded, dataflow, load_cluster(target), options(model, target, quant, **wishes)
     )
     return CompiledModel(loaded, dataflow, pipeline.compile_targets(planned, folder))
 
@@ -115,8 +116,8 @@ def logits(bundle: Path, ids: Sequence[int]) -> np.ndarray:
     """
     out = bundle.parent / f"{bundle.name}-logits.npy"
     script = (
-        "import sys, numpy as np; from pathlib import Path; from llrun.app import Where, session_on;"
-        "from llrun.console import Console; from llrun.slice import find\n"
+        "import sys, numpy as np; from pathlib import Path; from llrun.faces.app import Where, session_on;"
+        "from llrun.faces.console import Console; from llrun.device.slice import find\n"
         "where = Where(local=True, peers={}, verify=True, timeout_s=60)\n"
         "with session_on(find(Path(sys.argv[1]), None), where, Console(quiet=True)) as session:\n"
         "    np.save(sys.argv[2], session.logits([int(i) for i in sys.argv[3].split(',')]))\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llcompile import cost
+from llcompile.cluster import load_cluster
 from tests.e2e import harness
 from tests.models import save
 
@@ -26,5 +26,5 @@ def make(folder: Path, count: int = 3) -> Path:
     target = harness.devices_json(folder / "devices.json", count)
     compiled = harness.compile_model(model, folder / "compiled")
     wishes = harness.options(model, target, "f32", use_all=True)
-    compiled.bundle(folder / "bundle", cost.load_cluster(target), wishes)
+    compiled.bundle(folder / "bundle", load_cluster(target), wishes)
     return folder / "bundle"

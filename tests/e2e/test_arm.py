@@ -38,7 +38,7 @@ Build = Callable[[str, bool], Path]  # of a quant, with Arm workers or with x86 
 # The command line without its check of the processor: what that check prevents can be seen then.
 UNCHECKED = (
     "-c",
-    "import llrun.device as d; d.require = lambda *_: None; from llrun.cli import main; main()",
+    "import llrun.device.load as d; d.require = lambda *_: None; from llrun.cli import main; main()",
 )
 
 

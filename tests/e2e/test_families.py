@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llcompile import cost
+from llcompile.cluster import load_cluster
 from tests.e2e import harness
 from tests.models import FAMILIES, prompt, reference_logits, save
 
@@ -65,7 +65,7 @@ def test_greedy_tokens_equal_transformers(
 ) -> None:
     target = harness.devices_json(tmp_path / "devices.json", count)
     options = harness.options(family, target, "f32", use_all=True)
-    planned = compiled.bundle(tmp_path / "bundle", cost.load_cluster(target), options)
+    planned = compiled.bundle(tmp_path / "bundle", load_cluster(target), options)
     assert len(planned.plan.devices) == count
     results = harness.answers(tmp_path / "bundle", [ids for ids, _ in expected], NEW_TOKENS)
     for (ids, tokens), result in zip(expected, results, strict=True):

@@ -12,7 +12,8 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from llcompile import cost, quantize
+from llcompile import quantize
+from llcompile.cluster import load_cluster
 from llcompile.ir.graph import WeightParam
 from tests.e2e import harness
 from tests.models import prompt, save
@@ -69,7 +70,7 @@ def test_logits_are_those_of_the_dequantised_weights(family: Path, quant: str, t
     compiled = harness.compile_model(family, tmp_path / "compiled", quant)
     target = harness.devices_json(tmp_path / "devices.json", 2)
     wishes = harness.options(family, target, quant, use_all=True)
-    plan = compiled.bundle(tmp_path / "bundle", cost.load_cluster(target), wishes).plan
+    plan = compiled.bundle(tmp_path / "bundle", load_cluster(target), wishes).plan
     assert plan.quant == quant
     ids = prompt(61)
     found = harness.logits(tmp_path / "bundle", ids)
@@ -88,7 +89,7 @@ def test_an_eight_bit_cache(tmp_path: Path) -> None:
     for kind in ("f16", "q8"):
         compiled = harness.compile_model(model, tmp_path / kind, "f16", cache=kind)
         wishes = harness.options(model, target, "f16", use_all=True, cache=kind)
-        planned = compiled.bundle(tmp_path / f"{kind}-bundle", cost.load_cluster(target), wishes)
+        planned = compiled.bundle(tmp_path / f"{kind}-bundle", load_cluster(target), wishes)
         found[kind] = harness.logits(tmp_path / f"{kind}-bundle", ids)
         kept[kind] = sum(block.cache_bytes for block in planned.costs)
     assert 0 < relative_error(found["q8"], found["f16"]) < 0.05

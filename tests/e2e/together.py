@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llrun.app import Where, session_on
-from llrun.console import Console
-from llrun.generate import generate
-from llrun.head import Session
-from llrun.sampling import Sampling
-from llrun.slice import find
+from llrun.device.slice import find
+from llrun.faces.app import Where, session_on
+from llrun.faces.console import Console
+from llrun.head.session import Session
+from llrun.requests.conversation import generate
+from llrun.requests.sampling import Sampling
 
 
 def together(session: Session, prompts: list[list[int]], count: int) -> list[list[int]]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from llcompile.cost import load_cluster, targets_dir
+from llcompile.cluster import load_cluster, targets_dir
 from llcompile.ir.errors import USAGE, CompileError
-from tests.unit.cost.test_devices import two_devices, write
+from tests.unit.cluster.test_devices import two_devices, write
 
 
 def error_of(path: Path, targets: Path | None = None) -> CompileError:

@@ -158,8 +158,8 @@ def test_a_damaged_worker_ends_a_local_run_and_is_named(bundle, tmp_path):
 
 
 def test_libraries_of_another_processor_are_refused(bundle, tmp_path):
+    from llrun.device.library import _check_machine
     from llrun.errors import RunError
-    from llrun.library import _check_machine
 
     library = tmp_path / "model.so"
     data = bytearray((bundle / "devices/d0/lib/model.so").read_bytes()[:64])

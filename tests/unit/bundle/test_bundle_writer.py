@@ -14,9 +14,9 @@ import pytest
 
 from llcompile.bundle import read_manifest, verify
 from llrun import schema
+from llrun.device.slice import entry_of, find, verified_file
+from llrun.device.weights import map_table, read_weights
 from llrun.memory import reserve
-from llrun.slice import entry_of, find, verified_file
-from llrun.weights import map_table, read_weights
 from tests.unit.bundle import small_bundle
 from tests.unit.bundle.small_bundle import build
 

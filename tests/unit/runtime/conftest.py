@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy_model as synthetic
 import pytest
 
-from llrun.device import Device
-from llrun.head import Session
-from llrun.transport import Tcp, TcpListener
-from llrun.worker import Worker
+from llrun.device.load import Device
+from llrun.head.session import Session
+from llrun.wire.transport import Tcp, TcpListener
+from llrun.worker.worker import Worker
 
 
 class Cluster:

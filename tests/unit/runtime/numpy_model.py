@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from llrun.device import Device
-from llrun.library import Library
-from llrun.program import build_program
+from llrun.device.library import Library
+from llrun.device.load import Device
+from llrun.engine.stores import Block
+from llrun.programs.program import build_program
 from llrun.schema import (
     MAX_BATCH,
     BlockEntry,
@@ -29,7 +30,6 @@ from llrun.schema import (
     Slice,
     Tensor,
 )
-from llrun.stores import Block
 
 VOCABULARY, WIDTH, CONTEXT, CHUNK, BLOCKS = 97, 16, 256, 8, 7
 MIXERS = range(1, BLOCKS - 2)

@@ -8,8 +8,8 @@ import time
 
 import numpy_model
 
-from llrun.transport import Tcp
-from llrun.worker import Worker
+from llrun.wire.transport import Tcp
+from llrun.worker.worker import Worker
 
 
 def slow_mix(*arguments):

@@ -11,11 +11,12 @@ import pytest
 from numpy_model import FIRST, LOGITS, POSITIONS, TABLE, VOCABULARY, WIDTH
 from test_engine import NAMES, Recorder, arrived, engine, fed, perform
 
-from llrun.engine import Arrived, Closing, Engine, Fed, Feed, Opening
+from llrun.device.library import Library
+from llrun.engine.engine import Engine
+from llrun.engine.events import Arrived, Closing, Fed, Feed, Opening
 from llrun.errors import RunError
-from llrun.library import Library
-from llrun.protocol import ALL_ROWS, LAST_CHUNK, ONE_ROW, TENSOR, Header, ProtocolError
 from llrun.schema import DeviceProgram, Load, ModelInfo, Receive, Run, Send
+from llrun.wire.protocol import ALL_ROWS, LAST_CHUNK, ONE_ROW, TENSOR, Header, ProtocolError
 
 IN = FIRST + 2  # what bert receives
 LENGTHS = (1, 7, 8, 3, 5)

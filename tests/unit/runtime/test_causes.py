@@ -6,10 +6,10 @@ from queue import SimpleQueue
 
 import pytest
 
-from llrun import controls
-from llrun.controls import Failure, cause_of, failure_of
 from llrun.errors import INTERNAL, RunError, lost
-from llrun.protocol import Failed, Ready
+from llrun.head import controls
+from llrun.head.controls import Failure, cause_of, failure_of
+from llrun.wire.protocol import Failed, Ready
 
 EXPLAINED = ("bert", Failed("R501", "template t1 failed"))
 MISSES_BERT = ("anna", Failed("R301", "device bert was lost: reset", "bert"))

@@ -9,9 +9,11 @@ import numpy_model
 import pytest
 from numpy_model import FIRST, IDS, LOGITS, POSITIONS, TABLE, WIDTH
 
-from llrun.engine import Arrived, Closing, Engine, Fed, Feed, Opening
+from llrun.engine.engine import Engine
+from llrun.engine.events import Arrived, Closing, Fed, Feed, Opening
 from llrun.errors import RunError
-from llrun.protocol import (
+from llrun.schema import DeviceProgram, Load, Receive, Run, Send
+from llrun.wire.protocol import (
     ALL_ROWS,
     HEADER_BYTES,
     LAST_CHUNK,
@@ -23,7 +25,6 @@ from llrun.protocol import (
     unpack_header,
     unpack_rows,
 )
-from llrun.schema import DeviceProgram, Load, Receive, Run, Send
 
 NAMES = ["head", "anna", "bert"]
 

@@ -12,11 +12,11 @@ import numpy_model
 import pytest
 
 from llrun import schema
+from llrun.device.slice import find, verified_file
+from llrun.device.weights import map_table, read_weights
 from llrun.errors import RunError
 from llrun.memory import ALIGNMENT, Slots, aligned_copy, empty, is_aligned, peak_bytes, reserve, reserve_slots
 from llrun.schema import FileEntry, Param
-from llrun.slice import find, verified_file
-from llrun.weights import map_table, read_weights
 
 ARRAYS = {
     "w.data": np.arange(64 * 48, dtype=np.uint8).reshape(4, 12, 64),

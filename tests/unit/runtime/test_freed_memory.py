@@ -12,7 +12,7 @@ ROUNDS, SIZE = 20, 8 << 20
 # malloc as the runtime library calls it; counts the pages mapped after the first round, and what stays in the end.
 CODE = f"""
 import ctypes, resource, sys
-from llrun.library import keep_freed_memory
+from llrun.device.library import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 libc = ctypes.CDLL(None)

@@ -11,11 +11,12 @@ from contextlib import suppress
 import numpy_model
 import pytest
 
-from llrun import links, worker
 from llrun.errors import RunError
-from llrun.generate import generate
-from llrun.links import Limits, check_tensor, dial, read_message, read_table
-from llrun.protocol import (
+from llrun.requests.conversation import generate
+from llrun.requests.sampling import Sampling
+from llrun.wire import links
+from llrun.wire.links import Limits, check_tensor, dial, read_message, read_table
+from llrun.wire.protocol import (
     CONTROL,
     HEADER_BYTES,
     LAST_CHUNK,
@@ -32,8 +33,8 @@ from llrun.protocol import (
     pack_header,
     pack_rows,
 )
-from llrun.sampling import Sampling
-from llrun.transport import ConnectionLost, Tcp
+from llrun.wire.transport import ConnectionLost, Tcp
+from llrun.worker import worker
 
 NAMES = ["head", "anna", "bert"]
 
@@ -109,7 +110,7 @@ def test_refused_by_name(cluster, changes, role, reason):
 
 
 def test_another_head_waits_and_is_told_why(cluster, monkeypatch):
-    monkeypatch.setattr("llrun.controls.REACH_S", 0.3)
+    monkeypatch.setattr("llrun.head.controls.REACH_S", 0.3)
     workers = cluster(NAMES)
     with workers.session() as session:
         with pytest.raises(RunError, match="serving another head"), workers.session():

@@ -17,10 +17,10 @@ import numpy_model
 import pytest
 
 from llrun.errors import RunError
-from llrun.generate import generate
-from llrun.head import Session
-from llrun.sampling import Sampling
-from llrun.transport import Tcp
+from llrun.head.session import Session
+from llrun.requests.conversation import generate
+from llrun.requests.sampling import Sampling
+from llrun.wire.transport import Tcp
 
 HERE = Path(__file__).parent
 NAMES = ["head", "anna", "bert"]
@@ -104,7 +104,7 @@ def test_workers_drop_a_head_that_is_gone(workers):
     script = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
         "import numpy_model\n"
-        "from llrun.head import Session; from llrun.transport import Tcp\n"
+        "from llrun.head.session import Session; from llrun.wire.transport import Tcp\n"
         "addresses = dict(pair.split('=') for pair in sys.argv[2].split(','))\n"
         "head = numpy_model.device('head', ['head', 'anna', 'bert'])\n"
         "with Session(head, Tcp(), addresses, 9.0) as session:\n"
@@ -118,7 +118,7 @@ def test_workers_drop_a_head_that_is_gone(workers):
 
 
 def test_unreachable_worker_is_named(monkeypatch):
-    monkeypatch.setattr("llrun.controls.REACH_S", 0.3)
+    monkeypatch.setattr("llrun.head.controls.REACH_S", 0.3)
     listener = Tcp().listen("127.0.0.1:0")
     address = listener.address
     listener.close()

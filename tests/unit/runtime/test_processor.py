@@ -6,7 +6,7 @@ import platform
 
 import pytest
 
-from llrun import processor
+from llrun.device import processor
 from llrun.errors import RunError
 
 

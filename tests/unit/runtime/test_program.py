@@ -7,7 +7,7 @@ import pytest
 from numpy_model import FIRST, IDS, LOGITS, POSITIONS, TABLE
 
 from llrun.errors import RunError
-from llrun.program import build_program
+from llrun.programs.program import build_program
 from llrun.schema import AllReduce, DeviceProgram, Load, Receive, Release, Run, Send, Tensor
 
 NAMES = ["head", "anna", "bert"]

@@ -7,7 +7,8 @@ import random
 import msgspec
 import pytest
 
-from llrun.protocol import (
+from llrun.schema import MAX_BATCH
+from llrun.wire.protocol import (
     ALL_ROWS,
     CONTROL,
     CONTROL_LIMIT,
@@ -31,7 +32,6 @@ from llrun.protocol import (
     unpack_header,
     unpack_rows,
 )
-from llrun.schema import MAX_BATCH
 
 GOOD = Header(TENSOR, ALL_ROWS, 1, 7, 3, 100, 8, 12, 512)
 

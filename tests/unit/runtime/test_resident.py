@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llrun.device import by_rows
-from llrun.library import Library
+from llrun.device.library import Library
+from llrun.device.load import by_rows
+from llrun.device.weights import map_table, take_rows
 from llrun.memory import Array, side_by_side
 from llrun.schema import FileEntry
-from llrun.weights import map_table, take_rows
 
 MIB = 1 << 20
 

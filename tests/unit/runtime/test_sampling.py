@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llrun.errors import RunError
-from llrun.sampling import Sampling, choose, distribution, generator
+from llrun.requests.sampling import Sampling, choose, distribution, generator
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 

@@ -9,14 +9,14 @@ import numpy as np
 import numpy_model as synthetic
 import pytest
 
-from llrun.bench import Plan, check_plan, run_bench, table
+from llrun.device.library import Library
 from llrun.errors import RunError
-from llrun.generate import Conversation, generate
-from llrun.head import Session
-from llrun.library import Library
-from llrun.protocol import HEADER_BYTES
-from llrun.sampling import Sampling
-from llrun.transport import Tcp
+from llrun.faces.bench import Plan, check_plan, run_bench, table
+from llrun.head.session import Session
+from llrun.requests.conversation import Conversation, generate
+from llrun.requests.sampling import Sampling
+from llrun.wire.protocol import HEADER_BYTES
+from llrun.wire.transport import Tcp
 
 NAMES = ["head", "anna", "bert", "cora"]
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from llrun.text import Stream
+from llrun.requests.tokenizer import Stream
 
 
 class Bytes:

@@ -9,9 +9,9 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from llrun import transport
 from llrun.errors import RunError
-from llrun.transport import ConnectionLost, Tcp, TcpConnection, parse_address
+from llrun.wire import transport
+from llrun.wire.transport import ConnectionLost, Tcp, TcpConnection, parse_address
 
 
 @pytest.fixture

@@ -7,20 +7,12 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
 
+from llrun.device.load import Block
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array, empty, reserve_slots
-from llrun.schema import BlockEntry
 
 MAX_SEQUENCES = 64
 Wrap = Callable[[Array], Any]
-
-
-@dataclass(frozen=True)
-class Block:
-    """`params`: the weights as its functions' arguments, in order."""
-
-    entry: BlockEntry
-    params: tuple[Any, ...]
 
 
 @dataclass(eq=False)

@@ -9,11 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from llrun.device.library import Library
+from llrun.device.load import Block
+from llrun.engine.stores import SequenceStore, StepState
 from llrun.errors import INTERNAL, RunError
-from llrun.library import Library
 from llrun.memory import Array, aligned_copy, empty
-from llrun.program import Program, Segment
-from llrun.protocol import (
+from llrun.programs.program import Program, Segment
+from llrun.schema import Release, Run, Send
+from llrun.wire.protocol import (
     ALL_ROWS,
     LAST_CHUNK,
     ONE_ROW,
@@ -22,8 +25,6 @@ from llrun.protocol import (
     pack_header,
     pack_rows,
 )
-from llrun.schema import Release, Run, Send
-from llrun.stores import Block, SequenceStore, StepState
 
 FINAL = LAST_CHUNK | ALL_ROWS
 ALONE, CHUNK, JOINED = 0, 1, 2  # one row of one sequence; several of one; one of each of several

@@ -10,13 +10,14 @@ from queue import Empty, SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from llrun.controls import Controls, Logits, Reply, cause_of, failure_of
-from llrun.device import Device
-from llrun.engine import Asking, Closing, Engine, Event, Fed, Feed, Opening, Stop
+from llrun.device.load import Device
+from llrun.engine.engine import Engine
+from llrun.engine.events import Asking, Closing, Event, Fed, Feed, Inbox, Opening, Stop
 from llrun.errors import INTERNAL, RunError
-from llrun.links import Links
+from llrun.head.controls import Controls, Logits, Reply, cause_of, failure_of
 from llrun.memory import Array, empty
-from llrun.protocol import (
+from llrun.wire.links import Links
+from llrun.wire.protocol import (
     ALL_ROWS,
     LAST_CHUNK,
     AnyMessage,
@@ -33,7 +34,7 @@ from llrun.protocol import (
     Ready,
     StepsDone,
 )
-from llrun.transport import Transport
+from llrun.wire.transport import Transport
 
 COMPUTE_END_S = 5.0
 NOWHERE = "0.0.0.0:0"  # the head listens nowhere
@@ -80,8 +81,8 @@ class Session:
         self._device = device
         self._timeout_s = timeout_s
         self._replies: SimpleQueue[Reply] = SimpleQueue()
-        inbox: SimpleQueue[Event] = SimpleQueue()
-        self._links = Links(device.program, device.limits, inbox, self._replies.put)
+        inbox = Inbox()
+        self._links = Links(device.program, device.limits, inbox.deliver, self._replies.put)
         outbound = Outbound(device.name, self._links, self._replies)
         self._engine = Engine(device.program, device.blocks, device.library, outbound, inbox)
         chosen = {name: addresses[name] for name in workers_of(device)}

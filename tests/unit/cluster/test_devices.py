@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llcompile.cost import load_cluster, targets_dir, with_tokenizer
-from llcompile.cost.strict_json import Faults
-from llcompile.cost.targets import FIGURES, load_target, target_names
+from llcompile.cluster import load_cluster, targets_dir, with_tokenizer
+from llcompile.cluster.strict_json import Faults
+from llcompile.cluster.targets import FIGURES, load_target, target_names
 from llcompile.ir.cluster import Link
 
 ROOT = Path(__file__).resolve().parents[3]

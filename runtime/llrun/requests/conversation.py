@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llrun.errors import RunError
-from llrun.head import Session
-from llrun.protocol import Figures
-from llrun.sampling import Sampling, choose, generator
+from llrun.head.session import Session
+from llrun.requests.sampling import Sampling, choose, generator
 from llrun.schema import ModelInfo
+from llrun.wire.protocol import Figures
 
 DEFAULT_TOKENS = 128
 # Takes a token as soon as it is final; False ends the request (a stop string).

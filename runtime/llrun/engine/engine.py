@@ -6,73 +6,21 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
 
+from llrun.device.library import Library
+from llrun.device.load import Block
+from llrun.engine.events import Arrived, Asking, Closing, Event, Fed, Feed, Opening
+from llrun.engine.passes import FINAL, Results, Row, Runner, bind, is_row
+from llrun.engine.stores import Sequence, SequenceStore, StepState
 from llrun.errors import INTERNAL, RunError
-from llrun.library import Library
-from llrun.memory import Array, peak_bytes
-from llrun.passes import FINAL, Results, Row, Runner, bind, is_row
-from llrun.program import Program
-from llrun.protocol import ONE_ROW, Figures, Header, ProtocolError
+from llrun.memory import peak_bytes
+from llrun.programs.program import Program
 from llrun.schema import MAX_BATCH
-from llrun.stores import Block, Sequence, SequenceStore, StepState
+from llrun.wire.protocol import ONE_ROW, Figures, Header, ProtocolError
 
 MAX_STEPS = 64
-
-# --- what comes in ---
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """A tensor from another device, checked against the program: of one step, or a row of each of several,
-    a header for each."""
-
-    headers: tuple[Header, ...]
-    array: Array
-
-
-@dataclass(frozen=True)
-class Feed:
-    """New tokens of a sequence, on the head: token ids int64 (1, n)."""
-
-    sequence: int
-    position: int
-    flags: int
-    ids: Array
-
-
-@dataclass(frozen=True)
-class Fed:
-    """What the head feeds at once: single tokens of several sequences are computed in one pass."""
-
-    feeds: tuple[Feed, ...]
-
-
-@dataclass(frozen=True)
-class Opening:
-    sequence: int
-
-
-@dataclass(frozen=True)
-class Closing:
-    sequence: int
-
-
-@dataclass(frozen=True)
-class Asking:
-    """Somebody wants the figures."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """End the loop; with an error, because of it."""
-
-    error: RunError | None = None
-
-
-Event = Arrived | Fed | Opening | Closing | Asking | Stop
 
 
 class Outside(Results, Protocol):

@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from queue import SimpleQueue
 
-from llrun.engine import Arrived, Event
 from llrun.errors import INTERNAL, RunError, lost
-from llrun.memory import empty
-from llrun.program import Layout, Program
-from llrun.protocol import (
+from llrun.memory import Array, empty
+from llrun.programs.program import Layout, Limits, Program
+from llrun.schema import MAX_BATCH
+from llrun.wire.protocol import (
     CONTROL,
     HEADER_BYTES,
     ONE_ROW,
@@ -32,22 +30,12 @@ from llrun.protocol import (
     unpack_header,
     unpack_rows,
 )
-from llrun.schema import MAX_BATCH
-from llrun.transport import DEAD_AFTER_S, Connection, ConnectionLost, Transport
+from llrun.wire.transport import DEAD_AFTER_S, Connection, ConnectionLost, Transport
 
 HANDSHAKE_S = 5.0
 PULSE_S = 0.5
-INBOX_LIMIT = 4096
 Report = Callable[[RunError], None]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on what a tensor frame may claim: rows of a chunk, positions, payload bytes."""
-
-    chunk: int
-    context: int
-    payload_bytes: int
+Deliver = Callable[[tuple[Header, ...], Array], None]  # a checked tensor: of one step, or a row of several
 
 
 def send_message(connection: Connection, message: Message) -> None:
@@ -92,12 +80,12 @@ def dial(transport: Transport, device: str, address: str, hello: Hello, timeout_
 
 
 class Links:
-    """Data connections to the program's neighbours, by device. What arrives goes into `inbox`."""
+    """Data connections to the program's neighbours, by device. What arrives goes to `deliver`."""
 
-    def __init__(self, program: Program, limits: Limits, inbox: SimpleQueue[Event], report: Report) -> None:
+    def __init__(self, program: Program, limits: Limits, deliver: Deliver, report: Report) -> None:
         self._program = program
         self._limits = limits
-        self._inbox = inbox
+        self._deliver = deliver
         self._report = report
         self._connections: dict[str, Connection] = {}
         self._changed = threading.Condition()
@@ -165,14 +153,12 @@ class Links:
         if layout is None:
             drain(connection, header.length)
             return
-        if self._inbox.qsize() >= INBOX_LIMIT:
-            raise ProtocolError(f"{INBOX_LIMIT} tensors are waiting already")
         rows = 1 if header.flags & ONE_ROW else header.rows
         several = header.kind == ROWS
         headers = read_table(connection, header, layout, self._limits) if several else (header,)
         array = empty(layout.dims(rows), layout.dtype)
         connection.read_into(array.data.cast("B"))
-        self._inbox.put(Arrived(headers, array))
+        self._deliver(headers, array)
 
 
 def check_tensor(header: Header, source: str, program: Program, limits: Limits) -> Layout | None:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 
-from llrun.device import Device
-from llrun.engine import Asking, Closing, Engine, Event, Opening, Stop
+from llrun.device.load import Device
+from llrun.engine.engine import Engine
+from llrun.engine.events import Asking, Closing, Inbox, Opening, Stop
 from llrun.errors import INTERNAL, LOST, RunError, lost
-from llrun.links import HANDSHAKE_S, Links, Pulse, dial, read_message, send_message
 from llrun.memory import Array
-from llrun.protocol import (
+from llrun.wire.links import HANDSHAKE_S, Links, Pulse, dial, read_message, send_message
+from llrun.wire.protocol import (
     AnyMessage,
     AskFigures,
     Close,
@@ -36,7 +37,7 @@ from llrun.protocol import (
     StepsDone,
     Welcome,
 )
-from llrun.transport import Connection, ConnectionLost, Listener, Transport
+from llrun.wire.transport import Connection, ConnectionLost, Listener, Transport
 
 MAX_HANDSHAKES = 16
 CONNECT_S = 10.0
@@ -87,8 +88,8 @@ class WorkerSession:
         self._head = device.record.head
         self._configuration: Configure | None = None
         self._goodbye = threading.Event()
-        inbox: SimpleQueue[Event] = SimpleQueue()
-        self._links = Links(device.program, device.limits, inbox, self._fail)
+        inbox = Inbox()
+        self._links = Links(device.program, device.limits, inbox.deliver, self._fail)
         self._outside = HeadLink(control, self._links, self._head)
         self._engine = Engine(device.program, device.blocks, device.library, self._outside, inbox)
         self._pulse = Pulse({self._head: control}, self._fail)

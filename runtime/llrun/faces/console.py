@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 import msgspec
 
-from llrun.generate import Result
+from llrun.requests.conversation import Result
 
 MIB = 1 << 20
 

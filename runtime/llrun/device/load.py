@@ -9,17 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from llrun.library import Library, load_library
-from llrun.links import Limits
+from llrun.device.library import Library, load_library
+from llrun.device.processor import require
+from llrun.device.slice import Place, entry_of, verified_file
+from llrun.device.weights import map_table, read_weights, take_rows
 from llrun.memory import Array, side_by_side
-from llrun.processor import require
-from llrun.program import Program, build_program
-from llrun.schema import Slice
-from llrun.slice import Place, entry_of, verified_file
-from llrun.stores import Block
-from llrun.weights import map_table, read_weights, take_rows
+from llrun.programs.program import Limits, Program, build_program
+from llrun.schema import BlockEntry, Slice
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """`params`: the weights as its functions' arguments, in order."""
+
+    entry: BlockEntry
+    params: tuple[Any, ...]
 
 
 @dataclass(frozen=True)

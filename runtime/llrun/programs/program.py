@@ -9,10 +9,19 @@ from math import prod
 import numpy as np
 
 from llrun.errors import RunError
-from llrun.protocol import DTYPE_CODES
 from llrun.schema import AllReduce, Load, Receive, Release, Run, Send, Slice, Step, Tensor
 
+DTYPE_CODES = {"float32": 1, "float16": 2, "int64": 3, "int32": 4, "int8": 5, "uint8": 6}  # on the wire
 Operation = Run | Send | Release
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what a tensor frame may claim: rows of a chunk, positions, payload bytes."""
+
+    chunk: int
+    context: int
+    payload_bytes: int
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llcompile.cost.strict_json import Faults, items, positive, positive_int, read_json, record, text
+from llcompile.cluster.strict_json import Faults, items, positive, positive_int, read_json, record, text
 from llcompile.ir.cluster import Processor
 
 ISAS = ("avx2", "avx512vnni", "neon", "neon_dotprod", "neon_i8mm")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llcompile.cost.strict_json import (
+from llcompile.cluster.strict_json import (
     Faults,
     Record,
     items,
@@ -23,7 +23,7 @@ from llcompile.cost.strict_json import (
     suggestion,
     text,
 )
-from llcompile.cost.targets import FIGURES, Target, figure_value, load_target, target_names, targets_dir
+from llcompile.cluster.targets import FIGURES, Target, figure_value, load_target, target_names, targets_dir
 from llcompile.ir.cluster import Cluster, Device, Link
 from llcompile.ir.errors import CompileError
 

@@ -22,7 +22,6 @@ CONTROL, TENSOR, ROWS = 1, 2, 3
 CONTROL_LIMIT = 1 << 20
 LAST_CHUNK, ALL_ROWS, ONE_ROW = 1, 2, 4
 FLAGS = LAST_CHUNK | ALL_ROWS | ONE_ROW
-DTYPE_CODES = {"float32": 1, "float16": 2, "int64": 3, "int32": 4, "int8": 5, "uint8": 6}
 HEADER = struct.Struct("<4sBBBBIIIIII")
 HEADER_BYTES = HEADER.size
 TABLE_ENTRY = struct.Struct("<IIII")
@@ -31,7 +30,7 @@ TABLE_ENTRY_BYTES = TABLE_ENTRY.size
 
 class Header(NamedTuple):
     """`rows`: new tokens of the step (not of the payload, which has one row under ONE_ROW). `position`:
-    of the first of them. `length`: payload bytes. `dtype`: a value of DTYPE_CODES, 0 for control. A frame
+    of the first of them. `length`: payload bytes. `dtype`: a value of programs.DTYPE_CODES, 0 for control. A frame
     of rows has their number in `rows`, zeros for what its table says (flags, sequence, position), and a
     `length` that counts the table."""
 

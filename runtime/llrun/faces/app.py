@@ -10,18 +10,18 @@ from dataclasses import dataclass
 
 import msgspec
 
-from llrun import local
-from llrun.bench import Plan, check_plan, run_bench, table
-from llrun.console import Console
-from llrun.device import Device, load_device
+from llrun.device.load import Device, load_device
+from llrun.device.slice import Place, verified_file
 from llrun.errors import RunError
-from llrun.generate import Conversation, Result, check_ids, generate, tokens_allowed
-from llrun.head import Session
-from llrun.sampling import Sampling
-from llrun.slice import Place, verified_file
-from llrun.text import Stream, Tokenizer
-from llrun.transport import Tcp
-from llrun.worker import Worker
+from llrun.faces import local
+from llrun.faces.bench import Plan, check_plan, run_bench, table
+from llrun.faces.console import Console
+from llrun.head.session import Session
+from llrun.requests.conversation import Conversation, Result, check_ids, generate, tokens_allowed
+from llrun.requests.sampling import Sampling
+from llrun.requests.tokenizer import Stream, Tokenizer
+from llrun.wire.transport import Tcp
+from llrun.worker.worker import Worker
 
 TOKENIZER = "tokenizer/tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer/tokenizer_config.json"

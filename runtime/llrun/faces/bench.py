@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from llrun.errors import RunError
-from llrun.head import Session
+from llrun.head.session import Session
 from llrun.schema import ModelInfo
 
 SEED = 1

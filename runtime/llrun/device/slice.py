@@ -7,9 +7,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from llrun.device.weights import damaged
 from llrun.errors import RunError
 from llrun.schema import FileEntry, Manifest, Slice, decode
-from llrun.weights import damaged
 
 TEXT_LIMIT = 64 << 20
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llrun.errors import INTERNAL, LOST, RunError, lost
-from llrun.links import Links, Pulse, dial, read_message, send_message
-from llrun.program import Program
-from llrun.protocol import AnyMessage, Failed, Goodbye, Heartbeat, Hello, Message, ProtocolError
-from llrun.transport import Connection, ConnectionLost, Transport
+from llrun.programs.program import Program
+from llrun.wire.links import Links, Pulse, dial, read_message, send_message
+from llrun.wire.protocol import AnyMessage, Failed, Goodbye, Heartbeat, Hello, Message, ProtocolError
+from llrun.wire.transport import Connection, ConnectionLost, Transport
 
 REACH_S = 10.0
 DATA_S = 30.0

@@ -1,0 +1,73 @@
+"""What an engine is told: tensors that arrived, tokens to feed, sequences opened and closed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from llrun.errors import RunError
+from llrun.memory import Array
+from llrun.wire.protocol import Header, ProtocolError
+
+INBOX_LIMIT = 4096
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A tensor from another device, checked against the program: of one step, or a row of each of several,
+    a header for each."""
+
+    headers: tuple[Header, ...]
+    array: Array
+
+
+@dataclass(frozen=True)
+class Feed:
+    """New tokens of a sequence, on the head: token ids int64 (1, n)."""
+
+    sequence: int
+    position: int
+    flags: int
+    ids: Array
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What the head feeds at once: single tokens of several sequences are computed in one pass."""
+
+    feeds: tuple[Feed, ...]
+
+
+@dataclass(frozen=True)
+class Opening:
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Closing:
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Somebody wants the figures."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the loop; with an error, because of it."""
+
+    error: RunError | None = None
+
+
+Event = Arrived | Fed | Opening | Closing | Asking | Stop
+
+
+class Inbox(SimpleQueue[Event]):
+    """The only way into an engine, safe from any thread; bounded for what comes over the links."""
+
+    def deliver(self, headers: tuple[Header, ...], array: Array) -> None:
+        """Put a tensor in. Raises ProtocolError when INBOX_LIMIT events are waiting already."""
+        if self.qsize() >= INBOX_LIMIT:
+            raise ProtocolError(f"{INBOX_LIMIT} tensors are waiting already")
+        self.put(Arrived(headers, array))

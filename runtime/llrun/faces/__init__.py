@@ -1,0 +1,1 @@
+"""What a person touches: the terminal, measuring, every device on one machine."""

@@ -1,0 +1,1 @@
+"""Drives a cluster: connects its devices, feeds sequences, collects logits and figures."""

@@ -1,0 +1,1 @@
+"""Bytes between devices: protocol, transport, handshakes, tensor frames, pulse."""

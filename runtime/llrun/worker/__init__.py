@@ -1,0 +1,1 @@
+"""Serves a head: listens, and runs its part of every session."""
