@@ -38,7 +38,7 @@ def placed_blocks(
 ) -> tuple[Placed, ...]:
     """The blocks that `program` loads, in the order of their ids."""
     templates = {t.template: t for t in lowered}
-    ids = sorted({step.block for step in program.steps if isinstance(step, schema.Load)})
+    ids = sorted({each.block for each in program.instructions if isinstance(each, schema.Load)})
     blocks = [graph.blocks[i] for i in ids]
     return tuple(Placed(block, templates[block.template]) for block in blocks)
 
@@ -73,10 +73,10 @@ def max_payload_bytes(
 ) -> int:
     """Bytes of the largest tensor message when a whole chunk is processed; 1 when nothing is ever sent."""
     moved = {
-        step.tensor
+        instruction.tensor
         for program in programs.values()
-        for step in program.steps
-        if isinstance(step, schema.Send | schema.AllReduce)
+        for instruction in program.instructions
+        if isinstance(instruction, schema.Send | schema.AllReduce)
     }
     sizes = [
         DTYPE_BYTES[t.dtype] * prod(chunk if d == -1 else d for d in t.shape)

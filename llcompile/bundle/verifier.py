@@ -124,6 +124,6 @@ def _check_slice(device: str, record: schema.Slice, manifest: schema.Manifest) -
         yield "devices differ from the manifest's programs"
     named = [record.library, record.runtime_library, *(block.file for block in record.blocks)]
     yield from (f"{name} is not among its files" for name in named if name not in record.files)
-    loaded = {step.block for step in record.program.steps if isinstance(step, schema.Load)}
+    loaded = {each.block for each in record.program.instructions if isinstance(each, schema.Load)}
     if loaded != {block.id for block in record.blocks}:
         yield "its blocks are not those that its program loads"

@@ -25,10 +25,10 @@ def check_programs(
     if len(names) != len(tensors) or len(set(names.values())) != len(tensors):
         return ["the tensor table has a number or a name twice"]
     unknown = [
-        f"{device}, step {i}: tensor {tensor} is not in the table"
+        f"{device}, instruction {i}: tensor {tensor} is not in the table"
         for device, program in programs.items()
-        for i, step in enumerate(program.steps)
-        for tensor in _tensors(step)
+        for i, instruction in enumerate(program.instructions)
+        for tensor in _tensors(instruction)
         if tensor not in names
     ]
     if unknown:
@@ -41,16 +41,16 @@ def check_programs(
     ]
 
 
-def _tensors(step: schema.Step) -> tuple[int, ...]:
-    if isinstance(step, schema.Run):
-        return (*step.inputs, *step.outputs)
-    return () if isinstance(step, schema.Load) else (step.tensor,)
+def _tensors(instruction: schema.Instruction) -> tuple[int, ...]:
+    if isinstance(instruction, schema.Run):
+        return (*instruction.inputs, *instruction.outputs)
+    return () if isinstance(instruction, schema.Load) else (instruction.tensor,)
 
 
 def _check_blocks(programs: Programs, graph: Graph) -> Iterator[str]:
-    steps = [step for program in programs.values() for step in program.steps]
+    instructions = [instruction for program in programs.values() for instruction in program.instructions]
     for kind, verb in ((schema.Load, "loaded"), (schema.Run, "run")):
-        counts = Counter(step.block for step in steps if isinstance(step, kind))
+        counts = Counter(instruction.block for instruction in instructions if isinstance(instruction, kind))
         for block in graph.blocks:
             if counts[block.id] != 1:
                 yield f"block {block.id} is {verb} {counts[block.id]} times"
@@ -61,75 +61,85 @@ def _check_blocks(programs: Programs, graph: Graph) -> Iterator[str]:
 def _check_device(
     programs: Programs, device: str, names: Mapping[int, str], graph: Graph, head: str
 ) -> Iterator[str]:
-    """One device's steps in order: what they use must be there."""
+    """One device's instructions in order: what they use must be there."""
     there = {POSITION_IDS} | ({INPUT_IDS} if device == head else set())
     loaded: set[int] = set()
     last_block = -1
-    for i, step in enumerate(programs[device].steps):
-        place = f"{device}, step {i}"
-        if isinstance(step, schema.Load):
-            loaded.add(step.block)
+    for i, instruction in enumerate(programs[device].instructions):
+        place = f"{device}, instruction {i}"
+        if isinstance(instruction, schema.Load):
+            loaded.add(instruction.block)
             continue
-        if isinstance(step, schema.Receive):
-            there.add(names[step.tensor])
+        if isinstance(instruction, schema.Receive):
+            there.add(names[instruction.tensor])
             continue
-        used = step.inputs if isinstance(step, schema.Run) else (step.tensor,)
+        used = instruction.inputs if isinstance(instruction, schema.Run) else (instruction.tensor,)
         for tensor in used:
             if names[tensor] not in there:
                 yield f"{place}: {names[tensor]} is used before it is there, or after its release"
-        if isinstance(step, schema.Run):
-            yield from _check_run(place, step, names, graph, loaded, last_block)
-            last_block = last_block if step.block is None else step.block
-            there |= {names[tensor] for tensor in step.outputs}
-        elif isinstance(step, schema.Send):
-            yield from _check_send(place, step, programs, names, graph)
-        elif isinstance(step, schema.Release):
-            there.discard(names[step.tensor])
+        if isinstance(instruction, schema.Run):
+            yield from _check_run(place, instruction, names, graph, loaded, last_block)
+            last_block = last_block if instruction.block is None else instruction.block
+            there |= {names[tensor] for tensor in instruction.outputs}
+        elif isinstance(instruction, schema.Send):
+            yield from _check_send(place, instruction, programs, names, graph)
+        elif isinstance(instruction, schema.Release):
+            there.discard(names[instruction.tensor])
     logits = set(graph.blocks[-1].outputs)
     for name in sorted(there - {INPUT_IDS, POSITION_IDS} - logits):
         yield f"{device}: {name} is never released"
 
 
 def _check_run(
-    place: str, step: schema.Run, names: Mapping[int, str], graph: Graph, loaded: set[int], last_block: int
+    place: str,
+    instruction: schema.Run,
+    names: Mapping[int, str],
+    graph: Graph,
+    loaded: set[int],
+    last_block: int,
 ) -> Iterator[str]:
-    if step.block is None:
+    if instruction.block is None:
         template = graph.positions
-        if template is None or step.template != template.id:
-            yield f"{place}: {step.template} runs without a block, and is not the positions template"
+        if template is None or instruction.template != template.id:
+            yield f"{place}: {instruction.template} runs without a block, and is not the positions template"
             return
         wanted = tuple(s.name for s in template.inputs), tuple(s.name for s in template.outputs)
-    elif step.block < len(graph.blocks):
-        block = graph.blocks[step.block]
+    elif instruction.block < len(graph.blocks):
+        block = graph.blocks[instruction.block]
         wanted = block.inputs, block.outputs
-        if step.template != block.template:
-            yield f"{place}: block {block.id} runs as {step.template}, it is {block.template}"
-        if step.block not in loaded:
-            yield f"{place}: block {step.block} was not loaded here"
-        if step.block < last_block:
-            yield f"{place}: block {step.block} runs after block {last_block}"
-        if step.rows == "last" and not block.last_row_only:
-            yield f"{place}: block {step.block} runs on the last row, all are needed"
+        if instruction.template != block.template:
+            yield f"{place}: block {block.id} runs as {instruction.template}, it is {block.template}"
+        if instruction.block not in loaded:
+            yield f"{place}: block {instruction.block} was not loaded here"
+        if instruction.block < last_block:
+            yield f"{place}: block {instruction.block} runs after block {last_block}"
+        if instruction.rows == "last" and not block.last_row_only:
+            yield f"{place}: block {instruction.block} runs on the last row, all are needed"
     else:
         return
-    found = tuple(names[t] for t in step.inputs), tuple(names[t] for t in step.outputs)
+    found = tuple(names[t] for t in instruction.inputs), tuple(names[t] for t in instruction.outputs)
     if found != wanted:
         yield f"{place}: runs with {found}, not with {wanted}"
 
 
 def _check_send(
-    place: str, step: schema.Send, programs: Programs, names: Mapping[int, str], graph: Graph
+    place: str, instruction: schema.Send, programs: Programs, names: Mapping[int, str], graph: Graph
 ) -> Iterator[str]:
-    users = _users(programs.get(step.destination), names[step.tensor], graph)
+    users = _users(programs.get(instruction.destination), names[instruction.tensor], graph)
     if not users:
-        yield f"{place}: {names[step.tensor]} goes to {step.destination}, which has no use for it"
-    if step.rows == "last" and not all(block.last_row_only for block in users):
-        yield f"{place}: only the last row of {names[step.tensor]} goes to {step.destination}, all are needed"
+        yield f"{place}: {names[instruction.tensor]} goes to {instruction.destination}, which has no use for it"
+    if instruction.rows == "last" and not all(block.last_row_only for block in users):
+        tensor, there = names[instruction.tensor], instruction.destination
+        yield f"{place}: only the last row of {tensor} goes to {there}, all are needed"
 
 
 def _users(program: schema.DeviceProgram | None, tensor: str, graph: Graph) -> list[Block]:
-    steps = program.steps if program else ()
-    blocks = [step.block for step in steps if isinstance(step, schema.Run) and step.block is not None]
+    instructions = program.instructions if program else ()
+    blocks = [
+        instruction.block
+        for instruction in instructions
+        if isinstance(instruction, schema.Run) and instruction.block is not None
+    ]
     return [graph.blocks[b] for b in blocks if b < len(graph.blocks) and tensor in graph.blocks[b].inputs]
 
 
@@ -138,11 +148,11 @@ def _check_messages(programs: Programs, names: Mapping[int, str]) -> Iterator[st
     sent: Counter[tuple[str, str, str]] = Counter()
     received: Counter[tuple[str, str, str]] = Counter()
     for device, program in programs.items():
-        for step in program.steps:
-            if isinstance(step, schema.Send):
-                sent[names[step.tensor], device, step.destination] += 1
-            elif isinstance(step, schema.Receive):
-                received[names[step.tensor], step.source, device] += 1
+        for instruction in program.instructions:
+            if isinstance(instruction, schema.Send):
+                sent[names[instruction.tensor], device, instruction.destination] += 1
+            elif isinstance(instruction, schema.Receive):
+                received[names[instruction.tensor], instruction.source, device] += 1
     for tensor, source, destination in sorted(sent.keys() | received.keys()):
         key = tensor, source, destination
         if sent[key] != 1 or received[key] != 1:
@@ -160,16 +170,19 @@ def _check_progress(programs: Programs, names: Mapping[int, str]) -> Iterator[st
     while moved:
         moved = False
         for device, program in programs.items():
-            while at[device] < len(program.steps):
-                step = program.steps[at[device]]
-                if isinstance(step, schema.Receive) and (step.tensor, step.source, device) not in on_the_way:
+            while at[device] < len(program.instructions):
+                instruction = program.instructions[at[device]]
+                if (
+                    isinstance(instruction, schema.Receive)
+                    and (instruction.tensor, instruction.source, device) not in on_the_way
+                ):
                     break
-                if isinstance(step, schema.Send):
-                    on_the_way.add((step.tensor, device, step.destination))
+                if isinstance(instruction, schema.Send):
+                    on_the_way.add((instruction.tensor, device, instruction.destination))
                 at[device] += 1
                 moved = True
     for device, program in programs.items():
-        if at[device] < len(program.steps):
-            step = program.steps[at[device]]
-            if isinstance(step, schema.Receive):
-                yield f"{device} waits for ever for {names[step.tensor]} from {step.source}"
+        if at[device] < len(program.instructions):
+            instruction = program.instructions[at[device]]
+            if isinstance(instruction, schema.Receive):
+                yield f"{device} waits for ever for {names[instruction.tensor]} from {instruction.source}"

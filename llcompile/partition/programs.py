@@ -27,7 +27,9 @@ def device_programs(
     tensors = tensor_table(graph)
     writer = _Writer(graph, plan.stages, {tensor.name: tensor.id for tensor in tensors})
     used = [device.name for device in cluster.devices if device.name in plan.devices]
-    programs = {name: schema.DeviceProgram(device=name, epoch=0, steps=writer.program(name)) for name in used}
+    programs = {
+        name: schema.DeviceProgram(device=name, epoch=0, instructions=writer.program(name)) for name in used
+    }
     return programs, tensors
 
 
@@ -69,22 +71,22 @@ def activation_flows(graph: Graph) -> tuple[Flow, ...]:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes one device's steps after another."""
+    """Writes one device's instructions after another."""
 
     graph: Graph
     stages: Sequence[Stage]
     ids: Mapping[str, int]
 
-    def program(self, device: str) -> tuple[schema.Step, ...]:
+    def program(self, device: str) -> tuple[schema.Instruction, ...]:
         mine = [stage for stage in self.stages if stage.devices[0] == device]
         loads = [schema.Load(block=b) for stage in mine for b in range(stage.start, stage.stop)]
         sent = messages(self.stages, activation_flows(self.graph))
-        bodies = [step for stage in mine for step in self._segment(device, stage, mine, sent)]
+        bodies = [instruction for stage in mine for instruction in self._segment(device, stage, mine, sent)]
         return (*loads, *bodies)
 
     def _segment(
         self, device: str, stage: Stage, mine: Sequence[Stage], sent: Sequence[Message]
-    ) -> Iterator[schema.Step]:
+    ) -> Iterator[schema.Instruction]:
         blocks = self.graph.blocks[stage.start : stage.stop]
         for message in sent:
             if message.destination == device and self.stages[message.hop[1]] == stage:
@@ -99,7 +101,7 @@ class _Writer:
             for name in dying.get(block.id, ()):
                 yield schema.Release(tensor=self.ids[name])
 
-    def _positions(self, blocks: Sequence[Block]) -> Iterator[schema.Step]:
+    def _positions(self, blocks: Sequence[Block]) -> Iterator[schema.Instruction]:
         """Run for this segment alone: its outputs are released with their last use in it."""
         template = self.graph.positions
         if template is None:

@@ -32,8 +32,8 @@ class Load(Strict, frozen=True, tag="load", tag_field="op"):
 
 
 class Receive(Strict, frozen=True, tag="receive", tag_field="op"):
-    """Wait for `tensor` from device `source`. A receive that follows another kind of step begins a
-    segment: the steps up to the next such receive, run as one as soon as all the segment's tensors are
+    """Wait for `tensor` from device `source`. A receive that follows another kind of instruction begins a
+    segment: the instructions up to the next such receive, run as one as soon as all the segment's tensors are
     there."""
 
     tensor: Size
@@ -76,7 +76,7 @@ class Release(Strict, frozen=True, tag="release", tag_field="op"):
     tensor: Size
 
 
-Step = Load | Receive | Run | Send | AllReduce | Release
+Instruction = Load | Receive | Run | Send | AllReduce | Release
 
 
 class Tensor(Strict, frozen=True):
@@ -91,7 +91,7 @@ class Tensor(Strict, frozen=True):
 class DeviceProgram(Strict, frozen=True):
     device: str
     epoch: Size
-    steps: tuple[Step, ...]
+    instructions: tuple[Instruction, ...]
 
 
 # --- a slice ---

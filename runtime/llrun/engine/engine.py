@@ -12,7 +12,7 @@ from typing import Protocol
 from llrun.device.library import Library
 from llrun.device.load import Block
 from llrun.engine.events import Arrived, Asking, Closing, Event, Fed, Feed, Opening
-from llrun.engine.passes import FINAL, Results, Row, Runner, bind, is_row
+from llrun.engine.passes import FINAL, JoinedRow, Results, Runner, bind, is_row
 from llrun.engine.stores import Sequence, SequenceStore, StepState
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import peak_bytes
@@ -118,7 +118,7 @@ class Engine:
             self._take(event.headers[0], value)
         else:
             for index, header in enumerate(event.headers):
-                self._take(header, Row(value, index, len(event.headers)))
+                self._take(header, JoinedRow(value, index, len(event.headers)))
 
     def _take(self, header: Header, value: object) -> None:
         number, name = header.sequence, self._program.layouts[header.tensor].name

@@ -40,7 +40,7 @@ class Results(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
+class JoinedRow:
     """Row `index` of `tensor`, which holds a row of each of `count` sequences."""
 
     tensor: Any
@@ -63,7 +63,7 @@ class Call:
     logits: bool
 
 
-Operation = Call | Send | Release
+Action = Call | Send | Release
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Bound:
     waits: frozenset[int]
     only_last: frozenset[int]
     waits_early: frozenset[int]
-    operations: tuple[Operation, ...]
-    early: tuple[Operation, ...]
+    actions: tuple[Action, ...]
+    early: tuple[Action, ...]
     reads: tuple[int, ...]
     later: frozenset[int]
     positions: bool
@@ -96,7 +96,7 @@ def is_row(segment: Bound, step: StepState) -> bool:
 @dataclass
 class Pass:
     """Steps that a segment runs for, the tensors at hand, and how its functions are to be called. `narrow`:
-    a prompt's last chunk, of which `last` operations take the last row."""
+    a prompt's last chunk, of which `last` actions take the last row."""
 
     steps: Steps
     values: dict[int, Any]
@@ -120,13 +120,13 @@ class Runner:
         """Run `segment` for one step, or for several of which it computes one row each (`is_row`)."""
         self._since = time.perf_counter()
         one = self._joined(segment, steps) if len(steps) > 1 else self._alone(segment, steps[0])
-        for operation in segment.operations if steps[0].flags & FINAL else segment.early:
-            if isinstance(operation, Call):
-                self._call(operation, one)
-            elif isinstance(operation, Send):
-                self._send(operation, one)
+        for action in segment.actions if steps[0].flags & FINAL else segment.early:
+            if isinstance(action, Call):
+                self._call(action, one)
+            elif isinstance(action, Send):
+                self._send(action, one)
             else:
-                one.values.pop(operation.tensor, None)
+                one.values.pop(action.tensor, None)
         if len(steps) > 1:
             _split(segment, one)
         self.compute_s += time.perf_counter() - self._since
@@ -137,7 +137,7 @@ class Runner:
         values = step.values
         for tensor in segment.reads:
             value = values.get(tensor)
-            if isinstance(value, Row):
+            if isinstance(value, JoinedRow):
                 values[tensor] = self._library.wrap(aligned_copy(self._row(tensor, value)))
         if segment.positions:
             positions = np.arange(step.position, step.position + step.rows)
@@ -168,7 +168,7 @@ class Runner:
     def _row(self, tensor: int, value: Any) -> Array:
         """The row a value stands for, of a chunk's the last, its axis kept."""
         axis = self._program.layouts[tensor].axis
-        if isinstance(value, Row):
+        if isinstance(value, JoinedRow):
             array = self._library.unwrap(value.tensor)
             return array[(slice(None),) * axis + (slice(value.index, value.index + 1),)]
         return _last(self._library.unwrap(value), axis)
@@ -178,7 +178,7 @@ class Runner:
         array[...] = numbers
         return self._library.wrap(array)
 
-    # --- operations ---
+    # --- actions ---
 
     def _call(self, call: Call, one: Pass) -> None:
         inputs = [one.values[tensor] for tensor in call.inputs]
@@ -247,10 +247,10 @@ def _is_whole(parts: Sequence[Any]) -> bool:
     """Whether the parts are all rows of one tensor, in order."""
     first = parts[0]
     return (
-        isinstance(first, Row)
+        isinstance(first, JoinedRow)
         and first.count == len(parts)
         and all(
-            isinstance(part, Row) and part.tensor is first.tensor and part.index == index
+            isinstance(part, JoinedRow) and part.tensor is first.tensor and part.index == index
             for index, part in enumerate(parts)
         )
     )
@@ -261,7 +261,9 @@ def _split(segment: Bound, one: Pass) -> None:
     left = {tensor: value for tensor, value in one.values.items() if tensor in segment.later}
     for index, step in enumerate(one.steps):
         step.values = {tensor: step.values[tensor] for tensor in segment.later & step.values.keys()}
-        step.values.update((tensor, Row(value, index, len(one.steps))) for tensor, value in left.items())
+        step.values.update(
+            (tensor, JoinedRow(value, index, len(one.steps))) for tensor, value in left.items()
+        )
 
 
 def _last(array: Array, axis: int) -> Array:
@@ -283,15 +285,15 @@ def bind(
 
 
 def _used(segment: Segment) -> frozenset[int]:
-    """Tensors that the segment's operations take and don't make before."""
+    """Tensors that the segment's instructions take and don't make before."""
     used: set[int] = set()
     made: set[int] = set()
-    for step in segment.operations:
-        if isinstance(step, Run):
-            used.update(set(step.inputs) - made)
-            made.update(step.outputs)
-        elif isinstance(step, Send) and step.tensor not in made:
-            used.add(step.tensor)
+    for instruction in segment.instructions:
+        if isinstance(instruction, Run):
+            used.update(set(instruction.inputs) - made)
+            made.update(instruction.outputs)
+        elif isinstance(instruction, Send) and instruction.tensor not in made:
+            used.add(instruction.tensor)
     return frozenset(used)
 
 
@@ -304,30 +306,30 @@ def _bound(
     sequences: SequenceStore,
 ) -> Bound:
     used = _used(segment)
-    operations = tuple(
-        _call_of(step, program, blocks, library, sequences) if isinstance(step, Run) else step
-        for step in segment.operations
+    actions = tuple(
+        _call_of(each, program, blocks, library, sequences) if isinstance(each, Run) else each
+        for each in segment.instructions
     )
-    whole = [step.rows == "all" for step in segment.operations if isinstance(step, Run | Send)]
+    whole = [each.rows == "all" for each in segment.instructions if isinstance(each, Run | Send)]
     fed = used & {program.input_ids}  # with every step, where tokens are this device's own
     return Bound(
         waits=segment.waits | fed,
         only_last=segment.waits_last,
         waits_early=segment.waits - segment.waits_last | fed,
-        operations=operations,
-        early=tuple(one for one in operations if not _is_last(one)),
+        actions=actions,
+        early=tuple(action for action in actions if not _is_last(action)),
         reads=tuple(sorted(used - {program.position_ids})),
         later=later,
         positions=program.position_ids in used,
-        stateful=any(isinstance(one, Call) and one.caches for one in operations),
+        stateful=any(isinstance(action, Call) and action.caches for action in actions),
         one_row=not any(whole),
     )
 
 
-def _is_last(operation: Operation) -> bool:
-    if isinstance(operation, Call):
-        return operation.last
-    return isinstance(operation, Send) and operation.rows == "last"
+def _is_last(action: Action) -> bool:
+    if isinstance(action, Call):
+        return action.last
+    return isinstance(action, Send) and action.rows == "last"
 
 
 def _call_of(

@@ -9,10 +9,10 @@ from math import prod
 import numpy as np
 
 from llrun.errors import RunError
-from llrun.schema import AllReduce, Load, Receive, Release, Run, Send, Slice, Step, Tensor
+from llrun.schema import AllReduce, Instruction, Load, Receive, Release, Run, Send, Slice, Tensor
 
 DTYPE_CODES = {"float32": 1, "float16": 2, "int64": 3, "int32": 4, "int8": 5, "uint8": 6}  # on the wire
-Operation = Run | Send | Release
+Work = Run | Send | Release
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Limits:
 @dataclass(frozen=True)
 class Segment:
     """`waits`: tensors to have before running; `waits_last`: those of them that only a prompt's last
-    chunk brings. `operations`: in order. A segment of the program's start may wait for nothing."""
+    chunk brings. `instructions`: in order. A segment of the program's start may wait for nothing."""
 
     waits: frozenset[int]
     waits_last: frozenset[int]
-    operations: tuple[Operation, ...]
+    instructions: tuple[Work, ...]
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,19 @@ class Program:
 
 
 def build_program(record: Slice) -> Program:
-    """Check the slice's program and split it. Raises RunError R207 that names the step at fault."""
-    steps = record.program.steps
+    """Check the slice's program and split it. Raises RunError R207 that names the instruction at fault."""
+    instructions = record.program.instructions
     layouts = {tensor.id: _layout(tensor) for tensor in record.tensors}
     given = {record.position_ids} | ({record.input_ids} if record.device == record.head else set())
-    _check(record, steps, layouts, given)
-    sources = {step.tensor: step.source for step in steps if isinstance(step, Receive)}
-    destinations = {step.destination for step in steps if isinstance(step, Send)}
-    runs = [step for step in steps if isinstance(step, Run)]
-    segments = _segments(steps)
+    _check(record, instructions, layouts, given)
+    sources = {
+        instruction.tensor: instruction.source
+        for instruction in instructions
+        if isinstance(instruction, Receive)
+    }
+    destinations = {instruction.destination for instruction in instructions if isinstance(instruction, Send)}
+    runs = [instruction for instruction in instructions if isinstance(instruction, Run)]
+    segments = _segments(instructions)
     return Program(
         device=record.device,
         epoch=record.program.epoch,
@@ -95,7 +99,7 @@ def build_program(record: Slice) -> Program:
         sources=sources,
         segment_of={tensor: index for index, one in enumerate(segments) for tensor in one.waits},
         neighbours=frozenset(destinations | set(sources.values())),
-        blocks=tuple(step.block for step in steps if isinstance(step, Load)),
+        blocks=tuple(instruction.block for instruction in instructions if isinstance(instruction, Load)),
         templates=frozenset(run.template for run in runs),
         reads_tokens=frozenset(
             run.block for run in runs if run.block is not None and record.input_ids in run.inputs
@@ -106,36 +110,36 @@ def build_program(record: Slice) -> Program:
     )
 
 
-def _segments(steps: Iterable[Step]) -> tuple[Segment, ...]:
+def _segments(instructions: Iterable[Instruction]) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     waits: set[int] = set()
-    operations: list[Operation] = []
-    for step in steps:
-        if isinstance(step, Receive):
-            if operations:
-                segments.append(_segment(waits, operations))
-                waits, operations = set(), []
-            waits.add(step.tensor)
-        elif isinstance(step, Run | Send | Release):
-            operations.append(step)
-    if operations or waits:
-        segments.append(_segment(waits, operations))
+    work: list[Work] = []
+    for instruction in instructions:
+        if isinstance(instruction, Receive):
+            if work:
+                segments.append(_segment(waits, work))
+                waits, work = set(), []
+            waits.add(instruction.tensor)
+        elif isinstance(instruction, Run | Send | Release):
+            work.append(instruction)
+    if work or waits:
+        segments.append(_segment(waits, work))
     return _only_last(tuple(segments))
 
 
-def _segment(waits: set[int], operations: list[Operation]) -> Segment:
-    return Segment(frozenset(waits), frozenset(), tuple(operations))
+def _segment(waits: set[int], work: list[Work]) -> Segment:
+    return Segment(frozenset(waits), frozenset(), tuple(work))
 
 
 def _only_last(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    """Mark received tensors that are used by `rows: last` steps alone: earlier chunks do without them."""
+    """Mark received tensors that are used by `rows: last` instructions alone: earlier chunks do without them."""
     every: set[int] = set()
     for segment in segments:
-        for step in segment.operations:
-            if isinstance(step, Run) and step.rows == "all":
-                every.update(step.inputs)
-            elif isinstance(step, Send) and step.rows == "all":
-                every.add(step.tensor)
+        for instruction in segment.instructions:
+            if isinstance(instruction, Run) and instruction.rows == "all":
+                every.update(instruction.inputs)
+            elif isinstance(instruction, Send) and instruction.rows == "all":
+                every.add(instruction.tensor)
     return tuple(replace(segment, waits_last=segment.waits - every) for segment in segments)
 
 
@@ -153,57 +157,65 @@ def _layout(tensor: Tensor) -> Layout:
     return Layout(tensor.name, tensor.dtype, code, tensor.shape, tensor.shape.index(-1), row_bytes)
 
 
-def _check(record: Slice, steps: tuple[Step, ...], layouts: Mapping[int, Layout], given: set[int]) -> None:
+def _check(
+    record: Slice, instructions: tuple[Instruction, ...], layouts: Mapping[int, Layout], given: set[int]
+) -> None:
     known = set(given)
     loaded: set[int] = set()
     blocks = {block.id: block for block in record.blocks}
-    for index, step in enumerate(steps):
-        fault = _fault(record, step, known, loaded, blocks.keys(), layouts)
+    for index, instruction in enumerate(instructions):
+        fault = _fault(record, instruction, known, loaded, blocks.keys(), layouts)
         if fault:
-            raise RunError("R207", f"step {index} of {record.device}'s program: {fault}")
-        if isinstance(step, Load):
-            loaded.add(step.block)
-        elif isinstance(step, Run):
-            known.update(step.outputs)
-        elif isinstance(step, Receive):
-            known.add(step.tensor)
-        elif isinstance(step, Release):
-            known.discard(step.tensor)
+            raise RunError("R207", f"instruction {index} of {record.device}'s program: {fault}")
+        if isinstance(instruction, Load):
+            loaded.add(instruction.block)
+        elif isinstance(instruction, Run):
+            known.update(instruction.outputs)
+        elif isinstance(instruction, Receive):
+            known.add(instruction.tensor)
+        elif isinstance(instruction, Release):
+            known.discard(instruction.tensor)
 
 
 def _fault(
     record: Slice,
-    step: Step,
+    instruction: Instruction,
     known: set[int],
     loaded: set[int],
     blocks: Iterable[int],
     layouts: Mapping[int, Layout],
 ) -> str | None:
-    tensors = (*step.inputs, *step.outputs) if isinstance(step, Run) else ()
-    tensors = (step.tensor,) if isinstance(step, Send | Receive | Release) else tensors
+    tensors = (*instruction.inputs, *instruction.outputs) if isinstance(instruction, Run) else ()
+    tensors = (instruction.tensor,) if isinstance(instruction, Send | Receive | Release) else tensors
     unknown = [tensor for tensor in tensors if tensor not in layouts]
     if unknown:
         return f"tensor {unknown[0]} is not described"
-    if isinstance(step, AllReduce):
+    if isinstance(instruction, AllReduce):
         return "all_reduce is not in this version"
-    if isinstance(step, Load):
-        return None if step.block in blocks else f"block {step.block} is not in the slice"
-    if isinstance(step, Run | Send) and step.rows not in ("all", "last"):
-        return f"rows is {step.rows!r}: all or last"
-    if isinstance(step, Run) and step.block is not None and step.block not in loaded:
-        return f"block {step.block} is run but was not loaded"
-    missing = [tensor for tensor in _uses(step) if tensor not in known]
+    if isinstance(instruction, Load):
+        return None if instruction.block in blocks else f"block {instruction.block} is not in the slice"
+    if isinstance(instruction, Run | Send) and instruction.rows not in ("all", "last"):
+        return f"rows is {instruction.rows!r}: all or last"
+    if isinstance(instruction, Run) and instruction.block is not None and instruction.block not in loaded:
+        return f"block {instruction.block} is run but was not loaded"
+    missing = [tensor for tensor in _uses(instruction) if tensor not in known]
     if missing:
         return (
             f"tensor {layouts[missing[0]].name} is used before it is made or received, or after its release"
         )
-    peer = step.destination if isinstance(step, Send) else step.source if isinstance(step, Receive) else None
+    peer = (
+        instruction.destination
+        if isinstance(instruction, Send)
+        else instruction.source
+        if isinstance(instruction, Receive)
+        else None
+    )
     if peer is not None and (peer not in record.devices or peer == record.device):
         return f"device {peer} is not another device of the plan"
     return None
 
 
-def _uses(step: Step) -> tuple[int, ...]:
-    if isinstance(step, Run):
-        return step.inputs
-    return (step.tensor,) if isinstance(step, Send | Release) else ()
+def _uses(instruction: Instruction) -> tuple[int, ...]:
+    if isinstance(instruction, Run):
+        return instruction.inputs
+    return (instruction.tensor,) if isinstance(instruction, Send | Release) else ()

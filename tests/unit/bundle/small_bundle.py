@@ -116,7 +116,7 @@ PROGRAMS = {
     "laptop": schema.DeviceProgram(
         device="laptop",
         epoch=0,
-        steps=(
+        instructions=(
             schema.Load(block=0),
             schema.Load(block=3),
             run("t0", 0, (0,), 2),
@@ -128,7 +128,7 @@ PROGRAMS = {
     "pi": schema.DeviceProgram(
         device="pi",
         epoch=0,
-        steps=(
+        instructions=(
             schema.Load(block=1),
             schema.Load(block=2),
             schema.Receive(tensor=2, source="laptop"),

@@ -41,22 +41,22 @@ def text(programs: Programs, graph: Graph) -> list[str]:
     lines = []
     for name, program in programs.items():
         lines.append(f"{name}:")
-        lines += [f"  {line(step, names)}" for step in program.steps]
+        lines += [f"  {line(instruction, names)}" for instruction in program.instructions]
     return lines
 
 
-def line(step: schema.Step, names: dict[int, str]) -> str:
-    if isinstance(step, schema.Load):
-        return f"load {step.block}"
-    if isinstance(step, schema.Receive):
-        return f"receive {names[step.tensor]} from {step.source}"
-    if isinstance(step, schema.Release):
-        return f"release {names[step.tensor]}"
-    rows = " (last row)" if step.rows == "last" else ""
-    if isinstance(step, schema.Send):
-        return f"send {names[step.tensor]} to {step.destination}{rows}"
-    inputs, outputs = (", ".join(names[t] for t in ids) for ids in (step.inputs, step.outputs))
-    return f"run {step.template} of {step.block}: {inputs} -> {outputs}{rows}"
+def line(instruction: schema.Instruction, names: dict[int, str]) -> str:
+    if isinstance(instruction, schema.Load):
+        return f"load {instruction.block}"
+    if isinstance(instruction, schema.Receive):
+        return f"receive {names[instruction.tensor]} from {instruction.source}"
+    if isinstance(instruction, schema.Release):
+        return f"release {names[instruction.tensor]}"
+    rows = " (last row)" if instruction.rows == "last" else ""
+    if isinstance(instruction, schema.Send):
+        return f"send {names[instruction.tensor]} to {instruction.destination}{rows}"
+    inputs, outputs = (", ".join(names[t] for t in ids) for ids in (instruction.inputs, instruction.outputs))
+    return f"run {instruction.template} of {instruction.block}: {inputs} -> {outputs}{rows}"
 
 
 def test_graphs_are_graphs() -> None:
@@ -114,16 +114,20 @@ def test_residual_tensor_goes_straight_to_each_consumer() -> None:
 def test_head_alone_has_one_segment() -> None:
     graph = layered(1)
     program = programs_of(graph, (("h", 0, 4),))["h"]
-    assert not any(isinstance(step, schema.Send | schema.Receive) for step in program.steps)
+    assert not any(
+        isinstance(instruction, schema.Send | schema.Receive) for instruction in program.instructions
+    )
     assert check_programs({"h": program}, tensor_table(graph), graph, "h") == []
 
 
 def test_tables_are_made_anew_in_each_segment_that_uses_them() -> None:
     program = programs_of(layered(3), (("h", 0, 2), ("a", 2, 3), ("h", 3, 8)))["h"]
-    runs = [step.template for step in program.steps if isinstance(step, schema.Run)]
+    runs = [
+        instruction.template for instruction in program.instructions if isinstance(instruction, schema.Run)
+    ]
     assert runs.count("positions") == 2
     cos = next(tensor.id for tensor in tensor_table(layered(3)) if tensor.name == "cos")
-    assert sum(step == schema.Release(tensor=cos) for step in program.steps) == 2
+    assert sum(instruction == schema.Release(tensor=cos) for instruction in program.instructions) == 2
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -156,56 +160,60 @@ def test_tensor_of_the_cache_length_is_refused() -> None:
 # --- the checker, given broken programs ---------------------------------------------------------------------------
 
 
-def steps_of(programs: Programs, device_name: str) -> list[schema.Step]:
-    return list(programs[device_name].steps)
+def instructions_of(programs: Programs, device_name: str) -> list[schema.Instruction]:
+    return list(programs[device_name].instructions)
 
 
-def with_steps(programs: Programs, name: str, steps: list[schema.Step]) -> Programs:
-    return {**programs, name: msgspec.structs.replace(programs[name], steps=tuple(steps))}
+def with_instructions(programs: Programs, name: str, instructions: list[schema.Instruction]) -> Programs:
+    return {**programs, name: msgspec.structs.replace(programs[name], instructions=tuple(instructions))}
 
 
-def drop(kind: type[schema.Step], name: str) -> Callable[[Programs], Programs]:
+def drop(kind: type[schema.Instruction], name: str) -> Callable[[Programs], Programs]:
     def broken(programs: Programs) -> Programs:
-        steps = steps_of(programs, name)
-        steps.remove(next(step for step in steps if isinstance(step, kind)))
-        return with_steps(programs, name, steps)
+        instructions = instructions_of(programs, name)
+        instructions.remove(
+            next(instruction for instruction in instructions if isinstance(instruction, kind))
+        )
+        return with_instructions(programs, name, instructions)
 
     return broken
 
 
-def double(kind: type[schema.Step], name: str) -> Callable[[Programs], Programs]:
+def double(kind: type[schema.Instruction], name: str) -> Callable[[Programs], Programs]:
     def broken(programs: Programs) -> Programs:
-        steps = steps_of(programs, name)
-        index = next(i for i, step in enumerate(steps) if isinstance(step, kind))
-        return with_steps(programs, name, [*steps[:index], steps[index], *steps[index:]])
+        instructions = instructions_of(programs, name)
+        index = next(i for i, instruction in enumerate(instructions) if isinstance(instruction, kind))
+        return with_instructions(
+            programs, name, [*instructions[:index], instructions[index], *instructions[index:]]
+        )
 
     return broken
 
 
-def change(kind: type[schema.Step], name: str, **fields: object) -> Callable[[Programs], Programs]:
+def change(kind: type[schema.Instruction], name: str, **fields: object) -> Callable[[Programs], Programs]:
     def broken(programs: Programs) -> Programs:
-        steps = steps_of(programs, name)
-        index = next(i for i, step in enumerate(steps) if isinstance(step, kind))
-        steps[index] = msgspec.structs.replace(steps[index], **fields)
-        return with_steps(programs, name, steps)
+        instructions = instructions_of(programs, name)
+        index = next(i for i, instruction in enumerate(instructions) if isinstance(instruction, kind))
+        instructions[index] = msgspec.structs.replace(instructions[index], **fields)
+        return with_instructions(programs, name, instructions)
 
     return broken
 
 
 def release_first(programs: Programs) -> Programs:
-    steps = steps_of(programs, "a")
-    release = next(step for step in steps if isinstance(step, schema.Release))
-    steps.remove(release)
-    steps.insert(2, release)
-    return with_steps(programs, "a", steps)
+    instructions = instructions_of(programs, "a")
+    release = next(instruction for instruction in instructions if isinstance(instruction, schema.Release))
+    instructions.remove(release)
+    instructions.insert(2, release)
+    return with_instructions(programs, "a", instructions)
 
 
 def send_late(programs: Programs) -> Programs:
     """The head sends only after its last segment, which waits for what follows from the sending."""
-    steps = steps_of(programs, "h")
-    send = next(step for step in steps if isinstance(step, schema.Send))
-    steps.remove(send)
-    return with_steps(programs, "h", [*steps, send])
+    instructions = instructions_of(programs, "h")
+    send = next(instruction for instruction in instructions if isinstance(instruction, schema.Send))
+    instructions.remove(send)
+    return with_instructions(programs, "h", [*instructions, send])
 
 
 @pytest.mark.parametrize(
@@ -240,12 +248,14 @@ def test_checker_finds(damage: Callable[[Programs], Programs], complaint: str) -
 
 
 def test_random_damage_never_passes_unseen() -> None:
-    """Removing any one step is found."""
+    """Removing any one instruction is found."""
     graph = layered(2, parallel=True)
     programs = programs_of(graph, SPLIT)
     for name in programs:
-        for index in range(len(programs[name].steps)):
-            steps = steps_of(programs, name)
-            removed = steps.pop(index)
-            found = check_programs(with_steps(programs, name, steps), tensor_table(graph), graph, "h")
+        for index in range(len(programs[name].instructions)):
+            instructions = instructions_of(programs, name)
+            removed = instructions.pop(index)
+            found = check_programs(
+                with_instructions(programs, name, instructions), tensor_table(graph), graph, "h"
+            )
             assert found, (name, removed)

@@ -148,13 +148,15 @@ def owners(devices: list[str]) -> list[str]:
 
 
 def programs(devices: list[str]) -> dict[str, tuple]:
-    """Every device's steps. The embedding's output skips to the trimming block."""
+    """Every device's instructions. The embedding's output skips to the trimming block."""
     owner = owners(devices)
-    steps: dict[str, list] = {d: [Load(block=b) for b in range(BLOCKS) if owner[b] == d] for d in devices}
+    instructions: dict[str, list] = {
+        d: [Load(block=b) for b in range(BLOCKS) if owner[b] == d] for d in devices
+    }
     for device in devices:
         if device in [owner[block] for block in MIXERS]:
             run = Run(template="positions", block=None, inputs=(POSITIONS,), outputs=(TABLE,))
-            steps[device].append(run)
+            instructions[device].append(run)
     for block in range(BLOCKS):
         sources = [FIRST + block - 1] if block else []
         if block == BLOCKS - 2:
@@ -163,15 +165,15 @@ def programs(devices: list[str]) -> dict[str, tuple]:
             maker, device = owner[tensor - FIRST], owner[block]
             if maker != device:
                 rows = "last" if block >= BLOCKS - 2 else "all"
-                steps[maker].append(Send(tensor=tensor, destination=device, rows=rows))
+                instructions[maker].append(Send(tensor=tensor, destination=device, rows=rows))
         for tensor in sources:
             maker, device = owner[tensor - FIRST], owner[block]
             if maker != device:
-                steps[device].append(Receive(tensor=tensor, source=maker))
+                instructions[device].append(Receive(tensor=tensor, source=maker))
                 if tensor != FIRST:
-                    steps[maker].append(Release(tensor=tensor))
-        steps[owner[block]].append(_run(block))
-    return {device: tuple(one) for device, one in steps.items()}
+                    instructions[maker].append(Release(tensor=tensor))
+        instructions[owner[block]].append(_run(block))
+    return {device: tuple(one) for device, one in instructions.items()}
 
 
 def _run(block: int) -> Run:
@@ -226,7 +228,7 @@ def record(
                        caches=caches if t == "t1" else ())
             for i, t in enumerate(templates)
         ),
-        "program": DeviceProgram(device=device, epoch=1, steps=programs(devices)[device]),
+        "program": DeviceProgram(device=device, epoch=1, instructions=programs(devices)[device]),
         "max_payload_bytes": CHUNK * WIDTH * 4,
         "files": {},
     }  # fmt: skip

@@ -218,7 +218,7 @@ def test_last_rows_have_the_positions_of_last_rows():
         Run(template="t2", block=5, inputs=(IN, TABLE), outputs=(FIRST + 5,), rows="last"),
         Send(tensor=FIRST + 5, destination="head", rows="last"),
     )
-    subject, outside, spy = spied("bert", program=DeviceProgram(device="bert", epoch=1, steps=steps))
+    subject, outside, spy = spied("bert", program=DeviceProgram(device="bert", epoch=1, instructions=steps))
     events = [arrived(IN, 0, rows, LAST_CHUNK, i) for i, rows in enumerate((5, 1, 8))]
     perform(subject, *[Opening(i) for i in range(3)], *events)
     assert spy.widths("t2_batch") == [3]
@@ -260,7 +260,7 @@ def two_segments() -> dict[str, object]:
         msgspec.structs.replace(entry, template="t1") if entry.id == 4 else entry
         for entry in numpy_model.record("bert", NAMES).blocks
     ]
-    return {"program": DeviceProgram(device="bert", epoch=1, steps=steps), "blocks": tuple(blocks)}
+    return {"program": DeviceProgram(device="bert", epoch=1, instructions=steps), "blocks": tuple(blocks)}
 
 
 def test_what_a_pass_leaves_for_a_later_segment_stays_joined_or_comes_apart_as_needed():

@@ -138,7 +138,7 @@ def two_sources() -> dict[str, object]:
         Send(tensor=FIRST + 3, destination="head"),
         Send(tensor=FIRST, destination="head", rows="last"),
     )
-    return {"program": DeviceProgram(device="bert", epoch=1, steps=steps)}
+    return {"program": DeviceProgram(device="bert", epoch=1, instructions=steps)}
 
 
 def test_a_segment_waits_for_all_its_tensors_but_not_for_those_of_the_last_chunk():

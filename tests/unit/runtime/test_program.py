@@ -16,8 +16,8 @@ TABLES = Run(template="positions", block=None, inputs=(POSITIONS,), outputs=(TAB
 TAKE = Receive(tensor=FIRST + 2, source="anna")
 
 
-def build(*steps, **changes):
-    program = DeviceProgram(device="bert", epoch=1, steps=steps)
+def build(*instructions, **changes):
+    program = DeviceProgram(device="bert", epoch=1, instructions=instructions)
     return build_program(numpy_model.record("bert", NAMES, program=program, **changes))
 
 
@@ -32,7 +32,7 @@ def test_segments_begin_at_receives_that_follow_other_steps():
         Send(tensor=FIRST + 3, destination="head"),
     )
     assert [sorted(segment.waits) for segment in program.segments] == [[], [FIRST, FIRST + 2], [FIRST + 1]]
-    assert [len(segment.operations) for segment in program.segments] == [1, 1, 1]
+    assert [len(segment.instructions) for segment in program.segments] == [1, 1, 1]
     assert program.sources == {FIRST: "head", FIRST + 1: "anna", FIRST + 2: "anna"}
     assert program.segment_of == {FIRST: 1, FIRST + 2: 1, FIRST + 1: 2}
     assert program.neighbours == {"head", "anna"}
@@ -50,9 +50,9 @@ def test_tables_that_token_ids_index_are_known():
 
 
 @pytest.mark.parametrize(
-    ("steps", "reason"),
+    ("instructions", "reason"),
     [
-        ([Load(block=9)], "step 0 of bert's program: block 9 is not in the slice"),
+        ([Load(block=9)], "instruction 0 of bert's program: block 9 is not in the slice"),
         ([TAKE, TABLES, MIX], "block 3 is run but was not loaded"),
         ([Load(block=3), TAKE, MIX], "tensor table is used before"),
         ([Send(tensor=FIRST, destination="head")], "tensor h0 is used before"),
@@ -69,9 +69,9 @@ def test_tables_that_token_ids_index_are_known():
         ),
     ],
 )
-def test_faults_are_named(steps, reason):
+def test_faults_are_named(instructions, reason):
     with pytest.raises(RunError, match=reason) as caught:
-        build(*steps)
+        build(*instructions)
     assert (caught.value.code, caught.value.exit_code) == ("R207", 2)
 
 
