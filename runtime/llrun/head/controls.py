@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from llrun.errors import INTERNAL, LOST, RunError, lost
 from llrun.programs.program import Program
-from llrun.wire.links import Links, Pulse, dial, read_message, send_message
+from llrun.wire.handshake import dial, read_message, send_message
+from llrun.wire.links import Links
 from llrun.wire.protocol import AnyMessage, Failed, Goodbye, Heartbeat, Hello, Message, ProtocolError
+from llrun.wire.pulse import Pulse
 from llrun.wire.transport import Connection, ConnectionLost, Transport
 
 REACH_S = 10.0

@@ -12,10 +12,12 @@ import numpy_model
 import pytest
 
 from llrun.errors import RunError
+from llrun.programs.program import Limits
 from llrun.requests.conversation import generate
 from llrun.requests.sampling import Sampling
-from llrun.wire import links
-from llrun.wire.links import Limits, check_tensor, dial, read_message, read_table
+from llrun.wire import handshake
+from llrun.wire.frames import check_tensor, read_table
+from llrun.wire.handshake import dial, read_message
 from llrun.wire.protocol import (
     CONTROL,
     HEADER_BYTES,
@@ -126,7 +128,7 @@ def test_the_wrong_device_at_an_address_is_named(cluster):
 
 
 def test_silent_connections_are_ended_and_bounded(cluster, monkeypatch):
-    monkeypatch.setattr(links, "HANDSHAKE_S", 0.5)
+    monkeypatch.setattr(handshake, "HANDSHAKE_S", 0.5)
     monkeypatch.setattr(worker, "HANDSHAKE_S", 0.5)
     address = cluster(NAMES).addresses["anna"]
     silent = [raw(address) for _ in range(worker.MAX_HANDSHAKES + 5)]
