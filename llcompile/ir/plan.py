@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class PlanStatus(StrEnum):
+    """What is proven of a plan: no other is better by more than the gap asked for, or only that it works."""
+
+    OPTIMAL = "optimal"
+    FEASIBLE = "feasible"
+
+
+class TransmissionKind(StrEnum):
+    """To the next stage, or past stages that have no use for the tensor."""
+
+    SEQUENTIAL = "sequential"
+    RESIDUAL = "residual"
 
 
 @dataclass(frozen=True)
@@ -38,14 +53,30 @@ class Flow:
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks start..stop-1 on `devices` (one, until groups exist) with `shares` summing to 1. `window` is the
-    number of blocks in memory at once; 0: all."""
+    """Blocks start..stop-1 on `devices` (one, until groups exist) with `shares` summing to 1.
+
+    `window` is the number of blocks in memory at once; 0: all.
+    """
 
     devices: tuple[str, ...]
     shares: tuple[float, ...]
     start: int
     stop: int
     window: int = 0
+
+    @classmethod
+    def on(cls, device: str, start: int, stop: int) -> Stage:
+        """Blocks start..stop-1 on one device."""
+        return cls((device,), (1.0,), start, stop)
+
+    @property
+    def lead(self) -> str:
+        """The device that receives for the stage and sends what it makes."""
+        return self.devices[0]
+
+    @property
+    def blocks(self) -> range:
+        return range(self.start, self.stop)
 
 
 @dataclass(frozen=True)
@@ -59,10 +90,10 @@ class DeviceLoad:
 
 @dataclass(frozen=True)
 class Transmission:
-    """One message a step: `kind` is sequential (to the next stage) or residual (it skips stages). Bytes: one token."""
+    """One message a step; `bytes` are those of one token."""
 
     tensor: str
-    kind: str
+    kind: TransmissionKind
     source: str
     destination: str
     bytes: int
@@ -70,9 +101,15 @@ class Transmission:
 
 @dataclass(frozen=True)
 class Plan:
-    """`status`: optimal | feasible. `problem` is the solved MIP in MPS text, so that it can be solved again."""
+    """The stages, what they cost, and what is proven of them.
 
-    status: str
+    Seconds: `ttft_s` to the first token of a prompt of `prompt_tokens`, `tpot_s` a further token with `context`
+    tokens cached, `chunk_s` a chunk of the prompt from end to end, `slowest_chunk_s` of it in the slowest device or
+    link. The objective was for `prompt_tokens` and `new_tokens` (latency), or `sequences` at once (throughput).
+    `problem` is the solved MIP in MPS text, so that it can be solved again.
+    """
+
+    status: PlanStatus
     objective: float
     bound: float
     gap: float
@@ -80,14 +117,24 @@ class Plan:
     seed: int
     ttft_s: float
     tpot_s: float
+    chunk_s: float
+    slowest_chunk_s: float
     quant: str
     context: int
     chunk: int
+    prompt_tokens: int
+    new_tokens: int
+    sequences: int
     stages: tuple[Stage, ...]
     devices: Mapping[str, DeviceLoad]
     unused: Mapping[str, str]
     transmissions: tuple[Transmission, ...]
     problem: str
 
-    def device_of(self, block: int) -> str:
-        return next(s.devices[0] for s in self.stages if s.start <= block < s.stop)
+    def stage_of(self, block: int) -> Stage:
+        """The stage that has `block`."""
+        return next(stage for stage in self.stages if block in stage.blocks)
+
+    def stages_of(self, device: str) -> tuple[Stage, ...]:
+        """The stages that `device` takes part in, in order: the head has two in a plan with workers."""
+        return tuple(stage for stage in self.stages if device in stage.devices)

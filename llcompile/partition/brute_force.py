@@ -38,11 +38,11 @@ def candidates(blocks: int, cluster: Cluster, options: PlanOptions) -> Iterator[
             names = (cluster.head, *order, cluster.head) if order else (cluster.head,)
             for cuts in combinations(range(1, blocks), len(names) - 1):
                 edges = pairwise((0, *cuts, blocks))
-                stages = tuple(Stage((name,), (1.0,), *edge) for name, edge in zip(names, edges, strict=True))
+                stages = tuple(Stage.on(name, *edge) for name, edge in zip(names, edges, strict=True))
                 if _obeys(stages, options):
                     yield stages
 
 
 def _obeys(stages: Sequence[Stage], options: PlanOptions) -> bool:
-    owners = [stage.devices[0] for stage in stages for _ in range(stage.start, stage.stop)]
+    owners = [stage.lead for stage in stages for _ in range(stage.start, stage.stop)]
     return all(set(owners[pin.start : pin.stop]) == {pin.device} for pin in options.pins)

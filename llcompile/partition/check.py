@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from llcompile.ir.cluster import Cluster
-from llcompile.ir.plan import BlockCost, Flow, Plan
+from llcompile.ir.plan import BlockCost, Flow, Plan, PlanStatus
 from llcompile.partition.evaluate import evaluate, memory
 from llcompile.partition.options import PlanOptions
 from llcompile.partition.transmissions import transmissions
@@ -31,7 +31,7 @@ def check_plan(
 def _check_stages(plan: Plan, blocks: int, cluster: Cluster) -> Iterator[str]:
     names = [device.name for device in cluster.devices]
     for number, stage in enumerate(plan.stages):
-        if len(stage.devices) != 1 or stage.devices[0] not in names:
+        if len(stage.devices) != 1 or not set(stage.devices) <= set(names):
             yield f"stage {number} is on {', '.join(stage.devices) or 'nothing'}, not on one device of the cluster"
         if stage.start >= stage.stop:
             yield f"stage {number} is empty: {stage.start} to {stage.stop}"
@@ -41,10 +41,10 @@ def _check_stages(plan: Plan, blocks: int, cluster: Cluster) -> Iterator[str]:
             yield f"stage {number} begins at block {stage.start}, {start} is next"
     if edges[-1] != blocks:
         yield f"the stages end at block {edges[-1]}, the model at {blocks}"
-    ends = [stage.devices[0] for stage in (*plan.stages[:1], *plan.stages[-1:]) if stage.devices]
+    ends = [stage.lead for stage in (*plan.stages[:1], *plan.stages[-1:]) if stage.devices]
     if any(end != cluster.head for end in ends):
         yield f"the first and the last stage are on {' and '.join(ends)}, not on the head {cluster.head}"
-    owners = [stage.devices[0] for stage in plan.stages if stage.devices]
+    owners = [stage.lead for stage in plan.stages if stage.devices]
     for a, b in pairwise(owners):
         if a == b:
             yield f"{a} has two stages in a row"
@@ -54,7 +54,7 @@ def _check_stages(plan: Plan, blocks: int, cluster: Cluster) -> Iterator[str]:
 
 
 def _check_wishes(plan: Plan, cluster: Cluster, options: PlanOptions) -> Iterator[str]:
-    used = {stage.devices[0] for stage in plan.stages}
+    used = {stage.lead for stage in plan.stages}
     for device in cluster.devices:
         if (device.name in used) != (device.name in plan.devices):
             yield f"{device.name} is {'not ' if device.name in used else ''}among the devices in use"
@@ -63,9 +63,9 @@ def _check_wishes(plan: Plan, cluster: Cluster, options: PlanOptions) -> Iterato
         if options.use_all and device.name not in used:
             yield f"{device.name} has no block, in spite of --use-all"
     for pin in options.pins:
-        wrong = [b for b in range(pin.start, pin.stop) if plan.device_of(b) != pin.device]
+        wrong = [b for b in range(pin.start, pin.stop) if plan.stage_of(b).devices != (pin.device,)]
         if wrong:
-            yield f"block {wrong[0]} is on {plan.device_of(wrong[0])}, in spite of {pin}"
+            yield f"block {wrong[0]} is on {', '.join(plan.stage_of(wrong[0]).devices)}, in spite of {pin}"
 
 
 def _check_memory(
@@ -85,14 +85,16 @@ def _check_figures(
     plan: Plan, costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, options: PlanOptions
 ) -> Iterator[str]:
     figures = evaluate(plan.stages, costs, flows, cluster, options)
-    expected = {"ttft_s": figures.ttft_s, "tpot_s": figures.tpot_s, "objective": figures.objective}
-    for name, value in expected.items():
-        told = getattr(plan, name)
+    for name in ("ttft_s", "tpot_s", "chunk_s", "slowest_chunk_s", "objective"):
+        told, value = getattr(plan, name), getattr(figures, name)
         if abs(told - value) > NEAR * abs(value):
             yield f"{name} is said to be {told}, it is {value}"
+    for name in ("quant", "context", "chunk", "prompt_tokens", "new_tokens", "sequences"):
+        if getattr(plan, name) != getattr(options, name):
+            yield f"{name} is said to be {getattr(plan, name)}, it was {getattr(options, name)}"
     if plan.bound > plan.objective * (1 + NEAR):
         yield f"the bound {plan.bound} is above the objective {plan.objective}"
-    if plan.status == "optimal" and plan.gap > options.gap + NEAR:
+    if plan.status is PlanStatus.OPTIMAL and plan.gap > options.gap + NEAR:
         yield f"the plan is said to be optimal, with a gap of {plan.gap}"
     if plan.transmissions != transmissions(plan.stages, flows):
         yield "the transmission map is not the one of these stages"

@@ -34,11 +34,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Figures:
-    """Seconds: `ttft_s` to the first token, `tpot_s` a further token, `period_s` between tokens when
-    `sequences` are in flight, `compute_s` a token on each device; the slowest device or link, for a chunk and for a
-    token. `objective`: what the planner minimises."""
+    """Seconds of a plan, and `objective`, what the planner minimises.
+
+    `ttft_s` to the first token, `chunk_s` a chunk from end to end, `tpot_s` a further token, `period_s` between
+    tokens when `sequences` are in flight, `compute_s` a token on each device; the slowest device or link, for a
+    chunk and for a token.
+    """
 
     ttft_s: float
+    chunk_s: float
     tpot_s: float
     period_s: float
     slowest_chunk_s: float
@@ -68,7 +72,7 @@ def memory(
     """Memory of each device that has blocks."""
     held: dict[str, list[BlockCost]] = defaultdict(list)
     for stage in stages:
-        held[stage.devices[0]] += costs[stage.start : stage.stop]
+        held[stage.lead] += costs[stage.start : stage.stop]
     buffers = in_flight_bytes(flows, cluster)
     found = {}
     for name, blocks in held.items():
@@ -104,7 +108,7 @@ def evaluate(
     period = max(slowest_token, tpot / options.sequences)
     request = ttft + options.new_tokens * tpot
     objective = request if options.objective == "latency" else period + TOKEN_WEIGHT * tpot
-    return Figures(ttft, tpot, period, slowest_chunk, slowest_token, objective, decode)
+    return Figures(ttft, fill, tpot, period, slowest_chunk, slowest_token, objective, decode)
 
 
 def _compute(
@@ -113,7 +117,7 @@ def _compute(
     decode: dict[str, float] = defaultdict(float)
     prefill: dict[str, float] = defaultdict(float)
     for stage in stages:
-        device = cluster.device(stage.devices[0])
+        device = cluster.device(stage.lead)
         for cost in costs[stage.start : stage.stop]:
             decode[device.name] += decode_seconds(cost, device)
             prefill[device.name] += prefill_seconds(cost, device)
@@ -131,6 +135,6 @@ def _links(
 
 
 def _latency(stages: Sequence[Stage], sent: Sequence[Message], cluster: Cluster) -> float:
-    hops = [(a.devices[0], b.devices[0]) for a, b in pairwise(stages)]
+    hops = [(a.lead, b.lead) for a, b in pairwise(stages)]
     hops += [(m.source, m.destination) for m in sent if not m.sequential]
     return sum(cluster.link(*hop).latency_s for hop in hops)

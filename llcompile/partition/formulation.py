@@ -22,7 +22,7 @@ of its own). Where all links are alike, `cut` stands for all moves at a block. `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log2
 
@@ -102,7 +102,7 @@ def formulate(problem: Problem, limit: float = INFINITY, floor: float = 0.0) -> 
 def values_of(problem: Problem, stages: Sequence[Stage], slowest: float) -> Mapping[str, float]:
     """The columns that are not 0 in the solution that `stages` are, by name."""
     numbers = {device.name: d for d, device in enumerate(problem.devices)}
-    runs = [(numbers[stage.devices[0]], stage.start, stage.stop) for stage in stages]
+    runs = [(numbers[stage.lead], stage.start, stage.stop) for stage in stages]
     values = {"alone": 1.0, "slowest": slowest / _scale(problem)}
     for d, start, stop in runs:
         steps = [("begin", start)] if start else []
@@ -255,9 +255,7 @@ def in_twin_order(problem: Problem, stages: Sequence[Stage]) -> tuple[Stage, ...
     unnamed = {leader: iter([name for name in names if group[name] == leader]) for leader in group.values()}
     head = problem.cluster.head
     return tuple(
-        stage
-        if stage.devices[0] == head
-        else replace(stage, devices=(next(unnamed[group[stage.devices[0]]]),))
+        stage if stage.lead == head else Stage.on(next(unnamed[group[stage.lead]]), stage.start, stage.stop)
         for stage in stages
     )
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from llcompile.ir.cluster import Cluster
-from llcompile.ir.plan import BlockCost, DeviceLoad, Flow, Plan, Stage
+from llcompile.ir.plan import BlockCost, DeviceLoad, Flow, Plan, PlanStatus, Stage
 from llcompile.partition.evaluate import Figures, memory
 from llcompile.partition.formulation import TOLERANCE, formulate, in_twin_order, values_of
 from llcompile.partition.mip import to_mps
@@ -15,7 +15,7 @@ from llcompile.partition.problem import HEAD, INFINITY, Problem
 from llcompile.partition.reasons import reasons
 from llcompile.partition.refusal import check_possible, refuse
 from llcompile.partition.search import Found, Outlook, found_plan, search, slowest
-from llcompile.partition.solver import Solution, solve
+from llcompile.partition.solver import Solution, SolverStatus, solve
 from llcompile.partition.transmissions import transmissions
 
 
@@ -30,7 +30,7 @@ def plan(costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, op
     start = time.perf_counter()
     outlook = search(problem, options.gap)
     if outlook.best is None and outlook.exact:
-        raise refuse(problem, "infeasible")
+        raise refuse(problem, SolverStatus.INFEASIBLE)
     text = to_mps(formulate(problem, slowest_limit(problem, outlook), outlook.bound))
     solution = solve(text, options.time_limit_s, options.gap, options.seed, _hint(problem, outlook.best))
     best = _best(problem, outlook.best, solution)
@@ -72,7 +72,7 @@ def _plan(problem: Problem, best: Found, bound: float, outlook: Outlook, text: s
     gap = (figures.objective - bound) / figures.objective if figures.objective else 0.0
     return Plan(
         # Objectives are compared across a text and a solver: what is a hair over the gap asked for is within it.
-        status="optimal" if gap <= options.gap + TOLERANCE else "feasible",
+        status=PlanStatus.OPTIMAL if gap <= options.gap + TOLERANCE else PlanStatus.FEASIBLE,
         objective=figures.objective,
         bound=bound,
         gap=gap,
@@ -80,9 +80,14 @@ def _plan(problem: Problem, best: Found, bound: float, outlook: Outlook, text: s
         seed=options.seed,
         ttft_s=figures.ttft_s,
         tpot_s=figures.tpot_s,
+        chunk_s=figures.chunk_s,
+        slowest_chunk_s=figures.slowest_chunk_s,
         quant=options.quant,
         context=options.context,
         chunk=options.chunk,
+        prompt_tokens=options.prompt_tokens,
+        new_tokens=options.new_tokens,
+        sequences=options.sequences,
         stages=best.stages,
         devices=device_loads(best.stages, problem, figures),
         unused=reasons(problem, best, outlook),
@@ -97,7 +102,7 @@ def stages_of(problem: Problem, values: Mapping[str, float]) -> tuple[Stage, ...
     cuts = [b for b in range(1, problem.blocks) if owners[b] != owners[b - 1]]
     edges = [0, *cuts, problem.blocks]
     names = [problem.devices[owners[start]].name for start in edges[:-1]]
-    return tuple(Stage((name,), (1.0,), *edges[i : i + 2]) for i, name in enumerate(names))
+    return tuple(Stage.on(name, *edges[i : i + 2]) for i, name in enumerate(names))
 
 
 def _owner(problem: Problem, values: Mapping[str, float], block: int) -> int:

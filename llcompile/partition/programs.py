@@ -78,7 +78,7 @@ class _Writer:
     ids: Mapping[str, int]
 
     def program(self, device: str) -> tuple[schema.Instruction, ...]:
-        mine = [stage for stage in self.stages if stage.devices[0] == device]
+        mine = [stage for stage in self.stages if stage.lead == device]
         loads = [schema.Load(block=b) for stage in mine for b in range(stage.start, stage.stop)]
         sent = messages(self.stages, activation_flows(self.graph))
         bodies = [instruction for stage in mine for instruction in self._segment(device, stage, mine, sent)]
@@ -149,9 +149,7 @@ class _Writer:
 
     def _send(self, message: Message) -> schema.Send:
         """Rows as the blocks that use the tensor on the other device need them."""
-        there = {
-            b for s in self.stages if s.devices[0] == message.destination for b in range(s.start, s.stop)
-        }
+        there = {b for s in self.stages if s.lead == message.destination for b in range(s.start, s.stop)}
         users = [self.graph.blocks[b] for b in message.flow.consumers if b in there]
         return schema.Send(
             tensor=self.ids[message.flow.tensor], destination=message.destination, rows=_rows(users)

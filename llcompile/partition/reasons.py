@@ -14,7 +14,7 @@ SAME = 1e-3  # relative difference below which two plans count as equally fast
 
 def reasons(problem: Problem, best: Found, outlook: Outlook) -> Mapping[str, str]:
     """The reason for each device of the cluster that `best` does not use, in the cluster's order."""
-    used = {stage.devices[0] for stage in best.stages}
+    used = {stage.lead for stage in best.stages}
     numbers = {device.name: d for d, device in enumerate(problem.devices)}
     return {
         device.name: _reason(problem, numbers[device.name], best, outlook)

@@ -8,6 +8,7 @@ from llcompile.ir.errors import INFEASIBLE, CompileError
 from llcompile.partition.formulation import least_workers, longest_stages
 from llcompile.partition.problem import HEAD, Problem
 from llcompile.partition.search import search
+from llcompile.partition.solver import SolverStatus
 
 _NO_PLAN = "P201"
 
@@ -30,9 +31,9 @@ def check_possible(problem: Problem) -> None:
             raise _error(text)
 
 
-def refuse(problem: Problem, status: str) -> CompileError:
+def refuse(problem: Problem, status: SolverStatus) -> CompileError:
     """The error for a problem that the solver found infeasible, or had no plan for when its time ran out."""
-    if status == "infeasible":
+    if status is SolverStatus.INFEASIBLE:
         return _error(_no_arrangement(problem))
     return _error(
         f"none was found in {problem.options.time_limit_s:.0f} s, and none was ruled out. Use fewer devices or pins"

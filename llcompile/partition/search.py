@@ -239,7 +239,7 @@ class _Sweep:
 
     def _found(self, runs: list[tuple[int, int, int]]) -> Found:
         names = [device.name for device in self.problem.devices]
-        return found_plan(self.problem, [Stage((names[d],), (1.0,), start, stop) for d, start, stop in runs])
+        return found_plan(self.problem, [Stage.on(names[d], start, stop) for d, start, stop in runs])
 
     def _trace(self, state: State) -> list[tuple[int, int, int]]:
         """The runs (device, start, stop) of the cheapest plan that ends in `state`, found backwards."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from ortools.math_opt.io.python import mps_converter
 from ortools.math_opt.python import mathopt
@@ -15,11 +16,20 @@ from llcompile.partition.mip import scale_of
 _FAILED = "P220"
 
 
+class SolverStatus(StrEnum):
+    """How a solver ended; UNKNOWN: without a solution and without proof that there is none."""
+
+    OPTIMAL = "optimal"
+    FEASIBLE = "feasible"
+    INFEASIBLE = "infeasible"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True)
 class Solution:
-    """`status`: optimal | feasible | infeasible | unknown. Objective and bound in seconds; `values` by column."""
+    """What a solver made of a problem: objective and bound in seconds, `values` by column."""
 
-    status: str
+    status: SolverStatus
     objective: float
     bound: float
     values: Mapping[str, float]
@@ -88,11 +98,11 @@ def _solution(result: mathopt.SolveResult, scale: float, gap: float) -> Solution
     if reason in (mathopt.TerminationReason.OPTIMAL, mathopt.TerminationReason.FEASIBLE):
         values = {variable.name: value for variable, value in result.variable_values().items()}
         objective, bound = bounds.primal_bound * scale, bounds.dual_bound * scale
-        solution = Solution("feasible", objective, min(bound, objective), values)
+        solution = Solution(SolverStatus.FEASIBLE, objective, min(bound, objective), values)
         proven = reason == mathopt.TerminationReason.OPTIMAL or solution.gap <= gap
-        return Solution("optimal", objective, solution.bound, values) if proven else solution
+        return Solution(SolverStatus.OPTIMAL, objective, solution.bound, values) if proven else solution
     if reason == mathopt.TerminationReason.INFEASIBLE:
-        return Solution("infeasible", float("inf"), float("inf"), {})
+        return Solution(SolverStatus.INFEASIBLE, float("inf"), float("inf"), {})
     if reason == mathopt.TerminationReason.NO_SOLUTION_FOUND:
-        return Solution("unknown", float("inf"), bounds.dual_bound * scale, {})
+        return Solution(SolverStatus.UNKNOWN, float("inf"), bounds.dual_bound * scale, {})
     raise CompileError(_FAILED, f"the solver stopped: {reason.name}, {result.termination.detail}", INTERNAL)

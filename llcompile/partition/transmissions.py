@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llcompile.ir.plan import Flow, Stage, Transmission
+from llcompile.ir.plan import Flow, Stage, Transmission, TransmissionKind
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ def messages(stages: Sequence[Stage], flows: Sequence[Flow]) -> tuple[Message, .
     found = []
     for flow in flows:
         start = index[flow.producer]
-        source = stages[start].devices[0]
-        reached = {stages[i].devices[0]: i for i in sorted({index[block] for block in flow.consumers})}
+        source = stages[start].lead
+        reached = {stages[i].lead: i for i in sorted({index[block] for block in flow.consumers})}
         found += [Message(flow, source, to, (start, stage)) for to, stage in reached.items() if to != source]
     return tuple(sorted(found, key=lambda m: (m.flow.producer, m.hop, m.flow.tensor)))
 
@@ -39,7 +39,7 @@ def transmissions(stages: Sequence[Stage], flows: Sequence[Flow]) -> tuple[Trans
     return tuple(
         Transmission(
             m.flow.tensor,
-            "sequential" if m.sequential else "residual",
+            TransmissionKind.SEQUENTIAL if m.sequential else TransmissionKind.RESIDUAL,
             m.source,
             m.destination,
             m.flow.decode_bytes,

@@ -13,7 +13,7 @@ from llcompile.ir.cluster import Cluster, Device, Link, Processor
 from llcompile.ir.graph import Block, CacheSpec, Graph, Template, TensorSpec, WeightParam
 from llcompile.ir.model import Model, WeightSource
 from llcompile.ir.packing import LoweredTemplate, layout_of, packed_params
-from llcompile.ir.plan import BlockCost, DeviceLoad, Plan, Stage, Transmission
+from llcompile.ir.plan import BlockCost, DeviceLoad, Plan, PlanStatus, Stage, Transmission, TransmissionKind
 from llcompile.quantize import write_block
 from llrun import schema
 
@@ -67,7 +67,7 @@ TENSORS = tuple(
     )
 )
 PLAN = Plan(
-    status="optimal",
+    status=PlanStatus.OPTIMAL,
     objective=0.25,
     bound=0.25,
     gap=0,  # a whole number, as solvers return them
@@ -75,13 +75,18 @@ PLAN = Plan(
     seed=1,
     ttft_s=0.5,
     tpot_s=0.02,
+    chunk_s=0.2,
+    slowest_chunk_s=0.1,
     quant="q4",
     context=64,
     chunk=16,
+    prompt_tokens=512,
+    new_tokens=128,
+    sequences=8,
     stages=(
-        Stage(("laptop",), (1.0,), 0, 1),
+        Stage.on("laptop", 0, 1),
         Stage(("pi",), (1,), 1, 3),
-        Stage(("laptop",), (1.0,), 3, 4),
+        Stage.on("laptop", 3, 4),
     ),
     devices={
         "laptop": DeviceLoad(5000, 0, 60_000_000, 1 << 30, 0.001),
@@ -89,8 +94,8 @@ PLAN = Plan(
     },
     unused={"phone": "its link adds <9 ms> a token & saves 2 ms"},
     transmissions=(
-        Transmission("h0", "sequential", "laptop", "pi", 128),
-        Transmission("h2", "sequential", "pi", "laptop", 128),
+        Transmission("h0", TransmissionKind.SEQUENTIAL, "laptop", "pi", 128),
+        Transmission("h2", TransmissionKind.SEQUENTIAL, "pi", "laptop", 128),
     ),
     problem="NAME plan\nENDATA\n",
 )

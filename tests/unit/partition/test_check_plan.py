@@ -28,7 +28,7 @@ def good() -> Plan:
 
 def test_good_plan_has_no_fault(good: Plan) -> None:
     assert check_plan(good, COSTS, FLOWS, CLUSTER, OPTIONS) == []
-    assert [stage.devices[0] for stage in good.stages] == ["h", "a", "b", "h"]
+    assert [stage.lead for stage in good.stages] == ["h", "a", "b", "h"]
     assert list(good.unused) == ["spare"]
 
 
@@ -76,9 +76,7 @@ def test_figures_by_hand() -> None:
     """Two devices, four blocks. A block: 1000 bytes at 1e9 bytes/s = 1 us a token (2000 operations at 1e10 would
     be 0.2 us); a chunk: 32000 operations = 3.2 us. A hop: 1 ms + 64 bytes at 1e6 bytes/s = 64 us, a chunk 1024 us."""
     costs, flows = tuple(cost(b, 1000) for b in range(4)), chain(4)
-    stages = tuple(
-        Stage((name,), (1.0,), *edge) for name, edge in (("h", (0, 1)), ("a", (1, 3)), ("h", (3, 4)))
-    )
+    stages = tuple(Stage.on(name, *edge) for name, edge in (("h", (0, 1)), ("a", (1, 3)), ("h", (3, 4))))
     options = replace(OPTIONS, prompt_tokens=48, new_tokens=10)
     figures = evaluate(stages, costs, flows, CLUSTER, options)
     assert figures.tpot_s == pytest.approx(4e-6 + 2 * (1e-3 + 64e-6))
@@ -95,9 +93,7 @@ def test_figures_by_hand() -> None:
 def test_memory_by_hand() -> None:
     """Weights and cache add up over the head's two stages; activations are the largest; two chunks are in flight."""
     costs = (cost(0, 1000, 10, 500), cost(1, 2000, 20, 900), cost(2, 3000, 30, 700))
-    stages = tuple(
-        Stage((name,), (1.0,), *edge) for name, edge in (("h", (0, 1)), ("a", (1, 2)), ("h", (2, 3)))
-    )
+    stages = tuple(Stage.on(name, *edge) for name, edge in (("h", (0, 1)), ("a", (1, 2)), ("h", (2, 3))))
     used = memory(stages, costs, chain(3), CLUSTER)
     assert (used["h"].weights, used["h"].cache) == (4000, 40)
     assert used["h"].peak == 4040 + 700 + 2 * 1024 + 1000
@@ -110,8 +106,7 @@ def test_one_message_to_each_device_straight_from_the_producer() -> None:
         *chain(5)[1:],
     )
     stages = tuple(
-        Stage((name,), (1.0,), *edge)
-        for name, edge in (("h", (0, 1)), ("a", (1, 2)), ("b", (2, 4)), ("h", (4, 5)))
+        Stage.on(name, *edge) for name, edge in (("h", (0, 1)), ("a", (1, 2)), ("b", (2, 4)), ("h", (4, 5)))
     )
     found = [(t.tensor, t.kind, t.source, t.destination) for t in transmissions(stages, flows)]
     # x0 is used twice on b, and again on the head, where it was made.

@@ -29,7 +29,7 @@ def cluster(*devices: tuple[str, int, float], link: Link = FAST, **links: Link) 
 
 def owners(made: Plan) -> str:
     """One letter a block."""
-    return "".join(stage.devices[0] * (stage.stop - stage.start) for stage in made.stages)
+    return "".join(stage.lead * (stage.stop - stage.start) for stage in made.stages)
 
 
 def test_everything_stays_on_a_head_that_holds_it_and_is_fastest() -> None:

@@ -11,7 +11,7 @@ import pytest
 from llcompile.ir.check import check_graph
 from llcompile.ir.cluster import Cluster, Link
 from llcompile.ir.graph import Graph
-from llcompile.ir.plan import DeviceLoad, Plan, Stage
+from llcompile.ir.plan import DeviceLoad, Plan, PlanStatus, Stage
 from llcompile.partition import device_programs
 from llcompile.partition.brute_force import candidates
 from llcompile.partition.check_programs import check_programs
@@ -27,8 +27,11 @@ SPLIT = (("h", 0, 1), ("a", 1, 2), ("b", 2, 4), ("h", 4, 6))
 
 def plan_of(stages: tuple[tuple[str, int, int], ...]) -> Plan:
     loads = {name: DeviceLoad(0, 0, 0, 0, 0.0) for name, _, _ in stages}
-    made = tuple(Stage((name,), (1.0,), start, stop) for name, start, stop in stages)
-    return Plan("optimal", 1.0, 1.0, 0.0, 0.0, 1, 1.0, 1.0, "q4", 64, 16, made, loads, {}, (), "")
+    made = tuple(Stage.on(name, start, stop) for name, start, stop in stages)
+    seconds = (1.0, 1.0, 1.0, 1.0)
+    requests = (512, 128, 8)
+    proof = (PlanStatus.OPTIMAL, 1.0, 1.0, 0.0, 0.0, 1)
+    return Plan(*proof, *seconds, "q4", 64, 16, *requests, made, loads, {}, (), "")
 
 
 def programs_of(graph: Graph, stages: tuple[tuple[str, int, int], ...]) -> Programs:
@@ -135,7 +138,7 @@ def test_every_cut_gives_right_programs(parallel: bool) -> None:
     graph = layered(3, parallel)
     seen = 0
     for stages in candidates(len(graph.blocks), CLUSTER, OPTIONS):
-        runs = tuple((stage.devices[0], stage.start, stage.stop) for stage in stages)
+        runs = tuple((stage.lead, stage.start, stage.stop) for stage in stages)
         programs = programs_of(graph, runs)
         assert check_programs(programs, tensor_table(graph), graph, "h") == [], runs
         seen += 1
