@@ -23,6 +23,8 @@ from shapes import devices_file, tool
 from tables import table
 from tokenizers import Tokenizer
 
+import llcompile  # noqa: F401  its import switches the telemetry of libraries off
+
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "python-llama"
 WINDOW = 512

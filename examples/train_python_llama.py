@@ -12,6 +12,10 @@ weights and the order of the batches, but two runs need not lengthen the sequenc
 from __future__ import annotations
 
 import argparse
+
+import llcompile  # noqa: F401  its import switches the telemetry of libraries off
+
+# isort: split
 import math
 import os
 import sys

@@ -34,10 +34,14 @@ HOMES: dict[str, tuple[str, ...]] = {
     "tvm_ffi": ("runtime/llrun",),
     "ziglang": ("llcompile/lower",),
 }
+# Packages that report to their makers unless they are told not to before they are imported; importing ours tells them.
+TALKATIVE = frozenset({"huggingface_hub", "onnxruntime", "onnxsim", "transformers"})
 OWN = frozenset({"llcompile", "llrun"})
 UNSAFE_MODULES = frozenset(
     {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 )
+# The one thing that must be done before anything can be imported.
+AT_IMPORT = {PurePosixPath("llcompile/__init__.py"): ("telemetry.switch_off()",)}
 UNSAFE_CALLS = frozenset({"eval", "exec", "__import__"})
 UNSAFE_METHODS = frozenset({("torch", "load"), ("np", "fromregex"), ("os", "system"), ("os", "popen")})
 
@@ -86,9 +90,20 @@ def work_at_import(path: PurePosixPath, tree: ast.Module) -> list[str]:
     if path.name == "__main__.py":
         return []
     kinds = (ast.For, ast.While, ast.With, ast.Delete)
-    found = [f"{path}:{n.lineno}: runs at import" for n in tree.body if isinstance(n, kinds) or _bare_call(n)]
+    body = [node for node in tree.body if ast.unparse(node) not in AT_IMPORT.get(path, ())]
+    found = [f"{path}:{n.lineno}: runs at import" for n in body if isinstance(n, kinds) or _bare_call(n)]
     found += [f"{path}:{n.lineno}: global state" for n in ast.walk(tree) if isinstance(n, ast.Global)]
     return found
+
+
+def talks_first(path: PurePosixPath, tree: ast.Module) -> list[str]:
+    """Talkative packages imported by a script before the compiler, whose import silences them."""
+    quiet = [line for line, module in imports(tree) if module.split(".")[0] == "llcompile"]
+    return [
+        f"{path}:{line}: imports {module} before llcompile"
+        for line, module in imports(tree)
+        if module.split(".")[0] in TALKATIVE and not (quiet and min(quiet) < line)
+    ]
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:

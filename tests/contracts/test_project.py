@@ -45,6 +45,10 @@ def test_nothing_happens_at_import() -> None:
     assert violations(rules.work_at_import, PRODUCT) == []
 
 
+def test_no_script_lets_a_library_report_before_it_is_silenced() -> None:
+    assert violations(rules.talks_first, ("scripts", "benchmarks", "examples")) == []
+
+
 def test_files_and_functions_are_short() -> None:
     found = [
         line
@@ -71,7 +75,11 @@ def test_files_and_functions_are_short() -> None:
         (rules.unsafe_code, "a.py", "np.load(p, allow_pickle=True)", "allow_pickle"),
         (rules.unsafe_code, "a.py", "subprocess.run(c, shell=flag)", "shell"),
         (rules.unsafe_code, "a.py", "torch.load(p)", "torch.load"),
+        (rules.talks_first, "a.py", "import onnxruntime", "before llcompile"),
+        (rules.talks_first, "a.py", "import transformers.utils\nimport llcompile", "a.py:1"),
         (rules.work_at_import, "a.py", "register(1)", "runs at import"),
+        (rules.work_at_import, "a.py", "telemetry.switch_off()", "runs at import"),
+        (rules.work_at_import, "llcompile/__init__.py", "register(1)", "runs at import"),
         (rules.work_at_import, "a.py", "def f():\n    global x", "global state"),
     ],
 )
