@@ -61,9 +61,12 @@ def prefill_seconds(cost: BlockCost, device: Device) -> float:
     return max(cost.prefill_bytes / device.memory_bytes_per_s, cost.prefill_flops / device.compute_flops)
 
 
-def in_flight_bytes(flows: Sequence[Flow], cluster: Cluster) -> int:
-    """Buffers of a device that talks to others: one chunk being received and one being sent."""
-    return 2 * max((flow.prefill_bytes for flow in flows), default=0) if len(cluster.devices) > 1 else 0
+def in_flight_bytes(flows: Sequence[Flow]) -> int:
+    """Buffers of a device in a plan of several: one chunk being received and one being sent.
+
+    A head that has every block sends nothing and needs none.
+    """
+    return 2 * max((flow.prefill_bytes for flow in flows), default=0)
 
 
 def memory(
@@ -73,7 +76,7 @@ def memory(
     held: dict[str, list[BlockCost]] = defaultdict(list)
     for stage in stages:
         held[stage.lead] += costs[stage.start : stage.stop]
-    buffers = in_flight_bytes(flows, cluster)
+    buffers = in_flight_bytes(flows) if len(held) > 1 else 0
     found = {}
     for name, blocks in held.items():
         weights, cache = sum(b.weights_bytes for b in blocks), sum(b.cache_bytes for b in blocks)

@@ -172,15 +172,22 @@ def _head_memory(model: _Model) -> None:
     problem, mip = model.problem, model.mip
     begin, end = model.begin, model.end
     returns = problem.first_returns(model.limit)
+    alone, last = problem.head_alone(model.limit), problem.blocks - 1
     for stop in range(1, problem.blocks):
         start = returns[stop]
         if start == problem.blocks:
-            mip.row(f"leave_{stop}", {end[HEAD, stop - 1]: 1.0}, lower=1.0)
+            # Leaves before `stop`, or never: a head that has every block needs no room for messages.
+            leaves = {end[HEAD, stop - 1]: 1.0}
+            mip.row(
+                f"leave_{stop}",
+                add(leaves, {end[HEAD, last]: -1.0} if alone else {}),
+                lower=0.0 if alone else 1.0,
+            )
             break
         # Not ended before stop - 1 means that the first stage ends at `stop` or later.
         mip.row(f"room_{stop}", {end[HEAD, stop - 1]: 1.0, begin[HEAD, start - 1]: -1.0}, lower=0.0)
-    if not problem.head_alone(model.limit):
-        mip.row("share", {end[HEAD, problem.blocks - 1]: 1.0}, lower=1.0)
+    if not alone:
+        mip.row("share", {end[HEAD, last]: 1.0}, lower=1.0)
 
 
 def _wishes(model: _Model) -> None:

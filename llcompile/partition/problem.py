@@ -128,9 +128,17 @@ class Problem:
 
     @cached_property
     def free(self) -> tuple[int, ...]:
-        """Bytes each device has for weights, cache and activations."""
-        buffers = in_flight_bytes(self.flows, self.cluster)
+        """Bytes each device has for weights, cache and activations in a plan of several devices.
+
+        The buffers of a cluster's only device stay empty.
+        """
+        buffers = in_flight_bytes(self.flows) if len(self.devices) > 1 else 0
         return tuple(device.memory_bytes - device.runtime_bytes - buffers for device in self.devices)
+
+    @property
+    def free_alone(self) -> int:
+        """Bytes the head has for weights, cache and activations when it has every block: it sends nothing then."""
+        return self.devices[HEAD].memory_bytes - self.devices[HEAD].runtime_bytes
 
     @cached_property
     def _stored(self) -> tuple[int, ...]:
@@ -195,8 +203,14 @@ class Problem:
         return self.holds(HEAD, [(0, stop), (start, self.blocks)], limit)
 
     def head_alone(self, limit: float = INFINITY) -> bool:
-        """Whether the head may have every block."""
-        return set(self.owners) <= {None, HEAD} and self.head_holds(self.blocks, self.blocks, limit)
+        """Whether the head may have every block, memory and wishes considered."""
+        wanted = self.options.use_all and len(self.devices) > 1
+        return (
+            not wanted
+            and set(self.owners) <= {None, HEAD}
+            and self.needed([(0, self.blocks)]) <= self.free_alone
+            and self._loads[HEAD][-1] <= limit
+        )
 
     @cached_property
     def uniform(self) -> bool:

@@ -25,6 +25,8 @@ def size(count: float) -> str:
 
 def check_possible(problem: Problem) -> None:
     """Raises CompileError P201 for the causes that need no solver."""
+    if problem.head_alone():
+        return
     for fault in (_too_many_devices, _head_too_small, _block_too_large, _too_little_memory, _wish_too_large):
         text = fault(problem)
         if text:

@@ -210,8 +210,7 @@ class _Sweep:
         return sorted((cost, state) for cost, state in costs if cost < INFINITY)
 
     def _alone(self) -> float:
-        wanted = self.problem.options.use_all and len(self.problem.workers)
-        return float(self.costs[HEAD][-1]) if self.problem.head_alone(self.limit) and not wanted else INFINITY
+        return float(self.costs[HEAD][-1]) if self.problem.head_alone(self.limit) else INFINITY
 
     def least(self) -> float:
         """The least cost of any plan under the limit, the slowest device or link aside; infinite when there is none."""

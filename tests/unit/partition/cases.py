@@ -101,3 +101,23 @@ def _random_options(r: random.Random, blocks: int, cluster: Cluster) -> PlanOpti
         new_tokens=r.choice([1, 32]),
         sequences=r.choice([1, 4]),
     )
+
+
+def tight_case(seed: int) -> Case:
+    """A random case whose head is about to hold the model alone: some bytes short, exact, or some to spare.
+
+    What a plan of several charges besides (messages in flight: twice the largest tensor) lies within those bytes.
+    """
+    case, r = random_case(seed), random.Random(-seed - 1)
+    need = sum(c.weights_bytes + c.cache_bytes for c in case.costs) + max(
+        c.activation_bytes for c in case.costs
+    )
+    buffers = 2 * max(flow.prefill_bytes for flow in case.flows)
+    spare = r.choice([-1, 0, 0, 1, buffers // 2, buffers - 1, buffers, buffers + r.randint(0, 3000)])
+    devices = tuple(
+        replace(d, memory_bytes=need + d.runtime_bytes + spare) if d.name == case.cluster.head else d
+        for d in case.cluster.devices
+    )
+    pins = case.options.pins if r.random() < 0.3 else ()
+    options = replace(case.options, pins=pins, use_all=case.options.use_all and r.random() < 0.3)
+    return replace(case, cluster=replace(case.cluster, devices=devices), options=options)

@@ -14,7 +14,7 @@ from llcompile.partition.options import check_pins
 from llcompile.partition.problem import Problem
 from llcompile.partition.search import search
 from llcompile.partition.solver import solve
-from tests.unit.partition.cases import Case, random_case
+from tests.unit.partition.cases import Case, random_case, tight_case
 
 SEEDS = range(300)
 CLOSE = 1e-6
@@ -40,6 +40,25 @@ def test_plan_equals_enumeration(part: int) -> None:
             assert objective is None, seed
         else:
             assert objective == pytest.approx(expected[0], rel=CLOSE), seed
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_models_that_just_fit_the_head(part: int) -> None:
+    """Search, MIP, evaluator and enumeration agree on what a head that sends nothing need not hold."""
+    stayed = 0
+    for seed in range(5000 + part, 5150, 5):
+        case = tight_case(seed)
+        expected = brute_force(case.costs, case.flows, case.cluster, case.options)
+        problem = Problem(case.costs, case.flows, case.cluster, case.options)
+        solution = solve(to_mps(formulate(problem)), 60, gap=1e-9)
+        objective = found(case)
+        if expected is None:
+            assert (objective, solution.status) == (None, "infeasible"), seed
+            continue
+        assert objective == pytest.approx(expected[0], rel=CLOSE), seed
+        assert solution.objective == pytest.approx(expected[0], rel=CLOSE), seed
+        stayed += len(expected[1]) == 1 and problem.free[0] < problem.needed([(0, problem.blocks)])
+    assert stayed > 2
 
 
 @pytest.mark.parametrize("part", range(5))

@@ -40,6 +40,21 @@ def test_everything_stays_on_a_head_that_holds_it_and_is_fastest() -> None:
     assert made.unused["a"].startswith("would slow the others down: a request of 512+128 tokens takes")
 
 
+def test_second_device_does_not_take_a_model_from_a_head_that_just_holds_it() -> None:
+    """Messages that nobody sends take no memory: the same plan with a slow neighbour as without any."""
+    needed = 10 * 50_000 + 100 + 1000  # weights, activations, runtime
+    alone = plan(COSTS, FLOWS, cluster(("h", needed, 1e9)), OPTIONS)
+    beside = plan(COSTS, FLOWS, cluster(("h", needed, 1e9), ("a", 10**6, 1e8)), OPTIONS)
+    assert owners(beside) == "h" * 10
+    assert beside.devices["h"].peak_bytes == alone.devices["h"].peak_bytes == needed
+    assert beside.tpot_s == alone.tpot_s == pytest.approx(10 * 50e-6)
+    short = plan(COSTS, FLOWS, cluster(("h", needed - 1, 1e9), ("a", 10**6, 1e8)), OPTIONS)
+    assert "a" in owners(short)
+    # Two chunks of 64 x 16 bytes: one being received, one being sent.
+    held = sum(50_000 for letter in owners(short) if letter == "h")
+    assert short.devices["h"].peak_bytes == held + 100 + 1000 + 2 * 1024
+
+
 def test_reason_gives_both_figures() -> None:
     """The seconds in the reason are those of the plan, and of the plan that --use-all gives."""
     devices = cluster(("h", 10**6, 1e9), ("a", 10**6, 1e8))
