@@ -14,7 +14,8 @@ from llrun.device.processor import require
 from llrun.device.slice import Place, entry_of, verified_file
 from llrun.device.weights import map_table, read_weights, take_rows
 from llrun.memory import Array, side_by_side
-from llrun.programs.program import Limits, Program, build_program
+from llrun.programs.installed import Installed, install
+from llrun.programs.layouts import Limits
 from llrun.schema import BlockEntry, Slice
 
 Progress = Callable[[int, int], None]
@@ -31,7 +32,7 @@ class Block:
 @dataclass(frozen=True)
 class Device:
     record: Slice
-    program: Program
+    installed: Installed
     blocks: Mapping[int, Block]
     library: Library
 
@@ -51,18 +52,18 @@ def load_device(place: Place, verify: bool, progress: Progress) -> Device:
     `verify` False skips the hashing of weights, nothing else. `progress`: bytes read, bytes in all.
     """
     record = place.record
-    program = build_program(record)
+    installed = install(record)
     weights = {block.file for block in record.blocks}
     for name in sorted(record.files.keys() - weights):
         verified_file(place, name)
-    tables = _tables(place, program)
-    arrays = _read_blocks(place, program, tables, verify, progress)
+    tables = _tables(place, installed)
+    arrays = _read_blocks(place, installed, tables, verify, progress)
     me = record.devices[record.device]
     require(me.isa, me.target)
     library = load_library(
         place.folder / record.runtime_library,
         place.folder / record.library,
-        program.templates,
+        installed.templates,
         {block.template for block in record.blocks if block.caches},
         me.threads,
     )
@@ -73,12 +74,12 @@ def load_device(place: Place, verify: bool, progress: Progress) -> Device:
         for block in record.blocks
         if block.id in arrays
     }
-    return Device(record, program, blocks, library)
+    return Device(record, installed, blocks, library)
 
 
-def _tables(place: Place, program: Program) -> dict[int, mmap.mmap]:
+def _tables(place: Place, installed: Installed) -> dict[int, mmap.mmap]:
     """The files of blocks of which a token reads one row, mapped, by block."""
-    blocks = [block for block in place.record.blocks if block.id in program.reads_tokens]
+    blocks = [block for block in place.record.blocks if block.id in installed.reads_tokens]
     return {block.id: map_table(place.folder / block.file, entry_of(place, block.file)) for block in blocks}
 
 
@@ -114,9 +115,9 @@ def by_rows(
 
 
 def _read_blocks(
-    place: Place, program: Program, tables: Mapping[int, mmap.mmap], verify: bool, progress: Progress
+    place: Place, installed: Installed, tables: Mapping[int, mmap.mmap], verify: bool, progress: Progress
 ) -> dict[int, tuple[Array, ...]]:
-    blocks = [block for block in place.record.blocks if block.id in program.blocks]
+    blocks = [block for block in place.record.blocks if block.id in installed.blocks]
     total = sum(entry_of(place, block.file).size_bytes for block in blocks)
     done = 0
 

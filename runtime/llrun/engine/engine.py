@@ -11,12 +11,13 @@ from typing import Protocol
 
 from llrun.device.library import Library
 from llrun.device.load import Block
+from llrun.engine.bind import Parts, bind
 from llrun.engine.events import Arrived, Asking, Closing, Event, Fed, Feed, Opening
-from llrun.engine.passes import FINAL, JoinedRow, Results, Runner, bind, is_row
+from llrun.engine.runner import FINAL, JoinedRow, Results, Runner, is_row
 from llrun.engine.stores import Sequence, SequenceStore, StepState
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import peak_bytes
-from llrun.programs.program import Program
+from llrun.programs.installed import Installed
 from llrun.schema import MAX_BATCH
 from llrun.wire.protocol import ONE_ROW, Figures, Header, ProtocolError
 
@@ -44,21 +45,21 @@ class Engine:
 
     def __init__(
         self,
-        program: Program,
+        installed: Installed,
         blocks: Mapping[int, Block],
         library: Library,
         outside: Outside,
         inbox: SimpleQueue[Event],
     ) -> None:
         self.inbox = inbox
-        self._program = program
+        self._installed = installed
         self._library = library
         self._outside = outside
-        self._sequences = SequenceStore(blocks, library.wrap, len(program.segments))
-        self._segments = bind(program, blocks, library, self._sequences)
-        self._runner = Runner(program, library, outside)
+        self._sequences = SequenceStore(blocks, library.wrap, len(installed.segments))
+        self._segments = bind(installed, Parts(blocks, library, self._sequences))
+        self._runner = Runner(installed, library, outside)
         self._ready: deque[StepState] = deque()
-        self._most = min(MAX_BATCH, program.chunk)
+        self._most = min(MAX_BATCH, installed.chunk)
         self._stopped = False
         self._wait_s = 0.0
         self._peak_bytes = 0
@@ -121,13 +122,13 @@ class Engine:
                 self._take(header, JoinedRow(value, index, len(event.headers)))
 
     def _take(self, header: Header, value: object) -> None:
-        number, name = header.sequence, self._program.layouts[header.tensor].name
+        number, name = header.sequence, self._installed.layouts[header.tensor].name
         sequence = self._sequences.get(number)
         if sequence is None:
             if self._sequences.was_closed(number):
                 return
             raise ProtocolError(f"tensor {name} of sequence {number}, which was never opened")
-        index = self._program.segment_of[header.tensor]
+        index = self._installed.segment_of[header.tensor]
         if header.tensor in self._segments[index].only_last and not header.flags & FINAL:
             return
         if sequence.frontier[index] > header.position:
@@ -143,7 +144,7 @@ class Engine:
         if sequence is None:
             raise RunError("R402", f"sequence {feed.sequence} is not open", INTERNAL)
         step = self._step(sequence, feed.position, feed.ids.shape[1], feed.flags)
-        step.values[self._program.input_ids] = self._library.wrap(feed.ids)
+        step.values[self._installed.input_ids] = self._library.wrap(feed.ids)
         self._queue(step)
 
     def _step(self, sequence: Sequence, position: int, rows: int, flags: int) -> StepState:
@@ -168,7 +169,7 @@ class Engine:
         segment, sequence = self._segments[step.cursor], step.sequence
         waits = segment.waits if step.flags & FINAL else segment.waits_early
         # A device that only has rows of the last chunk to compute never hears of the others.
-        in_order = sequence.frontier[step.cursor] == step.position or not self._program.every_chunk
+        in_order = sequence.frontier[step.cursor] == step.position or not self._installed.every_chunk
         if in_order and not step.queued and step.values.keys() >= waits:
             step.queued = True
             self._ready.append(step)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llrun.errors import INTERNAL, LOST, RunError, lost
-from llrun.programs.program import Program
+from llrun.programs.installed import Installed
 from llrun.wire.handshake import dial, read_message, send_message
 from llrun.wire.links import Links
 from llrun.wire.protocol import AnyMessage, Failed, Goodbye, Heartbeat, Hello, Message, ProtocolError
@@ -84,11 +84,11 @@ class Controls:
         self._pulse = Pulse(self._connections, self._replies.put)
         self._pulse.start()
 
-    def connect_data(self, program: Program, links: Links) -> None:
+    def connect_data(self, installed: Installed, links: Links) -> None:
         """Make the data connections with the head's neighbours, which know the session's name by now."""
         until = time.monotonic() + DATA_S
         hello = Hello(self._hello.bundle, self._hello.sender, "data", self.session)
-        for name in sorted(program.neighbours):
+        for name in sorted(installed.neighbours):
             links.attach(name, self._reach(name, hello, until))
 
     def tell(self, message: Message) -> None:

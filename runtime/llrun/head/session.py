@@ -82,9 +82,9 @@ class Session:
         self._timeout_s = timeout_s
         self._replies: SimpleQueue[Reply] = SimpleQueue()
         inbox = Inbox()
-        self._links = Links(device.program, device.limits, inbox.deliver, self._replies.put)
+        self._links = Links(device.installed, device.limits, inbox.deliver, self._replies.put)
         outbound = Outbound(device.name, self._links, self._replies)
-        self._engine = Engine(device.program, device.blocks, device.library, outbound, inbox)
+        self._engine = Engine(device.installed, device.blocks, device.library, outbound, inbox)
         chosen = {name: addresses[name] for name in workers_of(device)}
         self._controls = Controls(device.record.bundle, device.name, transport, chosen, self._replies)
         self._compute = threading.Thread(target=self._run_engine, name="compute", daemon=True)
@@ -254,14 +254,14 @@ class Session:
     def _connect(self) -> None:
         """Control connections, then configuration, then data connections: each step on all devices at
         once."""
-        controls, program = self._controls, self._device.program
+        controls, installed = self._controls, self._device.installed
         controls.connect()
         self._compute.start()
         controls.tell(
-            Configure(controls.session, program.epoch, {**controls.addresses, program.device: NOWHERE})
+            Configure(controls.session, installed.epoch, {**controls.addresses, installed.device: NOWHERE})
         )
         self._gather(Configured, len(controls))
-        controls.connect_data(program, self._links)
+        controls.connect_data(installed, self._links)
         controls.tell(Connect())
         self._gather(Ready, len(controls))
 

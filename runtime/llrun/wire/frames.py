@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llrun.programs.program import Layout, Limits, Program
+from llrun.programs.installed import Installed
+from llrun.programs.layouts import Layout, Limits
 from llrun.schema import MAX_BATCH
 from llrun.wire.protocol import (
     ONE_ROW,
@@ -16,7 +17,7 @@ from llrun.wire.protocol import (
 from llrun.wire.transport import Connection
 
 
-def check_tensor(header: Header, source: str, program: Program, limits: Limits) -> Layout | None:
+def check_tensor(header: Header, source: str, installed: Installed, limits: Limits) -> Layout | None:
     """The layout of what the header announces, None for one of another epoch, which is to be dropped.
 
     Every bound is checked here, before any memory is taken, but for what the table of a frame of rows says
@@ -32,10 +33,10 @@ def check_tensor(header: Header, source: str, program: Program, limits: Limits) 
         raise ProtocolError(
             f"payload of {header.length} bytes, the limit is {limits.payload_bytes + table_bytes}"
         )
-    if header.epoch != program.epoch:
+    if header.epoch != installed.epoch:
         return None
-    layout = program.layouts.get(header.tensor)
-    if layout is None or program.sources.get(header.tensor) != source:
+    layout = installed.layouts.get(header.tensor)
+    if layout is None or installed.sources.get(header.tensor) != source:
         raise ProtocolError(f"unexpected tensor {layout.name if layout else header.tensor}")
     if header.kind == ROWS:
         _check_size(header, layout, header.rows * (TABLE_ENTRY_BYTES + layout.row_bytes))

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from llrun.errors import INTERNAL, RunError, lost
 from llrun.memory import Array, empty
-from llrun.programs.program import Limits, Program
+from llrun.programs.installed import Installed
+from llrun.programs.layouts import Limits
 from llrun.wire.frames import check_tensor, drain, read_table
 from llrun.wire.handshake import read_header
 from llrun.wire.protocol import ONE_ROW, ROWS, Header, ProtocolError
@@ -20,8 +21,8 @@ Deliver = Callable[[tuple[Header, ...], Array], None]  # a checked tensor: of on
 class Links:
     """Data connections to the program's neighbours, by device. What arrives goes to `deliver`."""
 
-    def __init__(self, program: Program, limits: Limits, deliver: Deliver, report: Report) -> None:
-        self._program = program
+    def __init__(self, installed: Installed, limits: Limits, deliver: Deliver, report: Report) -> None:
+        self._installed = installed
         self._limits = limits
         self._deliver = deliver
         self._report = report
@@ -32,7 +33,7 @@ class Links:
     def attach(self, device: str, connection: Connection) -> None:
         """Take over a connection to `device`. Raises ProtocolError for one that is not due."""
         with self._changed:
-            if self._closed or device not in self._program.neighbours or device in self._connections:
+            if self._closed or device not in self._installed.neighbours or device in self._connections:
                 raise ProtocolError(f"no data connection from device {device} is due")
             self._connections[device] = connection
             self._changed.notify_all()
@@ -44,11 +45,11 @@ class Links:
         """Wait for all neighbours. Raises RunError R302 that names who is missing."""
 
         def complete() -> bool:
-            return self._closed or self._connections.keys() == self._program.neighbours
+            return self._closed or self._connections.keys() == self._installed.neighbours
 
         with self._changed:
             if not self._changed.wait_for(complete, timeout_s) or self._closed:
-                missing = ", ".join(sorted(self._program.neighbours - self._connections.keys()))
+                missing = ", ".join(sorted(self._installed.neighbours - self._connections.keys()))
                 raise RunError(
                     "R302", f"no data connection with {missing} within {timeout_s:.0f} s", INTERNAL
                 )
@@ -87,7 +88,7 @@ class Links:
 
     def _read_tensor(self, device: str, connection: Connection) -> None:
         header = read_header(connection)
-        layout = check_tensor(header, device, self._program, self._limits)
+        layout = check_tensor(header, device, self._installed, self._limits)
         if layout is None:
             drain(connection, header.length)
             return

@@ -85,9 +85,9 @@ class WorkerSession:
         self._configuration: Configure | None = None
         self._goodbye = threading.Event()
         inbox = Inbox()
-        self._links = Links(device.program, device.limits, inbox.deliver, self._fail)
+        self._links = Links(device.installed, device.limits, inbox.deliver, self._fail)
         self._outside = HeadLink(control, self._links, self._head)
-        self._engine = Engine(device.program, device.blocks, device.library, self._outside, inbox)
+        self._engine = Engine(device.installed, device.blocks, device.library, self._outside, inbox)
         self._pulse = Pulse({self._head: control}, self._fail)
 
     def run(self) -> RunError | None:
@@ -113,7 +113,7 @@ class WorkerSession:
         name = self._configuration.session if self._configuration else None
         if name is None or not hmac.compare_digest(name.encode(), hello.session.encode()):
             raise ProtocolError("this is not a connection of the session that is served")
-        if hello.sender not in self._device.program.neighbours:
+        if hello.sender not in self._device.installed.neighbours:
             raise ProtocolError(f"no data connection from device {hello.sender} is due")
         send_message(connection, Welcome(self._device.name))
         connection.deadline(None)
@@ -155,15 +155,15 @@ class WorkerSession:
         return not isinstance(message, Goodbye)
 
     def _configure(self, message: Configure) -> None:
-        if message.epoch != self._device.program.epoch:
+        if message.epoch != self._device.installed.epoch:
             raise ProtocolError(
-                f"epoch {message.epoch} asked for, this slice holds {self._device.program.epoch}"
+                f"epoch {message.epoch} asked for, this slice holds {self._device.installed.epoch}"
             )
-        missing = self._device.program.neighbours - message.addresses.keys()
+        missing = self._device.installed.neighbours - message.addresses.keys()
         if missing:
             raise ProtocolError(f"no address given for {', '.join(sorted(missing))}")
         self._configuration = message
-        self._outside.reply(Configured(self._device.program.every_chunk))
+        self._outside.reply(Configured(self._device.installed.every_chunk))
 
     def _connect(self) -> None:
         """Dial the neighbours that come later in the alphabet; the earlier ones, and the head, dial this
@@ -172,7 +172,7 @@ class WorkerSession:
             if self._configuration is None:
                 raise ProtocolError("connect came before configure")
             addresses, session = self._configuration.addresses, self._configuration.session
-            for peer in sorted(self._device.program.neighbours - {self._head}):
+            for peer in sorted(self._device.installed.neighbours - {self._head}):
                 if peer > self._device.name:
                     hello = Hello(self._device.record.bundle, self._device.name, "data", session)
                     self._links.attach(peer, self._dial(peer, addresses[peer], hello))

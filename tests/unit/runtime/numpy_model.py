@@ -14,7 +14,7 @@ import numpy as np
 from llrun.device.library import Library
 from llrun.device.load import Device
 from llrun.engine.stores import Block
-from llrun.programs.program import build_program
+from llrun.programs.installed import install
 from llrun.schema import (
     MAX_BATCH,
     BlockEntry,
@@ -237,7 +237,7 @@ def record(
 
 def device(name: str, devices: list[str], functions: Library | None = None, **changes: object) -> Device:
     described = record(name, devices, **changes)
-    program = build_program(described)
+    installed = install(described)
     parts = weights()
-    blocks = {b.id: Block(b, parts[b.id]) for b in described.blocks if b.id in program.blocks}
-    return Device(described, program, blocks, functions or library())
+    blocks = {b.id: Block(b, parts[b.id]) for b in described.blocks if b.id in installed.blocks}
+    return Device(described, installed, blocks, functions or library())

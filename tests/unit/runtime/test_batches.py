@@ -46,7 +46,7 @@ class Spy:
 def spied(name: str, **changes) -> tuple[Engine, Recorder, Spy]:
     spy, outside = Spy(), Recorder()
     part = numpy_model.device(name, NAMES, spy.library, **changes)
-    return Engine(part.program, part.blocks, part.library, outside, SimpleQueue()), outside, spy
+    return Engine(part.installed, part.blocks, part.library, outside, SimpleQueue()), outside, spy
 
 
 def model(chunk: int) -> ModelInfo:
@@ -303,7 +303,7 @@ def test_logits_of_a_pass_are_each_sequence_s_own():
     outside.logits = lambda steps, found: rows.update(
         {number: found[0, i] for i, (number, _) in enumerate(steps)}
     )
-    subject = Engine(part.program, part.blocks, part.library, outside, SimpleQueue())
+    subject = Engine(part.installed, part.blocks, part.library, outside, SimpleQueue())
     for number, tokens in enumerate(ids):
         perform(subject, Opening(number), _feed(number, tokens[:-1], 0) if tokens[:-1] else Fed(()))
     feeds = [_feed(number, tokens[-1:], len(tokens) - 1).feeds[0] for number, tokens in enumerate(ids)]
@@ -311,7 +311,7 @@ def test_logits_of_a_pass_are_each_sequence_s_own():
     for number, tokens in enumerate(ids):
         np.testing.assert_array_equal(rows[number], numpy_model.reference(tokens)[-1])
     assert rows[0].shape == (VOCABULARY,)
-    assert LOGITS in part.program.layouts
+    assert LOGITS in part.installed.layouts
 
 
 def _feed(number: int, tokens: list[int], position: int) -> Fed:
@@ -325,6 +325,6 @@ def test_a_failing_batch_is_named():
     part = numpy_model.device("bert", NAMES)
     functions = {**part.library.functions, "t1_batch": broken}
     library = Library(functions, part.library.wrap, part.library.unwrap)
-    subject = Engine(part.program, part.blocks, library, Recorder(), SimpleQueue())
+    subject = Engine(part.installed, part.blocks, library, Recorder(), SimpleQueue())
     with pytest.raises(RunError, match="template t1 of block 3 failed: no room"):
         perform(subject, Opening(0), Opening(1), token(0, 0), token(1, 0))

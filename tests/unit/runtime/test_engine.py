@@ -62,7 +62,7 @@ class Recorder:
 def engine(name: str, **changes) -> tuple[Engine, Recorder]:
     part = numpy_model.device(name, NAMES, **changes)
     outside = Recorder()
-    return Engine(part.program, part.blocks, part.library, outside, SimpleQueue()), outside
+    return Engine(part.installed, part.blocks, part.library, outside, SimpleQueue()), outside
 
 
 def perform(subject: Engine, *events) -> None:
@@ -211,7 +211,7 @@ def test_a_failing_kernel_is_named():
         raise RuntimeError("shape mismatch")
 
     part = numpy_model.device("bert", NAMES, numpy_model.library(t1=broken))
-    subject = Engine(part.program, part.blocks, part.library, Recorder(), SimpleQueue())
+    subject = Engine(part.installed, part.blocks, part.library, Recorder(), SimpleQueue())
     with pytest.raises(RunError, match="template t1 of block 3 failed: shape mismatch") as caught:
         perform(subject, Opening(0), arrived(FIRST + 2, 0, 8))
     assert (caught.value.code, caught.value.exit_code) == ("R501", 1)
@@ -219,7 +219,7 @@ def test_a_failing_kernel_is_named():
 
 def test_a_tensor_of_another_size_than_the_program_says_is_not_sent():
     part = numpy_model.device("bert", NAMES, numpy_model.library(t1=lambda x, *_: x[..., :3]))
-    subject = Engine(part.program, part.blocks, part.library, Recorder(), SimpleQueue())
+    subject = Engine(part.installed, part.blocks, part.library, Recorder(), SimpleQueue())
     with pytest.raises(RunError, match="tensor h4 came out as"):
         perform(subject, Opening(0), arrived(FIRST + 2, 0, 8, LAST_CHUNK))
 

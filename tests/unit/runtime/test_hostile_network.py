@@ -12,7 +12,7 @@ import numpy_model
 import pytest
 
 from llrun.errors import RunError
-from llrun.programs.program import Limits
+from llrun.programs.layouts import Limits
 from llrun.requests.conversation import generate
 from llrun.requests.sampling import Sampling
 from llrun.wire import handshake
@@ -195,21 +195,21 @@ LIMITS = Limits(chunk=8, context=256, payload_bytes=8 * 64)
     ],
 )
 def test_a_tensor_that_is_not_due_is_refused_before_memory_is_taken(changes, reason):
-    program = numpy_model.device("anna", NAMES).program
+    program = numpy_model.device("anna", NAMES).installed
     assert check_tensor(GOOD, "head", program, LIMITS)
     with pytest.raises(ProtocolError, match=reason):
         check_tensor(GOOD._replace(**changes), "head", program, LIMITS)
 
 
 def test_a_tensor_of_another_device_is_refused():
-    program = numpy_model.device("anna", NAMES).program
+    program = numpy_model.device("anna", NAMES).installed
     with pytest.raises(ProtocolError, match="unexpected tensor h0"):
         check_tensor(GOOD, "bert", program, LIMITS)
 
 
 def test_an_old_epoch_is_dropped():
     assert (
-        check_tensor(GOOD._replace(epoch=0), "head", numpy_model.device("anna", NAMES).program, LIMITS)
+        check_tensor(GOOD._replace(epoch=0), "head", numpy_model.device("anna", NAMES).installed, LIMITS)
         is None
     )
 
@@ -235,7 +235,7 @@ def table_of(*rows: Header) -> Canned:
 
 
 def test_a_frame_of_rows_is_what_its_table_says():
-    program = numpy_model.device("anna", NAMES).program
+    program = numpy_model.device("anna", NAMES).installed
     rows = (ROW, ROW._replace(sequence=7, position=20, rows=5))
     layout = check_tensor(FRAME, "head", program, LIMITS)
     assert layout
@@ -257,7 +257,7 @@ def test_a_frame_of_rows_is_what_its_table_says():
     ],
 )
 def test_a_frame_of_rows_that_is_not_due_is_refused_before_memory_is_taken(changes, reason):
-    program = numpy_model.device("anna", NAMES).program
+    program = numpy_model.device("anna", NAMES).installed
     with pytest.raises(ProtocolError, match=reason):
         check_tensor(FRAME._replace(**changes), "head", program, LIMITS)
 
@@ -274,7 +274,7 @@ def test_a_frame_of_rows_that_is_not_due_is_refused_before_memory_is_taken(chang
     ],
 )
 def test_a_row_that_is_not_due_is_refused_before_memory_is_taken(changes, reason):
-    layout = numpy_model.device("anna", NAMES).program.layouts[numpy_model.FIRST]
+    layout = numpy_model.device("anna", NAMES).installed.layouts[numpy_model.FIRST]
     other = ROW._replace(**{"sequence": 1, **changes})
     with pytest.raises(ProtocolError, match=reason):
         read_table(table_of(ROW, other), FRAME, layout, LIMITS)

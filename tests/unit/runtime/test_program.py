@@ -7,7 +7,7 @@ import pytest
 from numpy_model import FIRST, IDS, LOGITS, POSITIONS, TABLE
 
 from llrun.errors import RunError
-from llrun.programs.program import build_program
+from llrun.programs.installed import install
 from llrun.schema import AllReduce, DeviceProgram, Load, Receive, Release, Run, Send, Tensor
 
 NAMES = ["head", "anna", "bert"]
@@ -18,7 +18,7 @@ TAKE = Receive(tensor=FIRST + 2, source="anna")
 
 def build(*instructions, **changes):
     program = DeviceProgram(device="bert", epoch=1, instructions=instructions)
-    return build_program(numpy_model.record("bert", NAMES, program=program, **changes))
+    return install(numpy_model.record("bert", NAMES, program=program, **changes))
 
 
 def test_segments_begin_at_receives_that_follow_other_steps():
@@ -39,14 +39,14 @@ def test_segments_begin_at_receives_that_follow_other_steps():
 
 
 def test_only_tensors_of_last_rows_need_not_come_early():
-    head = build_program(numpy_model.record("head", NAMES))
+    head = install(numpy_model.record("head", NAMES))
     assert head.segments[1].waits_last == {FIRST + 4}
-    assert build_program(numpy_model.record("bert", NAMES)).segments[1].waits_last == set()
+    assert install(numpy_model.record("bert", NAMES)).segments[1].waits_last == set()
 
 
 def test_tables_that_token_ids_index_are_known():
-    assert build_program(numpy_model.record("head", NAMES)).reads_tokens == {0}
-    assert build_program(numpy_model.record("anna", NAMES)).reads_tokens == set()
+    assert install(numpy_model.record("head", NAMES)).reads_tokens == {0}
+    assert install(numpy_model.record("anna", NAMES)).reads_tokens == set()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+"""Binds a program: its segments with functions, weights and caches in place, made once when it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from llrun.device.library import Library
+from llrun.device.load import Block
+from llrun.engine.stores import SequenceStore
+from llrun.errors import INTERNAL, RunError
+from llrun.programs.effects import Effects, all_effects
+from llrun.programs.installed import Installed
+from llrun.programs.segments import Segment, Work
+from llrun.schema import AllReduce, Release, Run, Send
+
+KINDS = ("decode", "prefill", "batch")  # a template's functions, in the order of Call.functions
+
+
+@dataclass(frozen=True)
+class Call:
+    """A Run with everything but its inputs and slots bound. `functions`: one for each of KINDS."""
+
+    template: str
+    block: int | None
+    functions: tuple[Callable[..., Any], ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    params: tuple[Any, ...]
+    caches: tuple[Any, ...]
+    last: bool
+    logits: bool
+
+
+Action = Call | Send | Release
+
+
+@dataclass(frozen=True)
+class BoundSegment:
+    """A segment ready to run.
+
+    `waits_early`, `early`: what it waits for and does on a chunk that is not a prompt's last. `reads`:
+    tensors made before it. `later`: those that segments after it use. `positions`, `stateful`: whether it
+    uses position ids and caches. `one_row`: whether all it does is done for the newest row alone.
+    """
+
+    waits: frozenset[int]
+    only_last: frozenset[int]
+    waits_early: frozenset[int]
+    actions: tuple[Action, ...]
+    early: tuple[Action, ...]
+    reads: tuple[int, ...]
+    later: frozenset[int]
+    positions: bool
+    stateful: bool
+    one_row: bool
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a program is bound to: the device's blocks, by id, its functions and its sequences' caches."""
+
+    blocks: Mapping[int, Block]
+    library: Library
+    sequences: SequenceStore
+
+
+def bind(installed: Installed, parts: Parts) -> tuple[BoundSegment, ...]:
+    """The program's segments, ready to run."""
+    done = [all_effects(segment.instructions) for segment in installed.segments]
+    used = [_used(each) for each in done]
+    return tuple(
+        _bound(segment, does, used[index], frozenset().union(*used[index + 1 :]), installed, parts)
+        for index, (segment, does) in enumerate(zip(installed.segments, done, strict=True))
+    )
+
+
+def _used(segment: Sequence[Effects]) -> frozenset[int]:
+    """Tensors that a segment's instructions take and don't make before."""
+    used: set[int] = set()
+    made: set[int] = set()
+    for each in segment:
+        used |= set(each.uses) - made
+        made |= set(each.makes)
+    return frozenset(used)
+
+
+def _bound(
+    segment: Segment,
+    does: Sequence[Effects],
+    used: frozenset[int],
+    later: frozenset[int],
+    installed: Installed,
+    parts: Parts,
+) -> BoundSegment:
+    actions = tuple(_action(each, installed, parts) for each in segment.instructions)
+    fed = used & {installed.input_ids}  # with every step, where tokens are this device's own
+    early = tuple(action for action, each in zip(actions, does, strict=True) if not each.newest_row)
+    return BoundSegment(
+        waits=segment.waits | fed,
+        only_last=segment.waits_last,
+        waits_early=segment.waits - segment.waits_last | fed,
+        actions=actions,
+        early=early,
+        reads=tuple(sorted(used - {installed.position_ids})),
+        later=later,
+        positions=installed.position_ids in used,
+        stateful=any(isinstance(action, Call) and action.caches for action in actions),
+        one_row=all(each.newest_row or each.releases for each in does),
+    )
+
+
+def _action(instruction: Work, installed: Installed, parts: Parts) -> Action:
+    match instruction:
+        case Run():
+            return _call_of(instruction, installed, parts)
+        case Send() | Release():
+            return instruction
+        case AllReduce():
+            raise RunError("R207", "all_reduce is not in this version", INTERNAL)
+        case _:
+            assert_never(instruction)
+
+
+def _call_of(run: Run, installed: Installed, parts: Parts) -> Call:
+    block = None if run.block is None else parts.blocks[run.block]
+    caches = parts.sequences.caches(run.block) if run.block is not None else ()
+    return Call(
+        template=run.template,
+        block=run.block,
+        functions=tuple(parts.library.functions[f"{run.template}_{kind}"] for kind in KINDS),
+        inputs=run.inputs,
+        outputs=run.outputs,
+        params=block.params if block else (),
+        caches=caches,
+        last=run.rows == "last",
+        logits=installed.logits in run.outputs,
+    )

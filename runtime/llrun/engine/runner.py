@@ -1,0 +1,233 @@
+"""Runs a segment: for one step alone, or once for the single rows of several sequences, joined."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, assert_never
+
+import numpy as np
+
+from llrun.device.library import Library
+from llrun.engine.bind import BoundSegment, Call
+from llrun.engine.stores import StepState
+from llrun.errors import INTERNAL, RunError
+from llrun.memory import Array, aligned_copy, empty
+from llrun.programs.installed import Installed
+from llrun.schema import Release, Send
+from llrun.wire.protocol import (
+    ALL_ROWS,
+    LAST_CHUNK,
+    ONE_ROW,
+    TENSOR,
+    Header,
+    pack_header,
+    pack_rows,
+)
+
+FINAL = LAST_CHUNK | ALL_ROWS
+ALONE, CHUNK, JOINED = 0, 1, 2  # KINDS for one row of one sequence; several of one; one of each of several
+Steps = Sequence[StepState]
+
+
+class Results(Protocol):
+    """Where a segment's results go."""
+
+    def send(self, destination: str, header: bytes, payload: memoryview) -> None: ...
+    def logits(self, steps: Sequence[tuple[int, int]], rows: Array) -> None: ...
+
+
+@dataclass(frozen=True)
+class JoinedRow:
+    """Row `index` of `tensor`, which holds a row of each of `count` sequences."""
+
+    tensor: Any
+    index: int
+    count: int
+
+
+def is_row(segment: BoundSegment, step: StepState) -> bool:
+    """Whether `segment` computes a single row of `step`, which can be joined with others' rows."""
+    flags = step.flags
+    return bool(flags & FINAL) and (step.rows == 1 or (segment.one_row and not flags & ALL_ROWS))
+
+
+@dataclass
+class Pass:
+    """Steps that a segment runs for, the tensors at hand, and how its functions are to be called. `narrow`:
+    a prompt's last chunk, of which `last` actions take the last row."""
+
+    steps: Steps
+    values: dict[int, Any]
+    kind: int
+    narrow: bool
+    slots: Any
+
+
+class Runner:
+    """Runs segments. `compute_s`: seconds spent so, sends aside; `sent_bytes`: with headers."""
+
+    def __init__(self, installed: Installed, library: Library, outside: Results) -> None:
+        self._installed = installed
+        self._library = library
+        self._outside = outside
+        self._since = 0.0
+        self.compute_s = 0.0
+        self.sent_bytes = 0
+
+    def run(self, segment: BoundSegment, steps: Steps) -> None:
+        """Run `segment` for one step, or for several of which it computes one row each (`is_row`)."""
+        self._since = time.perf_counter()
+        current = self._joined(segment, steps) if len(steps) > 1 else self._alone(segment, steps[0])
+        for action in segment.actions if steps[0].flags & FINAL else segment.early:
+            match action:
+                case Call():
+                    self._call(action, current)
+                case Send():
+                    self._send(action, current)
+                case Release():
+                    current.values.pop(action.tensor, None)
+                case _:
+                    assert_never(action)
+        if len(steps) > 1:
+            _split(segment, current)
+        self.compute_s += time.perf_counter() - self._since
+
+    # --- tensors at hand ---
+
+    def _alone(self, segment: BoundSegment, step: StepState) -> Pass:
+        values = step.values
+        for tensor in segment.reads:
+            value = values.get(tensor)
+            if isinstance(value, JoinedRow):
+                values[tensor] = self._library.wrap(aligned_copy(self._row(tensor, value)))
+        if segment.positions:
+            positions = np.arange(step.position, step.position + step.rows)
+            values[self._installed.position_ids] = self._integers(positions[None])
+        narrow = step.rows > 1 and step.flags & FINAL == LAST_CHUNK
+        return Pass((step,), values, ALONE if step.rows == 1 else CHUNK, narrow, step.sequence.slots)
+
+    def _joined(self, segment: BoundSegment, steps: Steps) -> Pass:
+        values = {tensor: self._join(tensor, steps) for tensor in segment.reads}
+        if segment.positions:
+            positions = np.array([[step.position + step.rows - 1 for step in steps]])
+            values[self._installed.position_ids] = self._integers(positions)
+        slots = None
+        if segment.stateful:
+            slots = self._integers(np.array([step.sequence.slot for step in steps]))
+        return Pass(steps, values, JOINED, False, slots)
+
+    def _join(self, tensor: int, steps: Steps) -> Any:
+        """The steps' rows of a tensor as one. Rows that were joined so before are not copied."""
+        parts = [step.values[tensor] for step in steps]
+        if _is_whole(parts):
+            return parts[0].tensor
+        layout, count = self._installed.layouts[tensor], len(steps)
+        joined = empty(layout.dims(count), layout.dtype)
+        np.concatenate([self._row(tensor, part) for part in parts], layout.axis, out=joined)
+        return self._library.wrap(joined)
+
+    def _row(self, tensor: int, value: Any) -> Array:
+        """The row a value stands for, of a chunk's the last, its axis kept."""
+        axis = self._installed.layouts[tensor].axis
+        if isinstance(value, JoinedRow):
+            array = self._library.unwrap(value.tensor)
+            return array[(slice(None),) * axis + (slice(value.index, value.index + 1),)]
+        return _last(self._library.unwrap(value), axis)
+
+    def _integers(self, numbers: Array) -> Any:
+        array = empty(numbers.shape, "int64")
+        array[...] = numbers
+        return self._library.wrap(array)
+
+    # --- actions ---
+
+    def _call(self, call: Call, current: Pass) -> None:
+        inputs = [current.values[tensor] for tensor in call.inputs]
+        function = call.functions[current.kind]
+        if current.narrow and call.last:
+            inputs = [self._last_row(*pair) for pair in zip(call.inputs, inputs, strict=True)]
+            function = call.functions[ALONE]
+        try:
+            if call.caches:
+                result = function(*inputs, *call.params, current.slots, *call.caches)
+            else:
+                result = function(*inputs, *call.params)
+        except (RuntimeError, ValueError, TypeError) as error:
+            where = "" if call.block is None else f" of block {call.block}"
+            raise RunError("R501", f"template {call.template}{where} failed: {error}", INTERNAL) from error
+        if len(call.outputs) == 1:
+            current.values[call.outputs[0]] = result
+        else:
+            current.values.update(zip(call.outputs, result, strict=True))
+        if call.logits:
+            rows = self._library.unwrap(current.values[self._installed.logits])
+            self._outside.logits([(step.sequence.number, step.position) for step in current.steps], rows)
+
+    def _last_row(self, tensor: int, value: Any) -> Any:
+        array = self._library.unwrap(value)
+        axis = self._installed.layouts[tensor].axis
+        return value if array.shape[axis] == 1 else self._library.wrap(aligned_copy(_last(array, axis)))
+
+    def _send(self, send: Send, current: Pass) -> None:
+        layout = self._installed.layouts[send.tensor]
+        array = self._library.unwrap(current.values[send.tensor])
+        if current.narrow and send.rows == "last":
+            array = _last(array, layout.axis)
+        array = np.ascontiguousarray(array)
+        rows, count = array.shape[layout.axis], len(current.steps)
+        due = (count,) if count > 1 else (1, current.steps[0].rows)
+        if array.nbytes != rows * layout.row_bytes or rows not in due:
+            raise RunError("R501", f"tensor {layout.name} came out as {array.dtype} {array.shape}", INTERNAL)
+        header = self._header(send.tensor, layout.code, current.steps, rows, array.nbytes)
+        self.compute_s += time.perf_counter() - self._since
+        self._outside.send(send.destination, header, array.data.cast("B"))
+        self._since = time.perf_counter()
+        self.sent_bytes += len(header) + array.nbytes
+
+    def _header(self, tensor: int, code: int, steps: Steps, rows: int, size: int) -> bytes:
+        """What goes before the bytes of `rows` rows: a header, for several steps with a table."""
+        count = len(steps)
+        headers = [
+            Header(
+                TENSOR,
+                step.flags | (ONE_ROW if rows == count else 0),
+                code,
+                self._installed.epoch,
+                step.sequence.number,
+                step.position,
+                step.rows,
+                tensor,
+                size // count,
+            )
+            for step in steps
+        ]
+        return pack_header(headers[0]) if count == 1 else pack_rows(headers)
+
+
+def _is_whole(parts: Sequence[Any]) -> bool:
+    """Whether the parts are all rows of one tensor, in order."""
+    first = parts[0]
+    return (
+        isinstance(first, JoinedRow)
+        and first.count == len(parts)
+        and all(
+            isinstance(part, JoinedRow) and part.tensor is first.tensor and part.index == index
+            for index, part in enumerate(parts)
+        )
+    )
+
+
+def _split(segment: BoundSegment, current: Pass) -> None:
+    """Leave with each step what later segments use: its rows of what was joined, and what only waits."""
+    left = {tensor: value for tensor, value in current.values.items() if tensor in segment.later}
+    for index, step in enumerate(current.steps):
+        step.values = {tensor: step.values[tensor] for tensor in segment.later & step.values.keys()}
+        step.values.update(
+            (tensor, JoinedRow(value, index, len(current.steps))) for tensor, value in left.items()
+        )
+
+
+def _last(array: Array, axis: int) -> Array:
+    return array[(slice(None),) * axis + (slice(-1, None),)]

@@ -1,0 +1,66 @@
+"""Checks one device's program against its slice, before anything of it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+
+from llrun.errors import RunError
+from llrun.programs.effects import Effects, effects
+from llrun.programs.layouts import Layout
+from llrun.schema import AllReduce, DeviceProgram, Instruction, Run, Send, Slice
+
+
+def check_program(record: Slice, program: DeviceProgram, layouts: Mapping[int, Layout]) -> None:
+    """Raise RunError R207 that names the first instruction of `program` that cannot be carried out.
+
+    Every block it loads is in the slice, and every block it runs was loaded; every tensor is described, and there
+    when it is used; it speaks to other devices of the plan alone.
+    """
+    if program.device != record.device:
+        raise RunError("R207", f"a program of device {program.device} in the slice of {record.device}")
+    there = {record.position_ids} | ({record.input_ids} if record.device == record.head else set())
+    loaded: set[int] = set()
+    held = {block.id for block in record.blocks}
+    for index, instruction in enumerate(program.instructions):
+        does = effects(instruction)
+        fault = (
+            _unknown(instruction, does, layouts)
+            or _block_fault(does, loaded, held)
+            or _tensor_fault(does, there, layouts)
+            or _peer_fault(record, does)
+        )
+        if fault:
+            raise RunError("R207", f"instruction {index} of {record.device}'s program: {fault}")
+        loaded |= {does.loads} if does.loads is not None else set()
+        there = there.union(does.makes).difference(does.releases)
+
+
+def _unknown(instruction: Instruction, does: Effects, layouts: Mapping[int, Layout]) -> str | None:
+    if isinstance(instruction, AllReduce):
+        return "all_reduce is not in this version"
+    if isinstance(instruction, Run | Send) and instruction.rows not in ("all", "last"):
+        return f"rows is {instruction.rows!r}: all or last"
+    unknown = [tensor for tensor in does.tensors if tensor not in layouts]
+    return f"tensor {unknown[0]} is not described" if unknown else None
+
+
+def _block_fault(does: Effects, loaded: Container[int], held: Container[int]) -> str | None:
+    if does.loads is not None and does.loads not in held:
+        return f"block {does.loads} is not in the slice"
+    if does.runs is not None and does.runs not in loaded:
+        return f"block {does.runs} is run but was not loaded"
+    return None
+
+
+def _tensor_fault(does: Effects, there: Container[int], layouts: Mapping[int, Layout]) -> str | None:
+    missing = [layouts[tensor].name for tensor in (*does.uses, *does.releases) if tensor not in there]
+    if not missing:
+        return None
+    return f"tensor {missing[0]} is used before it is made or received, or after its release"
+
+
+def _peer_fault(record: Slice, does: Effects) -> str | None:
+    for peer in (*does.hears, *does.tells):
+        if peer not in record.devices or peer == record.device:
+            return f"device {peer} is not another device of the plan"
+    return None

@@ -1,0 +1,56 @@
+"""Splits a program into segments: what runs as one as soon as the tensors it waits for are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from llrun.programs.effects import effects
+from llrun.schema import AllReduce, Instruction, Load, Receive, Release, Run, Send
+
+Work = Run | Send | AllReduce | Release  # the instructions of a segment
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`waits`: tensors to have before running; `waits_last`: those of them that only a prompt's last
+    chunk brings. `instructions`: in order. A segment of the program's start may wait for nothing."""
+
+    waits: frozenset[int]
+    waits_last: frozenset[int]
+    instructions: tuple[Work, ...]
+
+
+def split(instructions: Iterable[Instruction]) -> tuple[Segment, ...]:
+    """The segments of a program: one begins at each receive that follows another kind of instruction."""
+    segments: list[Segment] = []
+    waits: set[int] = set()
+    work: list[Work] = []
+    for instruction in instructions:
+        match instruction:
+            case Load():
+                pass  # done before the first step
+            case Receive():
+                if work:
+                    segments.append(_segment(waits, work))
+                    waits, work = set(), []
+                waits.add(instruction.tensor)
+            case Run() | Send() | AllReduce() | Release():
+                work.append(instruction)
+            case _:
+                assert_never(instruction)
+    if work or waits:
+        segments.append(_segment(waits, work))
+    return _only_last(tuple(segments))
+
+
+def _segment(waits: set[int], work: list[Work]) -> Segment:
+    return Segment(frozenset(waits), frozenset(), tuple(work))
+
+
+def _only_last(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """Mark received tensors that only instructions for the newest row use: earlier chunks do without them."""
+    done = [effects(each) for segment in segments for each in segment.instructions]
+    every = {tensor for each in done if not each.newest_row for tensor in each.uses}
+    return tuple(replace(segment, waits_last=segment.waits - every) for segment in segments)
