@@ -9,38 +9,26 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from llrun.device.slice import find
 from llrun.faces.app import Where, session_on
 from llrun.faces.console import Console
-from llrun.head.session import Session
-from llrun.requests.conversation import generate
-from llrun.requests.sampling import Sampling
+from llrun.requests.request import Request
+from llrun.requests.scheduler import Scheduler
 
 
-def together(session: Session, prompts: list[list[int]], count: int) -> list[list[int]]:
-    """Greedy tokens of every prompt: the prompts in turn, then one token of each in a pass."""
-    numbers = [session.open() for _ in prompts]
-    history = {number: list(ids) for number, ids in zip(numbers, prompts, strict=True)}
-    for number in numbers:
-        session.feed(number, history[number], 0)
-    for left in reversed(range(count)):
-        for _ in numbers:
-            found = session.next_logits()
-            history[found.sequence].append(int(np.argmax(found.rows[-1])))
-        if left:
-            session.feed_many((number, history[number][-1], len(history[number]) - 1) for number in numbers)
-    for number in numbers:
-        session.close_sequence(number)
-    return [history[number][len(ids) :] for number, ids in zip(numbers, prompts, strict=True)]
+def together(scheduler: Scheduler, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """Greedy tokens of every prompt, all asked at once: the prompts in turn, then one token of each in a
+    pass."""
+    handles = [scheduler.submit(Request(ids, count)) for ids in prompts]
+    return [list(scheduler.run_until(handle).tokens) for handle in handles]
 
 
 def main(bundle: Path, count: int, prompts: list[list[int]]) -> None:
     where = Where(local=True, peers={}, verify=True, timeout_s=60)
     with session_on(find(bundle, None), where, Console(quiet=True)) as session:
-        joined = together(session, prompts, count)
-        alone = [generate(session, ids, count, Sampling(), lambda _: True).tokens for ids in prompts]
+        scheduler = Scheduler(session)
+        joined = together(scheduler, prompts, count)
+        alone = [together(scheduler, [ids], count)[0] for ids in prompts]
     json.dump({"together": joined, "alone": alone}, sys.stdout)
 
 

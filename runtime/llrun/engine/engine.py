@@ -11,7 +11,7 @@ from typing import Protocol
 
 from llrun.device.library import Library
 from llrun.device.load import Block
-from llrun.engine.bind import Parts, bind
+from llrun.engine.bind import BoundSegment, Parts, bind
 from llrun.engine.events import Arrived, Asking, Closing, Event, Fed, Feed, Opening
 from llrun.engine.runner import FINAL, JoinedRow, Results, Runner, is_row
 from llrun.engine.stores import Sequence, SequenceStore, StepState
@@ -19,7 +19,7 @@ from llrun.errors import INTERNAL, RunError
 from llrun.memory import peak_bytes
 from llrun.programs.installed import Installed
 from llrun.schema import MAX_BATCH
-from llrun.wire.protocol import ONE_ROW, Figures, Header, ProtocolError
+from llrun.wire.protocol import ONE_ROW, Figures, Header, ProtocolError, StepDone
 
 MAX_STEPS = 64
 
@@ -28,7 +28,8 @@ class Outside(Results, Protocol):
     """Where results go. Called from the engine's thread."""
 
     def opened(self, sequence: int, figures: Figures) -> None: ...
-    def steps_done(self, steps: Several[tuple[int, int]], figures: Figures) -> None: ...
+    def rejected(self, sequence: int, reason: str) -> None: ...
+    def steps_done(self, steps: Several[StepDone], figures: Figures) -> None: ...
     def measured(self, figures: Figures) -> None: ...
 
 
@@ -62,6 +63,7 @@ class Engine:
         self._most = min(MAX_BATCH, installed.chunk)
         self._stopped = False
         self._wait_s = 0.0
+        self._idle_s = 0.0  # of that, what no step has been charged for yet
         self._peak_bytes = 0
 
     def run(self) -> None:
@@ -69,7 +71,9 @@ class Engine:
         while not self._stopped:
             start = time.perf_counter()
             event = self.inbox.get()
-            self._wait_s += time.perf_counter() - start
+            idle_s = time.perf_counter() - start
+            self._wait_s += idle_s
+            self._idle_s += idle_s
             self._handle(event)
             self.settle()
 
@@ -90,13 +94,7 @@ class Engine:
             for feed in event.feeds:
                 self._fed(feed)
         elif isinstance(event, Opening):
-            if not self._sequences.open(event.sequence):
-                raise RunError(
-                    "R402",
-                    f"sequence {event.sequence} refused: at most {self._sequences.capacity} at once,"
-                    " each number once",
-                )
-            self._outside.opened(event.sequence, self.measure())
+            self._open(event.sequence)
         elif isinstance(event, Closing):
             self._close(event.sequence)
         elif isinstance(event, Asking):
@@ -105,6 +103,13 @@ class Engine:
             self._stopped = True
             if event.error:
                 raise event.error
+
+    def _open(self, number: int) -> None:
+        reason = self._sequences.open(number)
+        if reason is None:
+            self._outside.opened(number, self.measure())
+        else:
+            self._outside.rejected(number, reason)
 
     def _close(self, number: int) -> None:
         """What of the sequence has not run yet never will."""
@@ -180,7 +185,7 @@ class Engine:
         for step in steps:
             step.queued = False
         index = steps[0].cursor
-        self._runner.run(self._segments[index], steps)
+        self._run_for(steps, self._segments[index])
         done = []
         for step in steps:
             sequence, stop = step.sequence, step.position + step.rows
@@ -188,7 +193,8 @@ class Engine:
             step.cursor += 1
             if step.cursor == len(self._segments):
                 del sequence.steps[step.position]
-                done.append((sequence.number, step.position))
+                cost = step.compute_s, step.wait_s, step.sent_bytes
+                done.append(StepDone(sequence.number, step.position, *cost))
             else:
                 self._queue(step)
             following = sequence.steps.get(stop)
@@ -196,6 +202,20 @@ class Engine:
                 self._queue(following)
         if done:
             self._outside.steps_done(done, self._figures())
+
+    def _run_for(self, steps: Several[StepState], segment: BoundSegment) -> None:
+        """Run it, and charge the steps for it and for the idle time that ended with it: equal shares, as each
+        of several has one row there. The first bears what bytes are left over."""
+        runner, count = self._runner, len(steps)
+        compute_s, sent_bytes = runner.compute_s, runner.sent_bytes
+        runner.run(segment, steps)
+        compute_s, sent_bytes = runner.compute_s - compute_s, runner.sent_bytes - sent_bytes
+        for step in steps:
+            step.compute_s += compute_s / count
+            step.wait_s += self._idle_s / count
+            step.sent_bytes += sent_bytes // count
+        steps[0].sent_bytes += sent_bytes % count
+        self._idle_s = 0.0
 
     def _together(self) -> list[StepState]:
         """The step that has waited longest; with it others whose single row the same segment computes, in
@@ -212,6 +232,11 @@ class Engine:
         return sorted(steps, key=lambda step: (step.sequence.number, step.position))
 
     # --- figures ---
+
+    @property
+    def capacity(self) -> int:
+        """How many sequences there is room for."""
+        return self._sequences.capacity
 
     def measure(self) -> Figures:
         """The figures now, memory read anew."""

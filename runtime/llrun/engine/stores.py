@@ -18,7 +18,8 @@ Wrap = Callable[[Array], Any]
 @dataclass(eq=False)
 class StepState:
     """One chunk or token of a sequence under way on this device. `values`: tensors by id. `cursor`: next
-    segment. `queued`: that one is to run as soon as may be."""
+    segment. `queued`: that one is to run as soon as may be. `compute_s`, `wait_s`, `sent_bytes`: what the step
+    has cost this device."""
 
     sequence: Sequence
     position: int
@@ -27,6 +28,9 @@ class StepState:
     values: dict[int, Any] = field(default_factory=dict)
     cursor: int = 0
     queued: bool = False
+    compute_s: float = 0.0
+    wait_s: float = 0.0
+    sent_bytes: int = 0
 
 
 @dataclass(eq=False)
@@ -63,16 +67,18 @@ class SequenceStore:
         self.capacity = min((slots.count for slots in self._slots.values()), default=MAX_SEQUENCES)
         self._free = list(range(self.capacity))
 
-    def open(self, number: int) -> bool:
-        """Make room for a sequence; False when there are too many or the number was used before."""
-        if number <= self._newest or not self._free:
-            return False
+    def open(self, number: int) -> str | None:
+        """Make room for a sequence; why there is none: too many are open, or the number was used before."""
+        if number <= self._newest:
+            return f"sequence {number} is not newer than sequence {self._newest}"
         self._newest = number
+        if not self._free:
+            return f"{self.capacity} sequences are open, and there is room for no more"
         slot = heappop(self._free)  # the lowest: its page tables are there already
         slots = empty((1,), "int64")
         slots[0] = slot
         self._open[number] = Sequence(number, slot, self._wrap(slots), [0] * self._segments)
-        return True
+        return None
 
     def close(self, number: int) -> None:
         sequence = self._open.pop(number, None)

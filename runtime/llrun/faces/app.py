@@ -17,8 +17,10 @@ from llrun.faces import local
 from llrun.faces.bench import Plan, check_plan, run_bench, table
 from llrun.faces.console import Console
 from llrun.head.session import Session
-from llrun.requests.conversation import Conversation, Result, check_ids, generate, tokens_allowed
+from llrun.requests.conversation import Conversation, generate
+from llrun.requests.request import Result, check_ids, tokens_allowed
 from llrun.requests.sampling import Sampling
+from llrun.requests.scheduler import Scheduler
 from llrun.requests.tokenizer import Stream, Tokenizer
 from llrun.wire.transport import Tcp
 from llrun.worker.worker import Worker
@@ -143,16 +145,17 @@ def answer_all(
     if talk and tokenizer is None:
         raise RunError("R106", "this bundle has no tokenizer to talk with: use --prompt-ids 1,2,3")
     with session_on(place, where, console) as session:
+        scheduler = Scheduler(session)
         if talk and tokenizer:
             if has_chat_template(place):
                 console.note(
                     "The model has a chat template, which is not applied: lines are continued as text."
                 )
-            chat(session, wanted, tokenizer, console)
+            chat(scheduler, wanted, tokenizer, console)
             return
         answers = []
         for prompt in prompts:
-            answers.append(answer(session, prompt, wanted, tokenizer, console))
+            answers.append(answer(scheduler, prompt, wanted, tokenizer, console))
             console.show("\n")
             if not as_json:
                 console.figures(answers[-1][0])
@@ -164,7 +167,7 @@ def measure(place: Place, where: Where, plan: Plan, output: str, console: Consol
     """The bench's rows as text, Markdown or JSON."""
     check_plan(plan, place.record.model)
     with session_on(place, where, console) as session:
-        rows = run_bench(session, plan)
+        rows = run_bench(Scheduler(session), plan)
     if output == "json":
         return msgspec.json.encode(rows).decode()
     model = place.record.model
@@ -172,11 +175,11 @@ def measure(place: Place, where: Where, plan: Plan, output: str, console: Consol
 
 
 def answer(
-    session: Session, ids: Sequence[int], wanted: Wanted, tokenizer: Tokenizer | None, console: Console
+    scheduler: Scheduler, ids: Sequence[int], wanted: Wanted, tokenizer: Tokenizer | None, console: Console
 ) -> tuple[Result, str | None]:
     """One request, its text shown as it comes; the result and its text (None without a tokenizer)."""
-    sink = Sink(tokenizer, wanted.stops, ids, session.device, console)
-    result = generate(session, ids, wanted.tokens, wanted.sampling, sink.take)
+    sink = Sink(tokenizer, wanted.stops, ids, scheduler.session.device, console)
+    result = generate(scheduler, ids, wanted.tokens, wanted.sampling, sink.take)
     return result, sink.finish()
 
 
@@ -211,15 +214,15 @@ class Sink:
         return self._stream.text
 
 
-def chat(session: Session, wanted: Wanted, tokenizer: Tokenizer, console: Console) -> None:
+def chat(scheduler: Scheduler, wanted: Wanted, tokenizer: Tokenizer, console: Console) -> None:
     """A conversation at a terminal: one sequence, every line added to it, until the end of input."""
     console.note("A line is added to the conversation as it is; /new begins another; end with Ctrl-D.")
-    model = session.device.record.model
-    conversation = Conversation(session)
+    model = scheduler.session.device.record.model
+    conversation = Conversation(scheduler)
     while (line := console.ask()) is not None:
         if line == "/new":
             conversation.close()
-            conversation = Conversation(session)
+            conversation = Conversation(scheduler)
             continue
         try:
             ids = tokenizer.encode(line)
@@ -228,7 +231,7 @@ def chat(session: Session, wanted: Wanted, tokenizer: Tokenizer, console: Consol
         except RunError as error:
             console.note(f"{error} (/new begins another conversation)")
             continue
-        sink = Sink(tokenizer, wanted.stops, ids, session.device, console)
+        sink = Sink(tokenizer, wanted.stops, ids, scheduler.session.device, console)
         result = conversation.ask(ids, count, wanted.sampling, sink.take)
         sink.finish()
         console.show("\n")

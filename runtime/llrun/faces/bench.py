@@ -11,7 +11,9 @@ import msgspec
 import numpy as np
 
 from llrun.errors import RunError
-from llrun.head.session import Session
+from llrun.requests.conversation import Conversation
+from llrun.requests.request import Handle, Request
+from llrun.requests.scheduler import Scheduler
 from llrun.schema import ModelInfo
 
 SEED = 1
@@ -53,12 +55,12 @@ def check_plan(plan: Plan, model: ModelInfo) -> None:
         raise RunError("R108", "-p 0 and -n 0 leave nothing to measure")
 
 
-def run_bench(session: Session, plan: Plan) -> list[Row]:
+def run_bench(scheduler: Scheduler, plan: Plan) -> list[Row]:
     """Both tests, each after one run that does not count."""
     rows = []
     for name, count, test in (("pp", plan.prompt, _prefill), ("tg", plan.tokens, _decode)):
         if count:
-            rates = [test(session, plan, run) for run in range(plan.repeats + 1)][1:]
+            rates = [test(scheduler, plan, run) for run in range(plan.repeats + 1)][1:]
             spread = statistics.stdev(rates) if len(rates) > 1 else 0.0
             rows.append(
                 Row(f"{name}{count}", plan.depth, plan.sequences, statistics.fmean(rates), spread, len(rates))
@@ -76,50 +78,51 @@ def table(rows: Sequence[Row], model: str, devices: int) -> str:
     return "\n".join(lines)
 
 
-def _tokens(session: Session, count: int, run: int, sequence: int) -> list[int]:
+def _tokens(scheduler: Scheduler, count: int, run: int, sequence: int) -> list[int]:
     random = np.random.default_rng([SEED, run, sequence])
-    return [int(token) for token in random.integers(0, session.device.record.model.vocab_size, count)]
+    size = scheduler.session.device.record.model.vocab_size
+    return [int(token) for token in random.integers(0, size, count)]
 
 
-def _at_depth(session: Session, plan: Plan, run: int) -> list[int]:
+def _at_depth(scheduler: Scheduler, plan: Plan, run: int) -> list[Conversation]:
     """Open the sequences and fill their caches to the depth."""
-    numbers = [session.open() for _ in range(plan.sequences)]
-    for number in numbers:
-        if plan.depth:
-            session.feed(number, _tokens(session, plan.depth, run, number), 0)
-    for _ in range(plan.sequences if plan.depth else 0):
-        session.next_logits()
-    return numbers
+    conversations = [Conversation(scheduler) for _ in range(plan.sequences)]
+    handles = [
+        conversation.submit(Request(_tokens(scheduler, plan.depth, run, index), 0))
+        for index, conversation in enumerate(conversations)
+    ]
+    _wait(scheduler, handles)
+    return conversations
 
 
-def _close(session: Session, numbers: Sequence[int]) -> None:
-    for number in numbers:
-        session.close_sequence(number)
+def _wait(scheduler: Scheduler, handles: Sequence[Handle]) -> None:
+    for handle in handles:
+        scheduler.run_until(handle)
 
 
-def _prefill(session: Session, plan: Plan, run: int) -> float:
+def _seconds(scheduler: Scheduler, conversations: Sequence[Conversation], asked: Sequence[Request]) -> float:
+    """Time from asking each conversation to the last logits that any of them needs."""
+    start = time.perf_counter()
+    pairs = zip(conversations, asked, strict=True)
+    handles = [conversation.submit(request) for conversation, request in pairs]
+    _wait(scheduler, handles)
+    for conversation in conversations:
+        conversation.close()
+    return max(handle.times[-1] if handle.times else handle.prompt_at or 0.0 for handle in handles) - start
+
+
+def _prefill(scheduler: Scheduler, plan: Plan, run: int) -> float:
     """Tokens a second from the first token fed to the last sequence's logits."""
-    numbers = _at_depth(session, plan, run)
-    prompts = {number: _tokens(session, plan.prompt, run, number) for number in numbers}
-    start = time.perf_counter()
-    for number in numbers:
-        session.feed(number, prompts[number], plan.depth)
-    for _ in numbers:
-        session.next_logits()
-    seconds = time.perf_counter() - start
-    _close(session, numbers)
-    return plan.sequences * plan.prompt / seconds
+    conversations = _at_depth(scheduler, plan, run)
+    asked = [Request(_tokens(scheduler, plan.prompt, run, index), 0) for index in range(plan.sequences)]
+    return plan.sequences * plan.prompt / _seconds(scheduler, conversations, asked)
 
 
-def _decode(session: Session, plan: Plan, run: int) -> float:
+def _decode(scheduler: Scheduler, plan: Plan, run: int) -> float:
     """Tokens a second when all sequences are fed their next token together, once all have given logits."""
-    numbers = _at_depth(session, plan, run)
-    tokens = {number: _tokens(session, plan.tokens, run, number) for number in numbers}
-    start = time.perf_counter()
-    for index in range(plan.tokens):
-        session.feed_many((number, tokens[number][index], plan.depth + index) for number in numbers)
-        for _ in numbers:
-            session.next_logits()
-    seconds = time.perf_counter() - start
-    _close(session, numbers)
-    return plan.sequences * plan.tokens / seconds
+    conversations = _at_depth(scheduler, plan, run)
+    asked = []
+    for index in range(plan.sequences):
+        tokens = _tokens(scheduler, plan.tokens, run, index)
+        asked.append(Request(tokens[:1], plan.tokens, given=(*tokens[1:], tokens[0])))
+    return plan.sequences * plan.tokens / _seconds(scheduler, conversations, asked)

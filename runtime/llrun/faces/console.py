@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 import msgspec
 
-from llrun.requests.conversation import Result
+from llrun.requests.request import Result
 
 MIB = 1 << 20
 
@@ -49,12 +49,13 @@ class Console:
 
     def figures(self, result: Result) -> None:
         """One line of what a request took."""
+        first = "no token" if result.ttft_s is None else f"first token after {result.ttft_s:.3f} s"
         rate = "" if result.tpot_s is None else f", then {1 / result.tpot_s:.1f} tokens/s"
         memory = ", ".join(
             f"{name} {figures.peak_memory_bytes / MIB:.0f} MiB" for name, figures in result.devices.items()
         )
         self.note(
-            f"[{result.prompt_tokens} prompt tokens, first token after {result.ttft_s:.3f} s{rate}"
+            f"[{result.prompt_tokens} prompt tokens, {first}{rate}"
             f" ({len(result.tokens)} tokens); memory {memory}]"
         )
 

@@ -39,7 +39,7 @@ class Logits:
     rows: NDArray[np.float32]
 
 
-Reply = tuple[str, AnyMessage] | list[Logits] | RunError  # the logits of one pass come together
+Reply = tuple[str, AnyMessage] | list[Logits] | RunError  # the logits of one pass come together; [] wakes
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from llrun.engine.engine import Engine
 from llrun.engine.events import Asking, Closing, Event, Fed, Feed, Inbox, Opening, Stop
 from llrun.errors import INTERNAL, RunError
 from llrun.head.controls import Controls, Logits, Reply, cause_of, failure_of
-from llrun.memory import Array, empty
+from llrun.head.feeding import Feeding
+from llrun.head.history import History
+from llrun.memory import Array
+from llrun.schema import MAX_BATCH
 from llrun.wire.links import Links
 from llrun.wire.protocol import (
-    ALL_ROWS,
-    LAST_CHUNK,
     AnyMessage,
     AskFigures,
     Close,
@@ -32,6 +33,8 @@ from llrun.wire.protocol import (
     Open,
     Opened,
     Ready,
+    Rejected,
+    StepDone,
     StepsDone,
 )
 from llrun.wire.transport import Transport
@@ -55,7 +58,10 @@ class Outbound:
     def opened(self, sequence: int, figures: Figures) -> None:
         self._replies.put((self._device, Opened(sequence, figures)))
 
-    def steps_done(self, steps: Sequence[tuple[int, int]], figures: Figures) -> None:
+    def rejected(self, sequence: int, reason: str) -> None:
+        self._replies.put((self._device, Rejected(sequence, "R402", reason)))
+
+    def steps_done(self, steps: Sequence[StepDone], figures: Figures) -> None:
         self._replies.put((self._device, StepsDone(tuple(steps), figures)))
 
     def measured(self, figures: Figures) -> None:
@@ -68,11 +74,13 @@ class Outbound:
 
 
 class Session:
-    """All devices of a bundle, connected and ready. Use as a context manager, from one thread.
+    """All devices of a bundle, connected and ready. Use as a context manager, from one thread; `wake` alone
+    may be called from any.
 
-    A sequence is opened, fed with token ids, and gives the logits of each feed's last token (`all_rows`:
-    of every token) in the order in which they come. `timeout_s` bounds every wait for progress. Any
-    RunError ends the session.
+    A sequence is opened, its history extended with token ids, and fed; the logits of each feed's last token
+    (`all_rows`: of every token) come in the order in which they are computed, those of all sequences mixed.
+    `requests.scheduler` makes conversations of that. `timeout_s` bounds every wait for progress. A device
+    that refuses a sequence refuses that one alone; any RunError of `take` ends the session.
     """
 
     def __init__(
@@ -88,13 +96,16 @@ class Session:
         chosen = {name: addresses[name] for name in workers_of(device)}
         self._controls = Controls(device.record.bundle, device.name, transport, chosen, self._replies)
         self._compute = threading.Thread(target=self._run_engine, name="compute", daemon=True)
+        self._devices = (device.name, *chosen)
+        self._feeding = Feeding(device.record.model, len(self._devices))
         self._next = 0
-        self._waiting: deque[Feed] = deque()
-        self._chunks: dict[tuple[int, int], int] = {}
-        self._partial: set[str] = set()  # devices that take part in a prompt's last chunk alone
+        self._opening: dict[int, set[str]] = {}  # sequences, and the devices that have not said anything yet
+        self._refused: dict[int, RunError] = {}
         self._ready: deque[Logits] = deque()
-        self._newest: tuple[int, int] | None = None
-        self._done: dict[str, tuple[tuple[int, int], ...]] = {}  # what each did last
+        self._done: dict[str, tuple[StepDone, ...]] = {}  # what each did last
+        self._asked = 0
+        self._answered = dict.fromkeys(self._devices, 0)
+        self.sequences = self._engine.capacity  # how many there is room for on every device
         self.figures: dict[str, Figures] = {}
 
     def __enter__(self) -> Session:
@@ -112,105 +123,158 @@ class Session:
     def device(self) -> Device:
         return self._device
 
+    @property
+    def batch(self) -> int:
+        """Tokens of so many sequences are computed in one pass."""
+        return min(MAX_BATCH, self._device.record.model.chunk)
+
     # --- sequences ---
 
-    def open(self) -> int:
-        """Make room for a sequence on every device; its number."""
+    def begin(self) -> int:
+        """Ask every device to make room for a sequence; its number. It may be fed once it `is_open`."""
         number = self._next
         self._next += 1
+        self._opening[number] = set(self._devices)
         self._tell(Open(number), Opening(number))
-        self._gather(Opened, len(self._controls) + 1)
+        return number
+
+    def is_open(self, number: int) -> bool:
+        """Whether every device has made room. Raises the RunError of a device that has none."""
+        if number in self._refused:
+            raise self._refused.pop(number)
+        return number in self._feeding
+
+    def open(self) -> int:
+        """Make room for a sequence on every device; its number. Raises the RunError of one that has none."""
+        number = self.begin()
+        while not self.is_open(number):
+            self.take()
         return number
 
     def close_sequence(self, number: int) -> None:
         """Forget the sequence, and of its tokens those that have not been computed yet."""
-        self._waiting = deque(feed for feed in self._waiting if feed.sequence != number)
-        self._chunks = {key: left for key, left in self._chunks.items() if key[0] != number}
+        self._opening.pop(number, None)
+        self._refused.pop(number, None)
+        self._feeding.forget(number)
+        self._ready = deque(logits for logits in self._ready if logits.sequence != number)
         self._tell(Close(number), Closing(number))
-        self._release()
+        self._go(self._feeding.release())
 
-    def feed(self, number: int, ids: Ids, position: int, all_rows: bool = False) -> None:
-        """Queue `ids` at `position`, in chunks. Chunks beyond what may be under way wait here, not on
-        the devices."""
-        self._waiting.extend(self._chunked(number, ids, position, all_rows))
-        self._release()
+    def history(self, number: int) -> History:
+        """The sequence's tokens so far: extend it, then feed."""
+        return self._feeding.history(number)
 
-    def feed_many(self, tokens: Iterable[tuple[int, int, int]]) -> None:
-        """Queue one token of each of several sequences, (number, token id, position), at once: they are
-        computed in one pass, or in as many as their number takes."""
-        feeds = [self._chunked(number, (token,), position, False) for number, token, position in tokens]
-        self._waiting.extend(feed for parts in feeds for feed in parts)
-        self._release()
+    def feed(self, numbers: Iterable[int], all_rows: bool = False) -> None:
+        """Of each sequence, have computed what its history holds that was not fed before: in chunks, of which
+        those beyond what may be under way wait here, not on the devices; single tokens of several sequences
+        in one pass, or in as many as their number takes. Raises RunError R105 beyond the context."""
+        self._go(self._feeding.add(numbers, all_rows))
 
-    def _chunked(self, number: int, ids: Ids, position: int, all_rows: bool) -> list[Feed]:
-        model = self._device.record.model
-        if position + len(ids) > model.context:
-            raise RunError(
-                "R105", f"{position} + {len(ids)} tokens are more than the context of {model.context}"
-            )
-        chunk, feeds = model.chunk, []
-        for start in range(0, len(ids), chunk):
-            part = ids[start : start + chunk]
-            array = empty((1, len(part)), "int64")
-            array[0] = part
-            flags = (LAST_CHUNK if start + chunk >= len(ids) else 0) | (ALL_ROWS if all_rows else 0)
-            feeds.append(Feed(number, position + start, flags, array))
-        return feeds
-
-    def next_logits(self) -> Logits:
-        """The next logits of any sequence. Raises RunError when a device is lost or nothing moves for
-        too long."""
-        while not self._ready:
-            self._take()
-        return self._ready.popleft()
+    def withdraw(self, number: int) -> None:
+        """Feed no more of what waits here; it stays in the history, and goes with what is fed next."""
+        self._feeding.withdraw(number)
 
     def logits(self, ids: Ids) -> NDArray[np.float32]:
         """Logits (n, vocabulary) at every one of n token ids, as a new sequence."""
         number = self.open()
-        self.feed(number, ids, 0, all_rows=True)
-        found: dict[int, NDArray[np.float32]] = {}
-        while sum(len(rows) for rows in found.values()) < len(ids):
-            part = self.next_logits()
-            found[part.position] = part.rows
+        self.history(number).extend(ids)
+        self.feed([number], all_rows=True)
+        rows: dict[int, NDArray[np.float32]] = {}
+        while sum(map(len, rows.values())) < len(ids):
+            self.take()
+            rows |= {logits.position: logits.rows for logits in self._ready if logits.sequence == number}
         self.close_sequence(number)
-        return np.concatenate([found[position] for position in sorted(found)])
+        return np.concatenate([rows[position] for position in sorted(rows)])
+
+    # --- figures ---
+
+    def ask(self) -> int:
+        """Ask every device for its figures, those of memory read anew; the number of this asking."""
+        self._asked += 1
+        self._tell(AskFigures(), Asking())
+        return self._asked
+
+    @property
+    def answered(self) -> int:
+        """The newest asking that every device has answered."""
+        return min(self._answered.values())
 
     def measure(self) -> dict[str, Figures]:
         """Every device's figures now."""
-        self._tell(AskFigures(), Asking())
-        self._gather(Measured, len(self._controls) + 1)
+        asked = self.ask()
+        while self.answered < asked:
+            self.take()
         return dict(self.figures)
 
     # --- what comes back ---
 
-    def _take(self) -> AnyMessage | None:
-        """Take one reply in: logits and figures are kept, chunks that are done make room for others."""
+    def pop_logits(self) -> Logits | None:
+        """The oldest logits that nobody has taken; of a sequence that was closed since, none."""
+        return self._ready.popleft() if self._ready else None
+
+    def wake(self) -> None:
+        """Have `take` return. From any thread, and from a signal's handler."""
+        self._replies.put([])
+
+    def take(self, bounded: bool = True) -> Reply:
+        """Take one reply in, waiting for it: logits and figures are kept, chunks that are done make room for
+        others. `bounded`: something is under way, so one is due. Raises RunError when a device is lost or
+        nothing moves for too long."""
         try:
-            reply = self._replies.get(timeout=self._timeout_s)
+            reply = self._replies.get(timeout=self._timeout_s if bounded else None)
         except Empty:
             raise self._standstill() from None
+        if isinstance(reply, list):
+            self._ready.extend(logits for logits in reply if logits.sequence in self._feeding)
+            return reply
         failure = failure_of(reply)
         if failure:
             raise cause_of(failure, self._replies)
-        if isinstance(reply, list):
-            self._ready.extend(reply)
-        if not isinstance(reply, tuple):
-            return None
-        device, message = reply
-        if isinstance(message, Opened | StepsDone | Measured):
-            self.figures[device] = message.figures
-        if isinstance(message, Configured) and not message.every_chunk:
-            self._partial.add(device)
-        if isinstance(message, StepsDone):
-            self._done[device] = message.steps
-            for step in message.steps:
-                self._chunk_done(step)
-        return message
+        if isinstance(reply, tuple):
+            self._heard(*reply)
+        return reply
+
+    def _heard(self, device: str, message: AnyMessage) -> None:
+        match message:
+            case StepsDone():
+                self.figures[device] = message.figures
+                self._done[device] = message.steps
+                if any([self._feeding.done((step.sequence, step.position)) for step in message.steps]):
+                    self._go(self._feeding.release())
+            case Measured():
+                self.figures[device] = message.figures
+                self._answered[device] += 1
+            case Opened():
+                self.figures[device] = message.figures
+                self._opened(device, message.sequence)
+            case Rejected():
+                self._rejected(device, message)
+            case Configured():
+                self.sequences = min(self.sequences, message.sequences)
+                if not message.every_chunk:
+                    self._feeding.only_last(device)
+
+    def _opened(self, device: str, number: int) -> None:
+        if number in self._opening:  # else it was refused by another, or is not wanted any more
+            self._opening[number].discard(device)
+            if not self._opening[number]:
+                del self._opening[number]
+                self._feeding.begin(number)
+
+    def _rejected(self, device: str, said: Rejected) -> None:
+        """Those that have made room for it give it back."""
+        if said.sequence in self._opening:
+            reason = f"device {device} has no room for another conversation: {said.reason}"
+            self.close_sequence(said.sequence)
+            self._refused[said.sequence] = RunError(said.code, reason, INTERNAL)
 
     def _standstill(self) -> RunError:
         """Nothing moves though every device lives: name those that have not done the newest step."""
-        devices = sorted({self._device.name, *workers_of(self._device)})
-        behind = [device for device in devices if self._newest not in self._done.get(device, (None,))]
+        newest = self._feeding.newest
+        done = {
+            device: {(step.sequence, step.position) for step in steps} for device, steps in self._done.items()
+        }
+        behind = [name for name in sorted(self._devices) if newest and newest not in done.get(name, ())]
         return RunError(
             "R305",
             f"nothing came from any device for {self._timeout_s:g} s (--timeout); the newest step is not done"
@@ -221,28 +285,12 @@ class Session:
     def _gather(self, kind: type[Message], due: int) -> None:
         """Take replies until `due` of `kind` have come."""
         while due:
-            due -= isinstance(self._take(), kind)
+            reply = self.take()
+            due -= isinstance(reply, tuple) and isinstance(reply[1], kind)
 
-    def _chunk_done(self, key: tuple[int, int]) -> None:
-        if key in self._chunks:
-            self._chunks[key] -= 1
-            if not self._chunks[key]:
-                del self._chunks[key]
-                self._release()
-
-    def _release(self) -> None:
-        """Let waiting chunks go while fewer are under way than keep every device busy; single tokens go
-        at once."""
-        devices, going = len(self._controls) + 1, []
-        while self._waiting and (self._waiting[0].ids.shape[1] == 1 or len(self._chunks) < 2 * devices):
-            feed = self._waiting.popleft()
-            self._newest = (feed.sequence, feed.position)
-            if feed.ids.shape[1] > 1:
-                absent = 0 if feed.flags & (LAST_CHUNK | ALL_ROWS) else len(self._partial)
-                self._chunks[feed.sequence, feed.position] = devices - absent
-            going.append(feed)
-        if going:
-            self._engine.inbox.put(Fed(tuple(going)))
+    def _go(self, feeds: Sequence[Feed]) -> None:
+        if feeds:
+            self._engine.inbox.put(Fed(tuple(feeds)))
 
     def _tell(self, message: Message, event: Event) -> None:
         """Say it to every worker, and to the engine here."""

@@ -157,9 +157,10 @@ class Configure(Message, frozen=True, tag="configure"):
 
 class Configured(Message, frozen=True, tag="configured"):
     """The session's name is known: data connections may come. `every_chunk`: whether this device takes part
-    in a prompt's every chunk, or only in the last."""
+    in a prompt's every chunk, or only in the last. `sequences`: how many it has room for at once."""
 
     every_chunk: bool
+    sequences: Count
 
 
 class Connect(Message, frozen=True, tag="connect"):
@@ -181,15 +182,36 @@ class Opened(Message, frozen=True, tag="opened"):
     figures: Figures
 
 
+class Rejected(Message, frozen=True, tag="rejected"):
+    """There is no room for a sequence here; the session goes on without it."""
+
+    sequence: Count
+    code: Name
+    reason: Text
+
+
 class Close(Message, frozen=True, tag="close"):
     sequence: Count
 
 
-class StepsDone(Message, frozen=True, tag="steps_done"):
-    """All of this device's work on some steps, (sequence, position) each, is done: one, or those of a
-    pass."""
+class StepDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A step of which a device has done all its work, and what that cost the device.
 
-    steps: Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
+    `compute_s`, `sent_bytes`: where steps were computed as one, an equal share of it, as each has one row
+    there. `wait_s`: how long the device had been idle before it went to work on the step, shared likewise.
+    """
+
+    sequence: Count
+    position: Count
+    compute_s: float
+    wait_s: float
+    sent_bytes: int
+
+
+class StepsDone(Message, frozen=True, tag="steps_done"):
+    """Some steps are done on this device: one, or those of a pass."""
+
+    steps: Annotated[tuple[StepDone, ...], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
     figures: Figures
 
 
@@ -218,8 +240,8 @@ class Goodbye(Message, frozen=True, tag="goodbye"):
 
 
 AnyMessage = (
-    Hello | Welcome | Refused | Configure | Configured | Connect | Ready | Open | Opened | Close | StepsDone
-    | AskFigures | Measured | Heartbeat | Failed | Goodbye
+    Hello | Welcome | Refused | Configure | Configured | Connect | Ready | Open | Opened | Rejected | Close
+    | StepsDone | AskFigures | Measured | Heartbeat | Failed | Goodbye
 )  # fmt: skip
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -32,6 +32,8 @@ from llrun.wire.protocol import (
     Opened,
     ProtocolError,
     Ready,
+    Rejected,
+    StepDone,
     StepsDone,
     Welcome,
 )
@@ -58,7 +60,10 @@ class HeadLink:
     def opened(self, sequence: int, figures: Figures) -> None:
         self.reply(Opened(sequence, figures))
 
-    def steps_done(self, steps: Sequence[tuple[int, int]], figures: Figures) -> None:
+    def rejected(self, sequence: int, reason: str) -> None:
+        self.reply(Rejected(sequence, "R402", reason))
+
+    def steps_done(self, steps: Sequence[StepDone], figures: Figures) -> None:
         self.reply(StepsDone(tuple(steps), figures))
 
     def measured(self, figures: Figures) -> None:
@@ -163,7 +168,7 @@ class WorkerSession:
         if missing:
             raise ProtocolError(f"no address given for {', '.join(sorted(missing))}")
         self._configuration = message
-        self._outside.reply(Configured(self._device.installed.every_chunk))
+        self._outside.reply(Configured(self._device.installed.every_chunk, self._engine.capacity))
 
     def _connect(self) -> None:
         """Dial the neighbours that come later in the alphabet; the earlier ones, and the head, dial this

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy_model as synthetic
 import pytest
 
 from llrun.device.load import Device
 from llrun.head.session import Session
+from llrun.requests.scheduler import Scheduler
 from llrun.wire.transport import Tcp, TcpListener
 from llrun.worker.worker import Worker
 
@@ -32,6 +34,11 @@ class Cluster:
 
     def session(self, timeout_s: float = 20.0) -> Session:
         return Session(self.parts[self.devices[0]], Tcp(), self.addresses, timeout_s)
+
+    @contextmanager
+    def scheduler(self, timeout_s: float = 20.0) -> Iterator[Scheduler]:
+        with self.session(timeout_s) as session:
+            yield Scheduler(session)
 
 
 @pytest.fixture

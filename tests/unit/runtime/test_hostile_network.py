@@ -15,6 +15,7 @@ from llrun.errors import RunError
 from llrun.programs.layouts import Limits
 from llrun.requests.conversation import generate
 from llrun.requests.sampling import Sampling
+from llrun.requests.scheduler import Scheduler
 from llrun.wire import handshake
 from llrun.wire.frames import check_tensor, read_table
 from llrun.wire.handshake import dial, read_message
@@ -87,13 +88,15 @@ def test_a_running_request_survives_scanners(cluster):
     scanner = threading.Thread(target=scan, args=(list(workers.addresses.values()), stop, counts))
     with workers.session() as session:
         scanner.start()
-        result = generate(session, [4, 5, 6], 60, Sampling(), lambda token: time.sleep(0.005) or True)
+        result = generate(
+            Scheduler(session), [4, 5, 6], 60, Sampling(), lambda token: time.sleep(0.005) or True
+        )
         stop.set()
         scanner.join()
     assert counts[0] > 50
     assert list(result.tokens) == numpy_model.greedy([4, 5, 6], 60)
     with workers.session() as session:
-        assert len(generate(session, [1], 3, Sampling(), lambda token: True).tokens) == 3
+        assert len(generate(Scheduler(session), [1], 3, Sampling(), lambda token: True).tokens) == 3
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,7 @@ def test_another_head_waits_and_is_told_why(cluster, monkeypatch):
     with workers.session() as session:
         with pytest.raises(RunError, match="serving another head"), workers.session():
             pass
-        assert len(generate(session, [1], 3, Sampling(), lambda token: True).tokens) == 3
+        assert len(generate(Scheduler(session), [1], 3, Sampling(), lambda token: True).tokens) == 3
 
 
 def test_the_wrong_device_at_an_address_is_named(cluster):
@@ -157,7 +160,7 @@ def test_an_unexpected_message_of_the_head_ends_its_session_only(cluster):
         while not isinstance(read_message(control), Failed):
             pass
     with workers.session() as session:
-        assert len(generate(session, [1], 3, Sampling(), lambda token: True).tokens) == 3
+        assert len(generate(Scheduler(session), [1], 3, Sampling(), lambda token: True).tokens) == 3
 
 
 def _ended(sock: socket.socket) -> bool:

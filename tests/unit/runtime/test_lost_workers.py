@@ -20,6 +20,7 @@ from llrun.errors import RunError
 from llrun.head.session import Session
 from llrun.requests.conversation import generate
 from llrun.requests.sampling import Sampling
+from llrun.requests.scheduler import Scheduler
 from llrun.wire.transport import Tcp
 
 HERE = Path(__file__).parent
@@ -70,13 +71,13 @@ def fail_while_generating(workers: Processes, harm, after_s: float = 0.3) -> tup
     with workers.session() as session:
         timer.start()
         with pytest.raises(RunError) as caught:
-            generate(session, [1, 2, 3], 200, Sampling(), lambda token: True)
+            generate(Scheduler(session), [1, 2, 3], 200, Sampling(), lambda token: True)
         return caught.value, time.monotonic() - harmed[0]
 
 
 def next_request_works(workers: Processes) -> None:
     with workers.session() as session:
-        result = generate(session, [5, 6, 7], 4, Sampling(), lambda token: True)
+        result = generate(Scheduler(session), [5, 6, 7], 4, Sampling(), lambda token: True)
     assert list(result.tokens) == numpy_model.greedy([5, 6, 7], 4)
 
 
@@ -108,7 +109,9 @@ def test_workers_drop_a_head_that_is_gone(workers):
         "addresses = dict(pair.split('=') for pair in sys.argv[2].split(','))\n"
         "head = numpy_model.device('head', ['head', 'anna', 'bert'])\n"
         "with Session(head, Tcp(), addresses, 9.0) as session:\n"
-        "    session.feed(session.open(), [1, 2, 3, 4] * 20, 0)\n"
+        "    number = session.open()\n"
+        "    session.history(number).extend([1, 2, 3, 4] * 20)\n"
+        "    session.feed([number])\n"
         "    os.kill(os.getpid(), 9)\n"
     )
     pairs = ",".join(f"{name}={address}" for name, address in workers.addresses.items())

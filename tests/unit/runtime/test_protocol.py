@@ -24,6 +24,7 @@ from llrun.wire.protocol import (
     Hello,
     Opened,
     ProtocolError,
+    StepDone,
     StepsDone,
     decode_control,
     encode_control,
@@ -82,7 +83,7 @@ def test_oversized_control_message_is_refused_before_it_is_read():
         Hello("b", "head", "control"),
         Configure("s", 1, {"pi": "10.0.0.1:5700"}),
         Opened(3, Figures(1.5, 0.25, 1 << 40, 1 << 30)),
-        StepsDone(((3, 100), (4, 7)), Figures(1.5)),
+        StepsDone((StepDone(3, 100, 0.5, 0.25, 96), StepDone(4, 7, 0.5, 0.25, 95)), Figures(1.5)),
     ],
 )
 def test_control_round_trip(message):
@@ -102,7 +103,7 @@ def test_control_round_trip(message):
         {"type": "open", "sequence": 1, "more": 2},
         {"type": "exec", "code": "1"},
         {"type": "steps_done", "steps": [], "figures": {}},
-        {"type": "steps_done", "steps": [[0, 1]] * 17, "figures": {}},
+        {"type": "steps_done", "steps": [[0, 1, 0.5, 0.5, 1]] * 17, "figures": {}},
         {"type": "steps_done", "steps": [[0, 1, 2]], "figures": {}},
         {"type": "hello", "bundle": "", "sender": "a", "role": "data"},
         {"type": "hello", "bundle": "b" * 257, "sender": "a", "role": "data"},

@@ -14,7 +14,9 @@ from llrun.errors import RunError
 from llrun.faces.bench import Plan, check_plan, run_bench, table
 from llrun.head.session import Session
 from llrun.requests.conversation import Conversation, generate
+from llrun.requests.request import Request
 from llrun.requests.sampling import Sampling
+from llrun.requests.scheduler import Scheduler
 from llrun.wire.protocol import HEADER_BYTES
 from llrun.wire.transport import Tcp
 
@@ -31,9 +33,9 @@ def test_greedy_tokens_equal_the_model_in_one_piece(cluster, count, length):
     ids = prompt(length)
     expected = synthetic.greedy(ids, 12)
     assert len(set(expected)) > 3
-    with cluster(NAMES[:count]).session() as session:
+    with cluster(NAMES[:count]).scheduler() as scheduler:
         seen = []
-        result = generate(session, ids, 12, Sampling(), lambda token: seen.append(token) or True)
+        result = generate(scheduler, ids, 12, Sampling(), lambda token: seen.append(token) or True)
     assert list(result.tokens) == expected == seen
     assert result.prompt_tokens == length
     assert sorted(result.devices) == sorted(NAMES[:count])
@@ -49,47 +51,23 @@ def test_logits_of_every_position(cluster, count):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_many_sequences_in_flight_do_not_disturb_each_other(cluster, count):
     prompts = [prompt(length, seed=length) for length in (1, 5, 9, 17, 30)]
-    tokens = {}
-    with cluster(NAMES[:count]).session() as session:
-        numbers = {session.open(): ids for ids in prompts}
-        history = {number: list(ids) for number, ids in numbers.items()}
-        for number, ids in numbers.items():
-            session.feed(number, ids, 0)
-        for _ in range(6 * len(prompts)):
-            logits = session.next_logits()
-            ids = history[logits.sequence]
-            ids.append(int(np.argmax(logits.rows[-1])))
-            if len(ids) < len(numbers[logits.sequence]) + 6:
-                session.feed(logits.sequence, ids[-1:], len(ids) - 1)
-        for number, ids in numbers.items():
-            tokens[tuple(ids)] = history[number][len(ids) :]
-    for ids in prompts:
-        assert tokens[tuple(ids)] == synthetic.greedy(ids, 6)
+    with cluster(NAMES[:count]).scheduler() as scheduler:
+        tokens = produced(scheduler, prompts, 6)
+    assert tokens == [synthetic.greedy(ids, 6) for ids in prompts]
 
 
-def decoded_together(session: Session, prompts: list[list[int]], count: int) -> list[list[int]]:
-    """What each prompt gives when the prompts run in turn and their tokens together."""
-    numbers = [session.open() for _ in prompts]
-    history = dict(zip(numbers, map(list, prompts), strict=True))
-    for number in numbers:
-        session.feed(number, history[number], 0)
-    for step in range(count):
-        rows = {found.sequence: found.rows for found in (session.next_logits() for _ in numbers)}
-        for number in numbers:
-            history[number].append(int(np.argmax(rows[number][-1])))
-        if step < count - 1:
-            session.feed_many((n, history[n][-1], len(history[n]) - 1) for n in numbers)
-    for number in numbers:
-        session.close_sequence(number)
-    return [history[n][len(ids) :] for n, ids in zip(numbers, prompts, strict=True)]
+def produced(scheduler: Scheduler, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """What each prompt gives when all are asked at once."""
+    handles = [scheduler.submit(Request(ids, count)) for ids in prompts]
+    return [list(scheduler.run_until(handle).tokens) for handle in handles]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("sequences", [2, 5, 17])
 def test_sequences_decoded_together_give_what_each_gives_alone(cluster, count, sequences):
     prompts = [prompt(1 + 5 * i % 23, seed=i) for i in range(sequences)]
-    with cluster(NAMES[:count]).session() as session:
-        found = decoded_together(session, prompts, 5)
+    with cluster(NAMES[:count]).scheduler() as scheduler:
+        found = produced(scheduler, prompts, 5)
     for ids, tokens in zip(prompts, found, strict=True):
         assert tokens == synthetic.greedy(ids, 5)
 
@@ -104,27 +82,29 @@ def test_every_device_computes_a_pass_as_one_and_its_logits_come_together(cluste
 
     library = Library({**inner.functions, "t1_batch": watched}, inner.wrap, inner.unwrap)
     parts = {name: synthetic.device(name, NAMES[:3], library) for name in NAMES[:3]}
-    with cluster(NAMES[:3], parts).session() as session:
-        decoded_together(session, [prompt(3, seed=i) for i in range(5)], 4)
-    assert widths == [5] * (4 * 3)  # four mixing blocks, three passes after the prompts
+    with cluster(NAMES[:3], parts).scheduler() as scheduler:
+        produced(scheduler, [prompt(1, seed=i) for i in range(5)], 4)
+    assert widths == [5] * (4 * 4)  # four mixing blocks, four passes
 
 
 def test_closing_forgets_what_has_not_been_computed(cluster):
-    with cluster(NAMES[:3]).session() as session:
+    with cluster(NAMES[:3]).scheduler() as scheduler:
+        session = scheduler.session
         long = [session.open() for _ in range(3)]
         for number in long:
-            session.feed(number, prompt(200, seed=number), 0)
+            session.history(number).extend(prompt(200, seed=number))
+            session.feed([number])
         for number in long:
             session.close_sequence(number)
-        assert list(generate(session, prompt(61), 4, Sampling(), lambda token: True).tokens) == (
+        assert list(generate(scheduler, prompt(61), 4, Sampling(), lambda token: True).tokens) == (
             synthetic.greedy(prompt(61), 4)
         )
 
 
 def test_a_conversation_goes_on_where_it_was(cluster):
     first, second = prompt(11, seed=1), prompt(13, seed=2)
-    with cluster(NAMES[:3]).session() as session:
-        talk = Conversation(session)
+    with cluster(NAMES[:3]).scheduler() as scheduler:
+        talk = Conversation(scheduler)
         answer = talk.ask(first, 5, Sampling(), lambda token: True).tokens
         assert list(answer) == synthetic.greedy(first, 5)
         assert talk.used == len(first) + 5
@@ -141,33 +121,35 @@ def test_an_end_of_sequence_token_ends_and_is_the_last(cluster):
     model = msgspec.structs.replace(synthetic.record("head", ["head"]).model, eos_token_ids=(end,))
     part = synthetic.device("head", ["head"], model=model)
     with Session(part, Tcp(), {}, 5.0) as session:
-        result = generate(session, ids, 8, Sampling(), lambda token: True)
+        result = generate(Scheduler(session), ids, 8, Sampling(), lambda token: True)
     assert list(result.tokens) == expected[: expected.index(end) + 1]
 
 
 def test_a_sink_may_end_a_request(cluster):
-    with cluster(NAMES[:2]).session() as session:
+    with cluster(NAMES[:2]).scheduler() as scheduler:
         seen = []
         result = generate(
-            session, prompt(4), 50, Sampling(), lambda token: seen.append(token) or len(seen) < 3
+            scheduler, prompt(4), 50, Sampling(), lambda token: seen.append(token) or len(seen) < 3
         )
         assert len(result.tokens) == 3
-        assert list(generate(session, prompt(4), 3, Sampling(), lambda _: True).tokens) == list(result.tokens)
+        assert list(generate(scheduler, prompt(4), 3, Sampling(), lambda _: True).tokens) == list(
+            result.tokens
+        )
 
 
 def test_a_seed_decides_the_tokens(cluster):
-    with cluster(NAMES[:2]).session() as session:
+    with cluster(NAMES[:2]).scheduler() as scheduler:
 
         def tokens(seed: int) -> tuple[int, ...]:
-            return generate(session, prompt(4), 20, Sampling(1.5, seed=seed), lambda token: True).tokens
+            return generate(scheduler, prompt(4), 20, Sampling(1.5, seed=seed), lambda token: True).tokens
 
         assert tokens(1) == tokens(1) != tokens(2)
 
 
 def test_figures_are_of_the_request_alone(cluster):
-    with cluster(NAMES[:3]).session() as session:
-        long = generate(session, prompt(61), 10, Sampling(), lambda token: True)
-        short = generate(session, prompt(1), 1, Sampling(), lambda token: True)
+    with cluster(NAMES[:3]).scheduler() as scheduler:
+        long = generate(scheduler, prompt(61), 10, Sampling(), lambda token: True)
+        short = generate(scheduler, prompt(1), 1, Sampling(), lambda token: True)
     chunks, row = 8, HEADER_BYTES + synthetic.WIDTH * 4
     assert short.devices["head"].sent_bytes == short.devices["anna"].sent_bytes == row
     assert long.devices["anna"].sent_bytes == chunks * HEADER_BYTES + 61 * synthetic.WIDTH * 4 + 9 * row
@@ -193,15 +175,15 @@ def test_figures_are_of_the_request_alone(cluster):
 def test_bad_input_is_refused_before_anything_runs(ids, wanted, code, reason):
     with Session(synthetic.device("head", ["head"]), Tcp(), {}, 5.0) as session:
         with pytest.raises(RunError, match=reason) as caught:
-            generate(session, ids, wanted, Sampling(), lambda token: True)
+            generate(Scheduler(session), ids, wanted, Sampling(), lambda token: True)
         assert (caught.value.code, caught.value.exit_code) == (code, 2)
         assert session.measure()["head"].compute_s == 0
 
 
 def test_the_context_can_be_filled_to_its_last_position(cluster):
     ids = prompt(250)
-    with cluster(NAMES[:2]).session() as session:
-        assert len(generate(session, ids, None, Sampling(), lambda token: True).tokens) == 6
+    with cluster(NAMES[:2]).scheduler() as scheduler:
+        assert len(generate(scheduler, ids, None, Sampling(), lambda token: True).tokens) == 6
 
 
 def test_logits_beyond_the_context_are_refused_before_they_reach_a_cache(cluster):
@@ -221,10 +203,13 @@ def test_a_device_that_fails_is_named_and_serves_on(cluster):
 
     broken = synthetic.device("bert", NAMES[:3], synthetic.library(t1=sometimes))
     workers = cluster(NAMES[:3], {"bert": broken})
-    with workers.session() as session, pytest.raises(RunError, match=r"device bert: .*a kernel's complaint"):
-        generate(session, prompt(3), 20, Sampling(), lambda token: True)
-    with workers.session() as session:
-        result = generate(session, prompt(3), 5, Sampling(), lambda token: True)
+    with (
+        workers.scheduler() as scheduler,
+        pytest.raises(RunError, match=r"device bert: .*a kernel's complaint"),
+    ):
+        generate(scheduler, prompt(3), 20, Sampling(), lambda token: True)
+    with workers.scheduler() as scheduler:
+        result = generate(scheduler, prompt(3), 5, Sampling(), lambda token: True)
     assert list(result.tokens) == synthetic.greedy(prompt(3), 5)
     assert any("a kernel's complaint" in note for note in workers.notes)
 
@@ -233,10 +218,10 @@ def test_waiting_has_a_deadline(cluster):
     slow = synthetic.library(t1=lambda *arguments: time.sleep(2) or synthetic.mix(*arguments))
     workers = cluster(NAMES[:2], {"anna": synthetic.device("anna", NAMES[:2], slow)})
     with (
-        workers.session(timeout_s=0.3) as session,
+        workers.scheduler(timeout_s=0.3) as scheduler,
         pytest.raises(RunError, match=r"nothing came .* 0\.3 s .* on anna, head"),
     ):
-        generate(session, prompt(3), 5, Sampling(), lambda token: True)
+        generate(scheduler, prompt(3), 5, Sampling(), lambda token: True)
 
 
 def test_a_long_prompt_is_not_sent_faster_than_it_is_taken(cluster):
@@ -244,17 +229,20 @@ def test_a_long_prompt_is_not_sent_faster_than_it_is_taken(cluster):
     waiting = []
     workers = cluster(NAMES[:3])
     with workers.session() as session:
-        feed = session._release
-        session._release = lambda: (feed(), waiting.append(len(session._chunks)))
-        session.feed(session.open(), prompt(240), 0)
-        session.next_logits()
+        release = session._feeding.release
+        session._feeding.release = lambda: (release(), waiting.append(session._feeding.under_way))[0]
+        number = session.open()
+        session.history(number).extend(prompt(240))
+        session.feed([number])
+        while not session.pop_logits():
+            session.take()
     assert max(waiting) == 6
     assert len(waiting) > 20
 
 
 def test_bench_rows(cluster):
-    with cluster(NAMES[:3]).session() as session:
-        rows = run_bench(session, Plan(prompt=40, tokens=6, depth=10, repeats=2, sequences=3))
+    with cluster(NAMES[:3]).scheduler() as scheduler:
+        rows = run_bench(scheduler, Plan(prompt=40, tokens=6, depth=10, repeats=2, sequences=3))
     assert [(row.test, row.depth, row.sequences, row.runs) for row in rows] == [
         ("pp40", 10, 3, 2),
         ("tg6", 10, 3, 2),
@@ -276,7 +264,7 @@ def test_bench_that_does_not_fit():
 def test_goodbye_is_no_failure(cluster):
     workers = cluster(NAMES)
     for _ in range(5):
-        with workers.session() as session:
-            generate(session, prompt(3), 2, Sampling(), lambda token: True)
+        with workers.scheduler() as scheduler:
+            generate(scheduler, prompt(3), 2, Sampling(), lambda token: True)
     time.sleep(0.3)
     assert workers.notes == []

@@ -1,0 +1,183 @@
+"""A request: token ids in, tokens out as they come, and what they cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llrun.errors import RunError
+from llrun.requests.sampling import Sampling, choose, generator
+from llrun.schema import ModelInfo
+from llrun.wire.protocol import Figures, StepDone
+
+DEFAULT_TOKENS = 128
+# Takes a token as soon as it is final; False ends the request (a stop string).
+Sink = Callable[[int], bool]
+
+
+def keep_on(_: int) -> bool:
+    """A sink that never ends a request."""
+    return True
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked. `ids`: the prompt, of a conversation its next piece. `wanted`: tokens to produce, fewer
+    at an end of sequence or when `sink` says so; None: as many as fit, up to a default; 0: only fill the
+    caches, and of a conversation `ids` may be empty then.
+
+    `given`: tokens that are taken whatever the logits say, an end of sequence among them: for measuring.
+    """
+
+    ids: Sequence[int]
+    wanted: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    sink: Sink = keep_on
+    given: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """`tokens`: ids in order; an end-of-sequence token that was produced is the last of them. `ttft_s`:
+    from the request to the first token, None when there is none; `tpot_s`: mean of the others, None when
+    there is one token. `devices`: what the request cost each, memory being the most the device ever had.
+    `cancelled`: whether it was ended from outside.
+
+    A device's `compute_s` and `sent_bytes` are those of the request's steps, of steps computed together with
+    others' an equal share. `wait_s`: the seconds that the device was idle before each of them, shared
+    likewise, since the request began: so of a request that runs alone all its idle time.
+    """
+
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    ttft_s: float | None
+    tpot_s: float | None
+    devices: dict[str, Figures]
+    cancelled: bool = False
+
+
+class State(StrEnum):
+    """`waiting`: for room or for the conversation's request before it. `running`: its steps are computed.
+    `ending`: its tokens are all there, its figures are not. `done`: with a result or an error."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDING = "ending"
+    DONE = "done"
+
+
+class Handle:
+    """A request that was submitted, as it goes. `times`: of each token, and `prompt_at`: of the prompt's
+    logits, by time.perf_counter. `error`: why the request ended without a result."""
+
+    def __init__(self, request: Request, cancel: Callable[[Handle], None]) -> None:
+        self.request = request
+        self.state = State.WAITING
+        self.tokens: list[int] = []
+        self.allowed = 0
+        self.submitted_at = time.perf_counter()
+        self.prompt_at: float | None = None
+        self.times: list[float] = []
+        self.result: Result | None = None
+        self.error: RunError | None = None
+        self.cancelled = False
+        self._cancel = cancel
+        self._given = iter(request.given)
+        self._random = generator(request.sampling)
+        self._spent: dict[str, Figures] = {}
+        self._began_at = self.submitted_at
+
+    @property
+    def done(self) -> bool:
+        return self.state is State.DONE
+
+    def cancel(self) -> None:
+        """End the request as soon as may be, with the tokens that it has; its conversation can go on. From
+        any thread, and from a signal's handler."""
+        self._cancel(self)
+
+    # --- for the scheduler ---
+
+    def begin(self, allowed: int) -> None:
+        """Its prompt is fed now; `allowed` tokens are to be produced at most."""
+        self.state = State.RUNNING
+        self.allowed = allowed
+        self._began_at = time.perf_counter()
+
+    def choose(self, logits: NDArray[np.float32]) -> int:
+        """The next token, from logits (vocabulary,). Raises RunError R502 when they are not numbers."""
+        token = next(self._given, None)
+        if token is None:
+            token = choose(logits, self.request.sampling, self._random)
+        self.tokens.append(token)
+        self.times.append(time.perf_counter())
+        return token
+
+    def is_last(self, token: int, ends: Container[int]) -> bool:
+        """Whether nothing follows `token`, whatever the sink says."""
+        return len(self.tokens) >= self.allowed or (not self.request.given and token in ends)
+
+    def charge(self, device: str, cost: StepDone) -> None:
+        """Add what a step cost a device. How long it had been idle before the request began is no cost."""
+        spent, wait_s = self._spent.get(device), cost.wait_s
+        if spent is None:
+            spent, wait_s = Figures(), min(wait_s, time.perf_counter() - self._began_at)
+        self._spent[device] = Figures(
+            spent.compute_s + cost.compute_s, spent.wait_s + wait_s, spent.sent_bytes + cost.sent_bytes
+        )
+
+    def finish(self, figures: dict[str, Figures]) -> None:
+        """The result, with the devices' memory of `figures`."""
+        times, start = self.times, self.submitted_at
+        self.result = Result(
+            tokens=tuple(self.tokens),
+            prompt_tokens=len(self.request.ids),
+            ttft_s=times[0] - start if times else None,
+            tpot_s=(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
+            devices={name: self._spent_by(name, now) for name, now in sorted(figures.items())},
+            cancelled=self.cancelled,
+        )
+        self.state = State.DONE
+
+    def fail(self, error: RunError) -> None:
+        self.error = error
+        self.state = State.DONE
+
+    def _spent_by(self, name: str, now: Figures) -> Figures:
+        spent = self._spent.get(name, Figures())
+        return Figures(spent.compute_s, spent.wait_s, spent.sent_bytes, now.peak_memory_bytes)
+
+
+def check_ids(ids: Sequence[int], model: ModelInfo) -> None:
+    """Raises RunError R103 for an empty prompt, R104 for an id outside the vocabulary."""
+    if not ids:
+        raise RunError("R103", "the prompt is empty: give at least one token")
+    for index, token in enumerate(ids):
+        if not 0 <= token < model.vocab_size:
+            raise RunError(
+                "R104",
+                f"token {index} of the prompt is {token}, the vocabulary has {model.vocab_size} ids:"
+                f" 0 to {model.vocab_size - 1}",
+            )
+
+
+def tokens_allowed(prompt: int, wanted: int | None, model: ModelInfo, used: int = 0) -> int:
+    """How many tokens to produce after `prompt` new ones, with `used` in the cache already.
+
+    What was asked for, or DEFAULT_TOKENS as far as they fit. Raises RunError R105 when they don't fit.
+    """
+    room = model.context - used - prompt
+    if room < (1 if wanted is None else wanted):
+        before = f"{used} earlier tokens + " if used else ""
+        raise RunError(
+            "R105",
+            f"{before}{prompt} prompt tokens + {1 if wanted is None else wanted} new ones are more than the"
+            f" context of {model.context}: shorten the prompt, ask for fewer (-n), or build with a larger"
+            " --context",
+        )
+    return min(DEFAULT_TOKENS, room) if wanted is None else wanted

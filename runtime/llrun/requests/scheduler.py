@@ -1,0 +1,347 @@
+"""Many conversations on one session: who may begin, whose logits they are, what is computed together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from llrun.errors import INTERNAL, RunError
+from llrun.head.controls import Logits, Reply
+from llrun.head.session import Session
+from llrun.requests.request import Handle, Request, Result, State, check_ids, tokens_allowed
+from llrun.wire.protocol import Measured, Opened, Rejected, StepsDone
+
+MAX_WAITING = 256
+
+
+@dataclass(eq=False)
+class Line:
+    """A sequence, for one request or (`kept`) for those of a conversation, one after another. `number`: None
+    until there is room for it. `claims`: the newest requests, each with the position that it began at."""
+
+    kept: bool
+    number: int | None = None
+    opened: bool = False
+    closed: bool = False
+    current: Handle | None = None
+    claims: list[tuple[int, Handle]] = field(default_factory=list)
+
+    def payer(self, position: int) -> Handle:
+        """Whose step it is that began at `position`."""
+        older = [handle for start, handle in self.claims if start <= position]
+        return older[-1] if older else self.claims[0][1]
+
+
+class Scheduler:
+    """All requests of one session, of which it is the only user.
+
+    Requests begin in the order in which they were submitted, as far as the devices have room for their
+    sequences; a bounded number waits. The next tokens of all that have one are computed in one pass. What is
+    wrong with one request (bad input, no room, logits that are no numbers, an error of its sink) is that
+    request's error alone; a device that is lost ends the session, and every request with it.
+
+    Threads: one drives, by `step`, `run_until` and `close`. `submit` and `Handle.cancel` may be called from
+    any; what they ask for is done in the driver's next step, which they wake. Sinks run on the driver's.
+    """
+
+    def __init__(self, session: Session, max_waiting: int = MAX_WAITING) -> None:
+        self._session = session
+        self._max_waiting = max_waiting
+        self._model = session.device.record.model
+        self._ends = frozenset(self._model.eos_token_ids)
+        self._lock = threading.Lock()
+        self._submitted: deque[tuple[Handle, Line]] = deque()
+        self._cancels: deque[Handle] = deque()
+        self._waiting: deque[tuple[Handle, Line]] = deque()
+        self._changed = False  # so that one of those waiting may be able to begin
+        self._lines: dict[int, Line] = {}  # by sequence, until its last figures have come
+        self._opening: set[int] = set()  # of those, which not every device has answered for
+        self._running: dict[Handle, Line] = {}
+        self._ready: list[int] = []  # sequences whose next token can be computed
+        self._flying: set[int] = set()  # those whose next token is being computed
+        self._ending: deque[tuple[int, Handle, Line]] = deque()
+        self._ended: RunError | None = None
+
+    @property
+    def session(self) -> Session:
+        return self._session
+
+    # --- from any thread ---
+
+    def submit(self, request: Request, line: Line | None = None) -> Handle:
+        """Take a request, of a conversation when `line` is one. Raises RunError for bad input, R402 when too
+        many wait already, and what ended the session."""
+        if self._ended:
+            raise self._ended
+        if request.ids or request.wanted != 0:
+            check_ids(request.ids, self._model)
+        tokens_allowed(len(request.ids), request.wanted, self._model)
+        handle = Handle(request, self._wish_cancelled)
+        with self._lock:
+            waiting = len(self._submitted) + len(self._waiting)
+            if waiting >= self._max_waiting:
+                raise RunError("R402", f"{waiting} requests wait already, no more are taken", INTERNAL)
+            self._submitted.append((handle, line or Line(kept=False)))
+        self._session.wake()
+        return handle
+
+    def _wish_cancelled(self, handle: Handle) -> None:
+        self._cancels.append(handle)
+        self._session.wake()
+
+    # --- from the driver's ---
+
+    def step(self, wait: bool = False) -> bool:
+        """Let requests begin, wait for one reply, and carry on whom it is for. False, at once, when there is
+        nothing to do; with `wait`, after something was asked for. Raises RunError when the session ends."""
+        try:
+            self._take_wishes()
+            if not self._is_busy():
+                if self._waiting:
+                    self._refuse_first()
+                    return True
+                if not wait:
+                    return False
+            self._handle(self._session.take(bounded=self._is_busy()))
+            return True
+        except RunError as error:
+            self._end_all(error)
+            raise
+
+    def run_until(self, handle: Handle) -> Result:
+        """Step until the request is done. Raises its error, and what ends the session."""
+        while not handle.done and self.step():
+            pass
+        if handle.result is None:
+            raise handle.error or AssertionError("a request of another scheduler")
+        return handle.result
+
+    def used(self, line: Line) -> int:
+        """Tokens of a conversation so far, those produced among them."""
+        if line.number is None or not line.opened or line.closed:
+            return 0
+        return len(self._session.history(line.number))
+
+    def close(self, line: Line) -> None:
+        """Forget a conversation; what it has asked for is cancelled."""
+        if line.closed:
+            return
+        try:
+            self._take_wishes()
+            for handle in [handle for handle, owner in self._waiting if owner is line]:
+                self._cancel(handle)
+            if line.current:
+                self._cancel(line.current)
+            self._close(line)
+        except RunError as error:
+            self._end_all(error)
+            raise
+
+    # --- who may begin ---
+
+    def _is_busy(self) -> bool:
+        """Whether a reply is due."""
+        return bool(self._running or self._ending or self._opening)
+
+    def _take_wishes(self) -> None:
+        while self._submitted:
+            with self._lock:
+                self._waiting.append(self._submitted.popleft())
+            self._changed = True
+        while self._cancels:
+            self._cancel(self._cancels.popleft())
+        while self._changed:
+            self._changed = False
+            self._begin_those_that_can()
+
+    def _begin_those_that_can(self) -> None:
+        """Begin requests whose sequence is there and free, together; ask for sequences for the others."""
+        room = self._session.sequences - sum(not line.closed for line in self._lines.values())
+        beginning: list[int] = []
+        left: list[tuple[Handle, Line]] = []
+        for handle, line in self._waiting:
+            if handle.done:
+                continue
+            if line.closed:
+                handle.fail(RunError("R402", "the conversation was closed", INTERNAL))
+            elif line.opened and line.current is None:
+                beginning += self._begin(handle, line)
+            else:
+                if line.number is None and room > 0:
+                    room -= 1
+                    line.number = self._session.begin()
+                    self._lines[line.number] = line
+                    self._opening.add(line.number)
+                left.append((handle, line))
+        with self._lock:
+            self._waiting = deque(left)
+        self._session.feed(beginning)
+
+    def _begin(self, handle: Handle, line: Line) -> list[int]:
+        """Make it its sequence's request; the sequences that are to be fed for it."""
+        assert line.number is not None
+        history, request = self._session.history(line.number), handle.request
+        try:
+            allowed = tokens_allowed(len(request.ids), request.wanted, self._model, len(history))
+        except RunError as error:
+            self._fail(handle, line, error)
+            return []
+        line.current = handle
+        self._running[handle] = line
+        line.claims = [*line.claims[-1:], (history.queued, handle)]
+        history.extend(request.ids)
+        handle.begin(allowed)
+        if history.queued == len(history):
+            self._end(handle, line)  # an empty one
+            return []
+        return [line.number]
+
+    def _refuse_first(self) -> None:
+        """Nothing is under way, and still there is no room: it would wait for ever."""
+        with self._lock:
+            handle, _ = self._waiting.popleft()
+        reason = f"the devices have room for {self._session.sequences} conversations, and as many are open"
+        handle.fail(RunError("R402", f"{reason}: close one", INTERNAL))
+
+    # --- what comes back ---
+
+    def _handle(self, reply: Reply) -> None:
+        match reply:
+            case list():
+                self._take_logits()
+            case (device, StepsDone(steps)):
+                for step in steps:
+                    if step.sequence in self._lines:
+                        self._lines[step.sequence].payer(step.position).charge(device, step)
+            case (_, Opened(number) | Rejected(number)):
+                self._opened(number)
+            case (_, Measured()):
+                self._finish_those_measured()
+
+    def _opened(self, number: int) -> None:
+        """A device has said whether it has room."""
+        if number not in self._opening:
+            return
+        line = self._lines[number]
+        try:
+            line.opened = self._session.is_open(number)
+        except RunError as error:
+            self._refuse(number, line, error)
+        if line.opened:
+            self._opening.remove(number)
+            self._changed = True
+
+    def _refuse(self, number: int, line: Line, error: RunError) -> None:
+        """A device has no room for the sequence: those who wait for it have the error."""
+        for handle, owner in self._waiting:
+            if owner is line:
+                handle.fail(error)
+        del self._lines[number]
+        self._opening.remove(number)
+        line.number = None  # a conversation may ask again
+        line.closed = not line.kept
+        self._changed = True
+
+    def _take_logits(self) -> None:
+        while (logits := self._session.pop_logits()) is not None:
+            self._flying.discard(logits.sequence)
+            line = self._lines.get(logits.sequence)
+            handle = line and line.current
+            # Logits of a step that was under way when its request was cancelled are nobody's.
+            if line and handle and logits.position >= line.claims[-1][0]:
+                self._advance(handle, line, logits)
+        if self._ready and (not self._flying or len(self._ready) >= self._session.batch):
+            ready, self._ready = self._ready, []
+            self._flying.update(ready)
+            self._session.feed(ready)
+
+    def _advance(self, handle: Handle, line: Line, logits: Logits) -> None:
+        """The request's next token, or its end."""
+        if handle.prompt_at is None:
+            handle.prompt_at = time.perf_counter()
+        if not handle.allowed:
+            self._end(handle, line)
+            return
+        try:
+            token = handle.choose(logits.rows[-1])
+            self._session.history(logits.sequence).extend((token,))
+            go_on = handle.request.sink(token)
+        except RunError as error:
+            self._fail(handle, line, error)
+            return
+        except BaseException:  # an interrupt, or a terminal that is gone: the driver's, but the request ends
+            self._end(handle, line)
+            raise
+        if go_on and not handle.is_last(token, self._ends):
+            self._ready.append(logits.sequence)
+        else:
+            self._end(handle, line)
+
+    # --- how requests end ---
+
+    def _end(self, handle: Handle, line: Line) -> None:
+        """It has its tokens; ask what they cost, which nobody else waits for."""
+        self._release(handle, line)
+        handle.state = State.ENDING
+        self._ending.append((self._session.ask(), handle, line))
+        if not line.kept:
+            self._close(line)
+
+    def _finish_those_measured(self) -> None:
+        while self._ending and self._ending[0][0] <= self._session.answered:
+            _, handle, line = self._ending.popleft()
+            handle.finish(self._session.figures)
+            if line.closed and line.number is not None:
+                self._lines.pop(line.number, None)
+
+    def _fail(self, handle: Handle, line: Line, error: RunError) -> None:
+        self._release(handle, line)
+        handle.fail(error)
+        if not line.kept:
+            self._close(line)
+
+    def _cancel(self, handle: Handle) -> None:
+        if handle.state is State.WAITING:
+            handle.cancelled = True
+            handle.finish(self._session.figures)
+            self._changed = True
+            for waiting, line in self._waiting:
+                if waiting is handle and not line.kept:
+                    self._close(line)
+        elif handle.state is State.RUNNING:
+            handle.cancelled = True
+            line = self._running[handle]
+            if line.number is not None:
+                self._session.withdraw(line.number)
+            self._end(handle, line)
+
+    def _release(self, handle: Handle, line: Line) -> None:
+        """The sequence is free for the conversation's next request."""
+        self._running.pop(handle, None)
+        line.current = None
+        if line.number in self._ready:
+            self._ready.remove(line.number)
+        self._changed = True
+
+    def _close(self, line: Line) -> None:
+        if line.closed:
+            return
+        line.closed = self._changed = True
+        if line.number is None:
+            return
+        self._session.close_sequence(line.number)
+        self._flying.discard(line.number)
+        self._opening.discard(line.number)
+        if not any(owner is line for _, _, owner in self._ending):
+            self._lines.pop(line.number, None)
+
+    def _end_all(self, error: RunError) -> None:
+        """The session is over: so is everything that was asked of it."""
+        self._ended = error
+        waiting = [handle for handle, _ in (*self._submitted, *self._waiting)]
+        ending = [handle for _, handle, _ in self._ending]
+        for handle in (*waiting, *self._running, *ending):
+            if not handle.done:
+                handle.fail(error)
