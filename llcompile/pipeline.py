@@ -29,7 +29,8 @@ CHUNK = 128
 @dataclass(frozen=True)
 class BuildOptions:
     """What the command line asks for. `context` None: the model's limit, at most DEFAULT_CONTEXT. `calibrate`: random,
-    none, or the path of a text."""
+    none, or the path of a text. `prompt_tokens`, `new_tokens`: the request that the plan is for, None: 512 and 128, as
+    far as the context holds them. `time_limit`: seconds that planning may take."""
 
     model: str
     target: Path
@@ -42,6 +43,10 @@ class BuildOptions:
     random_seed: int | None = None
     jobs: int = 1
     calibrate: str = "random"
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    sequences: int = partition.options.SEQUENCES
+    time_limit: float = partition.options.TIME_LIMIT_S
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ def make_plan(options: BuildOptions, trace: Trace) -> Planned:
     cluster = load_cluster(options.target)
     for text in options.pins:
         partition.parse_pin(text)  # a slip of the pen is told before the export, not after
+    partition.check_time_limit(options.time_limit)
     with trace.stage("export"):
         model = frontend.load_model(options.model, options.random_seed, trace.passes(frontend.text))
     with trace.stage("graph"):
@@ -87,6 +93,7 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
     context = context_of(options, model)
     chunk = min(CHUNK, context)
     costs = cost.block_costs(dataflow, options.quant, context, chunk, options.cache)
+    prompt_tokens, new_tokens = partition.request_of(options.prompt_tokens, options.new_tokens, context)
     wishes = partition.PlanOptions(
         objective=options.objective,
         use_all=options.use_all,
@@ -94,6 +101,10 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
         quant=options.quant,
         context=context,
         chunk=chunk,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        sequences=options.sequences,
+        time_limit_s=options.time_limit,
     )
     plan = partition.plan(costs, cost.flows(dataflow, chunk), cluster, wishes)
     return Planned(model, dataflow, cluster, costs, plan, options.cache)

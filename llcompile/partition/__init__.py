@@ -1,8 +1,18 @@
 """Which device computes what: the MIP, its brute-force oracle, the transmission map, and each device's program."""
 
-from llcompile.partition.options import Pin, PlanOptions, parse_pin, parse_pins
+from llcompile.partition.options import Pin, PlanOptions, check_time_limit, parse_pin, parse_pins, request_of
 from llcompile.partition.planner import plan
 from llcompile.partition.programs import device_programs
 from llcompile.partition.solver import resolve
 
-__all__ = ["Pin", "PlanOptions", "device_programs", "parse_pin", "parse_pins", "plan", "resolve"]
+__all__ = [
+    "Pin",
+    "PlanOptions",
+    "check_time_limit",
+    "device_programs",
+    "parse_pin",
+    "parse_pins",
+    "plan",
+    "request_of",
+    "resolve",
+]

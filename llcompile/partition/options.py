@@ -13,6 +13,11 @@ from llcompile.ir.errors import CompileError
 OBJECTIVES = ("latency", "throughput")
 _PIN = re.compile(r"([0-9]{1,9}):([0-9]{1,9})=(.+)")
 _SYNTAX, _DEVICE, _RANGE, _CONFLICT = "P210", "P211", "P212", "P213"
+_REQUEST, _TIME = "P214", "P215"
+
+# What a plan is for where nobody says: a page asked, a paragraph answered.
+PROMPT_TOKENS, NEW_TOKENS, SEQUENCES, TIME_LIMIT_S = 512, 128, 8, 10.0
+LONGEST_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,11 @@ class Pin:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """`objective`: latency (seconds of a request of `prompt_tokens` and `new_tokens`) or throughput (seconds
-    between tokens with `sequences` in flight). `gap`: relative difference to the proven bound at which the solver
-    may stop. `quant`, `context` and `chunk` (prompt tokens processed at once) are what the costs were computed for.
+    """What is wished of a plan, and what its costs are for: `quant`, `context`, `chunk` (prompt tokens at once).
+
+    `objective`: latency (seconds of a request of `prompt_tokens` and `new_tokens`) or throughput (seconds between
+    tokens with `sequences` in flight). `time_limit_s`: seconds that planning may take, all told. `gap`: relative
+    difference to the proven bound at which it may stop sooner.
     """
 
     objective: str
@@ -40,10 +47,10 @@ class PlanOptions:
     chunk: int
     use_all: bool = False
     pins: tuple[Pin, ...] = ()
-    prompt_tokens: int = 512
-    new_tokens: int = 128
-    sequences: int = 8
-    time_limit_s: float = 60.0
+    prompt_tokens: int = PROMPT_TOKENS
+    new_tokens: int = NEW_TOKENS
+    sequences: int = SEQUENCES
+    time_limit_s: float = TIME_LIMIT_S
     gap: float = 1e-4
     seed: int = 1
 
@@ -51,6 +58,34 @@ class PlanOptions:
     def chunks(self) -> float:
         """Chunks in a prompt; a prompt that fits in one counts as a whole one."""
         return max(1.0, self.prompt_tokens / self.chunk)
+
+
+def request_of(prompt_tokens: int | None, new_tokens: int | None, context: int) -> tuple[int, int]:
+    """Prompt and new tokens of the request that a plan is for.
+
+    What nobody gave is PROMPT_TOKENS and NEW_TOKENS, less where a sequence of `context` tokens would not hold them.
+    Raises CompileError P214 (exit 2) when what was given does not fit.
+    """
+    asked = (prompt_tokens or 1) + (new_tokens or 1)
+    if (prompt_tokens or new_tokens) and asked > context:
+        given = [("--prompt-tokens", prompt_tokens), ("--new-tokens", new_tokens)]
+        words = " and ".join(f"{name} {count}" for name, count in given if count)
+        raise CompileError(
+            _REQUEST,
+            f"{words}: a request of {asked} tokens, a sequence holds {context}. "
+            "Ask for fewer, or give a larger --context",
+        )
+    new = new_tokens or max(1, min(NEW_TOKENS, context // 5, context - (prompt_tokens or 1)))
+    return prompt_tokens or max(1, min(PROMPT_TOKENS, context - new)), new
+
+
+def check_time_limit(seconds: float) -> None:
+    """Raises CompileError P215 (exit 2) when `seconds` is no time to plan in."""
+    if not 0 < seconds <= LONGEST_S:
+        raise CompileError(
+            _TIME,
+            f"--time-limit {seconds:g}: not a time to plan in. Give seconds above 0 and up to {LONGEST_S:.0f}",
+        )
 
 
 def parse_pin(text: str) -> Pin:
