@@ -6,7 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from llcompile.ir.cluster import Cluster
+from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.plan import BlockCost, DeviceLoad, Flow, Plan, PlanStatus, Stage
+from llcompile.partition.check import check_plan
 from llcompile.partition.evaluate import Figures, memory
 from llcompile.partition.formulation import TOLERANCE, formulate, in_twin_order, values_of
 from llcompile.partition.mip import to_mps
@@ -18,11 +20,14 @@ from llcompile.partition.search import Found, Outlook, found_plan, search, slowe
 from llcompile.partition.solver import Solution, SolverStatus, solve
 from llcompile.partition.transmissions import transmissions
 
+_BROKEN = "P222"
+
 
 def plan(costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, options: PlanOptions) -> Plan:
     """The best assignment of blocks to devices: consecutive stages, the first and the last on the head.
 
-    Raises CompileError: P201 (exit 3) when nothing fits, P21x (exit 2) when the pins contradict each other.
+    Raises CompileError: P201 (exit 3) when nothing fits, P21x (exit 2) when the pins contradict each other, P222
+    (exit 1) when the plan is not what it says it is: a fault of the planner.
     """
     check_pins(options.pins, cluster, len(costs))
     problem = Problem(tuple(costs), tuple(flows), cluster, options)
@@ -36,9 +41,20 @@ def plan(costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, op
     best = _best(problem, outlook.best, solution)
     if best is None:
         raise refuse(problem, solution.status)
-    return _plan(
-        problem, best, max(outlook.bound, solution.bound), outlook, text, time.perf_counter() - start
-    )
+    bound = max(outlook.bound, solution.bound)
+    made = _plan(problem, best, bound, outlook, text, time.perf_counter() - start)
+    verify(made, problem)
+    return made
+
+
+def verify(made: Plan, problem: Problem) -> None:
+    """Raises CompileError P222 (exit 1), naming every promise that the plan does not keep."""
+    violations = check_plan(made, problem.costs, problem.flows, problem.cluster, problem.options)
+    if violations:
+        text = "; ".join(violations)
+        raise CompileError(
+            _BROKEN, f"the planner made a plan that is not one: {text}. Please report this", INTERNAL
+        )
 
 
 def slowest_limit(problem: Problem, outlook: Outlook) -> float:

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from llcompile.ir.cluster import Cluster, Link
+from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.plan import DeviceLoad, Plan, Stage
-from llcompile.partition import Pin, plan
+from llcompile.partition import Pin, plan, planner
 from llcompile.partition.check import check_plan
 from llcompile.partition.evaluate import evaluate, memory
+from llcompile.partition.planner import device_loads
 from llcompile.partition.transmissions import transmissions
 from tests.unit.partition.cases import OPTIONS, chain, cost, device
 
@@ -67,6 +69,19 @@ def test_checker_finds_memory_and_wishes(good: Plan) -> None:
     found = check_plan(good, COSTS, FLOWS, CLUSTER, wishes)
     assert "spare has no block, in spite of --use-all" in found
     assert any("in spite of --pin 4:5=spare" in fault for fault in found)
+
+
+def test_planner_never_hands_out_a_plan_that_breaks_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planner that forgets a message and doubles a figure is told so, by name; nothing is compiled from it."""
+    monkeypatch.setattr(planner, "transmissions", lambda stages, flows: transmissions(stages, flows)[1:])
+    monkeypatch.setattr(
+        planner, "device_loads", lambda *given: device_loads(*given) | {"a": DeviceLoad(1, 1, 1, 1, 1.0)}
+    )
+    with pytest.raises(CompileError) as caught:
+        plan(COSTS, FLOWS, CLUSTER, OPTIONS)
+    assert (caught.value.code, caught.value.exit_code) == ("P222", INTERNAL)
+    assert "a is said to hold (1, 1, 1, 1), it holds" in caught.value.message
+    assert "the transmission map is not the one of these stages" in caught.value.message
 
 
 # --- figures by hand ----------------------------------------------------------------------------------------------
