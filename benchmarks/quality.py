@@ -153,10 +153,11 @@ def scored(windows: Windows, found: Iterator[np.ndarray], reference: Sequence[np
 def bundle_logits(bundle: Path, windows: Windows) -> Iterator[np.ndarray]:
     """Log-probabilities by a bundle's kernels."""
     from llrun.device.slice import find
-    from llrun.faces.app import Where, session_on
     from llrun.faces.console import Console
+    from llrun.faces.where import Where, session_on
+    from llrun.wire.transport import Tcp
 
-    where = Where(local=True, peers={}, verify=True, timeout_s=60)
+    where = Where(local=True, peers={}, verify=True, timeout_s=60, transport=Tcp())
     with session_on(find(bundle, None), where, Console(quiet=True)) as session:
         for ids in windows:
             yield log_softmax(session.logits(ids))

@@ -40,25 +40,26 @@ Before each test one run is made that does not count. Token ids are random, from
 """
 
 
+SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+
+
 def main() -> None:
-    """Entry point. `bench` as first argument is the other command; anything else is a path."""
+    """Entry point."""
     # Before numpy loads: its BLAS threads would spin on the cores that kernels run on.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["bench"]:
-        sys.exit(_guarded(bench, arguments[1:], "llrun bench"))
-    sys.exit(_guarded(run, arguments, "llrun"))
+    sys.exit(_guarded(llrun, sys.argv[1:]))
 
 
-def _guarded(command: click.Command, arguments: Sequence[str], name: str) -> int:
+def _guarded(command: click.Command, arguments: Sequence[str]) -> int:
     """Run a command; its exit code. Known failures become one line."""
     try:
-        code = command.main(list(arguments), prog_name=name, standalone_mode=False)
+        code = command.main(list(arguments), prog_name="llrun", standalone_mode=False)
         sys.stdout.flush()
     except RunError as error:
         click.echo(str(error), err=True)
         return error.exit_code
     except click.UsageError as error:
+        name = _shown_name(error.ctx) if error.ctx else "llrun"
         click.echo(f"error[R100]: {error.format_message()} See {name} --help.", err=True)
         return USAGE
     except (click.Abort, KeyboardInterrupt):
@@ -69,6 +70,40 @@ def _guarded(command: click.Command, arguments: Sequence[str], name: str) -> int
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return INTERNAL
     return code if isinstance(code, int) else 0
+
+
+def _shown_name(context: click.Context) -> str:
+    """A command as it is called: the default one has the program's name."""
+    return context.command_path.removesuffix(f" {Commands.default}")
+
+
+class Commands(click.Group):
+    """Commands by name; what begins with anything else, a path or an option, is for the command `run`."""
+
+    default = "run"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        named = args[:1] and args[0] in self.commands
+        return super().parse_args(ctx, args if named else [self.default, *args])
+
+
+class Default(click.Command):
+    """The command that needs no name: its help is the program's, and lists the other commands."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(_shown_name(ctx), " ".join(self.collect_usage_pieces(ctx)))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        others = llrun.commands.keys() - {Commands.default}
+        rows = [(f"llrun {name}", llrun.commands[name].get_short_help_str()) for name in sorted(others)]
+        with formatter.section("Other commands (a path of that name is written ./NAME)"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=Commands, context_settings=SETTINGS)
+def llrun() -> None:
+    """Run a language model on several devices together."""
 
 
 def _common(command: Callable[..., None]) -> Callable[..., None]:
@@ -84,7 +119,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command(epilog=RUN_EXAMPLES, context_settings={"max_content_width": 100})
+@llrun.command(cls=Default, epilog=RUN_EXAMPLES, context_settings=SETTINGS)
 @click.argument("path", metavar="BUNDLE_OR_SLICE")
 @click.option("--device", metavar="NAME", help="Which device this is; without it, the head.")
 @click.option("--listen", metavar="HOST:PORT", help="Worker: listen here instead of the bundle's address.")
@@ -128,27 +163,32 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
     Prompts come from --prompt or --prompt-ids, else line by line from standard input, else from a
     conversation at the terminal.
     """
-    from llrun.faces import app
+    from llrun.faces.answering import Given, answer_all
     from llrun.faces.console import Console
+    from llrun.faces.printer import Wanted
+    from llrun.faces.serving import serve
+    from llrun.faces.where import Where
     from llrun.requests.sampling import Sampling
+    from llrun.wire.transport import Tcp
 
     console = Console(quiet=as_json)
     place = _place(path, device)
-    wanted = app.Wanted(tokens, Sampling(temperature, top_k, top_p, seed), _checked_stops(stops))
+    wanted = Wanted(tokens, Sampling(temperature, top_k, top_p, seed), _checked_stops(stops))
     if place.device != place.record.head:
         if texts or prompt_ids or local:
             raise RunError(
                 "R108", f"{place.device} is a worker: prompts and --local are for {place.record.head}"
             )
-        app.serve(place, listen, announce, not no_verify, console)
+        serve(place, listen, announce, not no_verify, Tcp(), console)
         return
     if listen:
         raise RunError("R108", f"{place.device} is the head, which does not listen: --listen is for workers")
-    where = app.Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"))
-    app.answer_all(place, where, wanted, texts, [_ids(text) for text in prompt_ids], as_json, console)
+    where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
+    given = Given(texts, [_ids(text) for text in prompt_ids])
+    answer_all(place, where, wanted, given, as_json, console)
 
 
-@click.command(epilog=BENCH_EXAMPLES, context_settings={"max_content_width": 100})
+@llrun.command(epilog=BENCH_EXAMPLES, context_settings=SETTINGS)
 @click.argument("path", metavar="BUNDLE")
 @click.option(
     "-p",
@@ -199,14 +239,15 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
 def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequences: int, output: str,
           local: bool, peers: tuple[str, ...], no_verify: bool, timeout: float) -> None:  # fmt: skip
     """Measure prompt processing and text generation, in rows as llama-bench names them."""
-    from llrun.faces import app
-    from llrun.faces.bench import Plan
+    from llrun.faces.bench import Plan, measure
     from llrun.faces.console import Console
+    from llrun.faces.where import Where
+    from llrun.wire.transport import Tcp
 
     place = _place(path, None)
-    where = app.Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"))
+    where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
     plan = Plan(prompt, tokens, depth, repeats, sequences)
-    click.echo(app.measure(place, where, plan, output, Console(quiet=True)))
+    click.echo(measure(place, where, plan, output, Console(quiet=True)))
 
 
 def _place(path: str, device: str | None) -> Place:

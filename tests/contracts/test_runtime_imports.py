@@ -61,7 +61,7 @@ def test_a_worker_needs_no_tokenizers():
     result = python(
         SCRIPT.format(
             blocked=(*BLOCKED, "tokenizers"),
-            extra="import llrun.worker.worker, llrun.faces.app",
+            extra="import llrun.worker.worker, llrun.faces.serving",
         )
     )
     assert result.returncode == 0, result.stderr

@@ -116,9 +116,10 @@ def logits(bundle: Path, ids: Sequence[int]) -> np.ndarray:
     """
     out = bundle.parent / f"{bundle.name}-logits.npy"
     script = (
-        "import sys, numpy as np; from pathlib import Path; from llrun.faces.app import Where, session_on;"
+        "import sys, numpy as np; from pathlib import Path; from llrun.faces.where import Where, session_on;"
         "from llrun.faces.console import Console; from llrun.device.slice import find\n"
-        "where = Where(local=True, peers={}, verify=True, timeout_s=60)\n"
+        "from llrun.wire.transport import Tcp\n"
+        "where = Where(local=True, peers={}, verify=True, timeout_s=60, transport=Tcp())\n"
         "with session_on(find(Path(sys.argv[1]), None), where, Console(quiet=True)) as session:\n"
         "    np.save(sys.argv[2], session.logits([int(i) for i in sys.argv[3].split(',')]))\n"
     )

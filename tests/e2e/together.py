@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 from llrun.device.slice import find
-from llrun.faces.app import Where, session_on
 from llrun.faces.console import Console
+from llrun.faces.where import Where, session_on
 from llrun.requests.request import Request
 from llrun.requests.scheduler import Scheduler
+from llrun.wire.transport import Tcp
 
 
 def together(scheduler: Scheduler, prompts: list[list[int]], count: int) -> list[list[int]]:
@@ -24,7 +25,7 @@ def together(scheduler: Scheduler, prompts: list[list[int]], count: int) -> list
 
 
 def main(bundle: Path, count: int, prompts: list[list[int]]) -> None:
-    where = Where(local=True, peers={}, verify=True, timeout_s=60)
+    where = Where(local=True, peers={}, verify=True, timeout_s=60, transport=Tcp())
     with session_on(find(bundle, None), where, Console(quiet=True)) as session:
         scheduler = Scheduler(session)
         joined = together(scheduler, prompts, count)

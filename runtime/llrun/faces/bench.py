@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from llrun.device.slice import Place
 from llrun.errors import RunError
+from llrun.faces.console import Console
+from llrun.faces.where import Where, session_on
 from llrun.requests.conversation import Conversation
 from llrun.requests.request import Handle, Request
 from llrun.requests.scheduler import Scheduler
@@ -40,6 +43,17 @@ class Row(msgspec.Struct, frozen=True):
     tokens_per_s: float
     sd: float
     runs: int
+
+
+def measure(place: Place, where: Where, plan: Plan, output: str, console: Console) -> str:
+    """The bench's rows as text, Markdown or JSON."""
+    check_plan(plan, place.record.model)
+    with session_on(place, where, console) as session:
+        rows = run_bench(Scheduler(session), plan)
+    if output == "json":
+        return msgspec.json.encode(rows).decode()
+    model = place.record.model
+    return table(rows, f"{model.name} {model.quant}", len(place.record.devices))
 
 
 def check_plan(plan: Plan, model: ModelInfo) -> None:

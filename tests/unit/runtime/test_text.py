@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from llrun.requests.tokenizer import Stream
+from llrun.requests.stream import Stream
 
 
 class Bytes:

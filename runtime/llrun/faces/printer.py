@@ -1,0 +1,53 @@
+"""What a request is asked for, and its tokens shown as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llrun.faces.console import Console
+from llrun.requests.sampling import Sampling
+from llrun.requests.stream import Stream
+from llrun.requests.tokenizer import Tokenizer
+from llrun.schema import ModelInfo
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """`tokens` None: as many as fit, up to a default."""
+
+    tokens: int | None
+    sampling: Sampling
+    stops: tuple[str, ...]
+
+
+class Printer:
+    """Shows tokens as text, or as numbers when there is no tokenizer, and stops at a stop string."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        stops: Sequence[str],
+        prompt: Sequence[int],
+        model: ModelInfo,
+        console: Console,
+    ) -> None:
+        self._stream = Stream(tokenizer, stops, prompt) if tokenizer else None
+        self._ends = frozenset(model.eos_token_ids)
+        self._console = console
+
+    def take(self, token: int) -> bool:
+        """Show what `token` adds; False when a stop string is complete."""
+        if self._stream is None:
+            self._console.show(f"{token} ")
+            return True
+        if token not in self._ends:
+            self._console.show(self._stream.push(token))
+        return not self._stream.stopped
+
+    def finish(self) -> str | None:
+        """Show what was held back; the whole text, None without a tokenizer."""
+        if self._stream is None:
+            return None
+        self._console.show(self._stream.finish())
+        return self._stream.text

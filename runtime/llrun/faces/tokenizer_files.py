@@ -1,0 +1,33 @@
+"""The tokenizer's files of a slice, read for the head."""
+
+from __future__ import annotations
+
+import msgspec
+
+from llrun.device.slice import Place, verified_file
+from llrun.requests.tokenizer import Tokenizer
+
+TOKENIZER = "tokenizer/tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer/tokenizer_config.json"
+CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
+
+
+def read_tokenizer(place: Place) -> Tokenizer | None:
+    """The model's tokenizer, None when the bundle has none."""
+    return Tokenizer(verified_file(place, TOKENIZER)) if TOKENIZER in place.record.files else None
+
+
+def has_chat_template(place: Place) -> bool:
+    """Whether the model came with a template for conversations.
+
+    Templates are programs: none is executed here.
+    """
+    if CHAT_TEMPLATE in place.record.files:
+        return True
+    if TOKENIZER_CONFIG not in place.record.files:
+        return False
+    path = verified_file(place, TOKENIZER_CONFIG)
+    try:
+        return "chat_template" in msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+    except msgspec.MsgspecError:
+        return False

@@ -1,0 +1,56 @@
+"""Where a bundle's devices are, and a session on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from llrun.device.load import load_device
+from llrun.device.slice import Place
+from llrun.errors import RunError
+from llrun.faces import local
+from llrun.faces.console import Console
+from llrun.head.session import Session
+from llrun.wire.transport import Transport
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the devices are, and how they are reached.
+
+    `local`: all on this machine; `peers`: addresses that differ from the bundle's; `verify`: hash what is
+    loaded; `timeout_s`: bounds every wait, for a device to be reached and for progress.
+    """
+
+    local: bool
+    peers: Mapping[str, str]
+    verify: bool
+    timeout_s: float
+    transport: Transport
+
+
+@contextmanager
+def session_on(place: Place, where: Where, console: Console) -> Iterator[Session]:
+    """All devices, connected. With `local`, the workers load while the head does.
+
+    Raises RunError R108 for a peer that the bundle lacks, or `local` without the whole bundle.
+    """
+    names = sorted(place.record.devices.keys() - {place.record.head})
+    unknown = sorted(where.peers.keys() - set(names))
+    if unknown:
+        raise RunError("R108", f"--peer {unknown[0]}: this bundle's workers are {', '.join(names) or 'none'}")
+    if not where.local:
+        described = {name: place.record.devices[name].address for name in names}
+        device = load_device(place, where.verify, console.progress)
+        addresses = {**described, **where.peers}
+        with Session(device, where.transport, addresses, where.timeout_s) as session:
+            yield session
+        return
+    if place.bundle is None:
+        raise RunError("R108", f"--local needs the whole bundle, {place.folder} is one device's slice")
+    options = () if where.verify else ("--no-verify",)
+    with local.workers(place.bundle, names, options) as listening:
+        device = load_device(place, where.verify, console.progress)
+        with Session(device, where.transport, listening(), where.timeout_s) as session:
+            yield session
