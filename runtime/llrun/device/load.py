@@ -57,7 +57,7 @@ def load_device(place: Place, verify: bool, progress: Progress) -> Device:
     for name in sorted(record.files.keys() - weights):
         verified_file(place, name)
     tables = _tables(place, installed)
-    arrays = _read_blocks(place, installed, tables, verify, progress)
+    arrays = _read_blocks(place, tables, verify, progress)
     me = record.devices[record.device]
     require(me.isa, me.target)
     library = load_library(
@@ -72,7 +72,6 @@ def load_device(place: Place, verify: bool, progress: Progress) -> Device:
     blocks = {
         block.id: Block(block, tuple(library.wrap(array) for array in arrays[block.id]))
         for block in record.blocks
-        if block.id in arrays
     }
     return Device(record, installed, blocks, library)
 
@@ -115,9 +114,9 @@ def by_rows(
 
 
 def _read_blocks(
-    place: Place, installed: Installed, tables: Mapping[int, mmap.mmap], verify: bool, progress: Progress
+    place: Place, tables: Mapping[int, mmap.mmap], verify: bool, progress: Progress
 ) -> dict[int, tuple[Array, ...]]:
-    blocks = [block for block in place.record.blocks if block.id in installed.blocks]
+    blocks = place.record.blocks
     total = sum(entry_of(place, block.file).size_bytes for block in blocks)
     done = 0
 

@@ -7,14 +7,15 @@ from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Several
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from llrun.device.library import Library
 from llrun.device.load import Block
 from llrun.engine.bind import BoundSegment, Parts, bind
-from llrun.engine.events import Arrived, Asking, Closing, Event, Fed, Feed, Opening
+from llrun.engine.events import Arrived, Asking, Closing, Event, Fed, Feed, Opening, Stop, Switch
 from llrun.engine.runner import FINAL, JoinedRow, Results, Runner, is_row
 from llrun.engine.stores import Sequence, SequenceStore, StepState
+from llrun.engine.switch import Turnstile
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import peak_bytes
 from llrun.programs.installed import Installed
@@ -29,6 +30,7 @@ class Outside(Results, Protocol):
 
     def opened(self, sequence: int, figures: Figures) -> None: ...
     def rejected(self, sequence: int, reason: str) -> None: ...
+    def switched(self, installed: Installed) -> None: ...
     def steps_done(self, steps: Several[StepDone], figures: Figures) -> None: ...
     def measured(self, figures: Figures) -> None: ...
 
@@ -53,18 +55,23 @@ class Engine:
         inbox: SimpleQueue[Event],
     ) -> None:
         self.inbox = inbox
-        self._installed = installed
+        self._blocks = blocks
         self._library = library
         self._outside = outside
-        self._sequences = SequenceStore(blocks, library.wrap, len(installed.segments))
-        self._segments = bind(installed, Parts(blocks, library, self._sequences))
-        self._runner = Runner(installed, library, outside)
+        self._sequences = SequenceStore(blocks, library.wrap)
+        self._turnstile = Turnstile()
         self._ready: deque[StepState] = deque()
-        self._most = min(MAX_BATCH, installed.chunk)
+        self._runner = Runner(installed, library, outside)
+        self._install(installed, {})
         self._stopped = False
         self._wait_s = 0.0
         self._idle_s = 0.0  # of that, what no step has been charged for yet
         self._peak_bytes = 0
+
+    @property
+    def installed(self) -> Installed:
+        """The program that runs. Replaced as one value by the engine's thread."""
+        return self._installed
 
     def run(self) -> None:
         """Handle events until Stop. Raises RunError: the stop's own, or what went wrong here."""
@@ -84,25 +91,30 @@ class Engine:
                 self._handle(self.inbox.get())
             elif self._ready:
                 self._run_next()
-            else:
+            elif not self._turnstile.waiting or not self._turn():
                 return
 
     def _handle(self, event: Event) -> None:
-        if isinstance(event, Arrived):
-            self._arrived(event)
-        elif isinstance(event, Fed):
-            for feed in event.feeds:
-                self._fed(feed)
-        elif isinstance(event, Opening):
-            self._open(event.sequence)
-        elif isinstance(event, Closing):
-            self._close(event.sequence)
-        elif isinstance(event, Asking):
-            self._outside.measured(self.measure())
-        else:
-            self._stopped = True
-            if event.error:
-                raise event.error
+        match event:
+            case Arrived():
+                if self._turnstile.sort(event, self._installed.epoch):
+                    self._arrived(event)
+            case Fed():
+                self._feed(event)
+            case Opening():
+                self._open(event.sequence)
+            case Closing():
+                self._close(event.sequence)
+            case Asking():
+                self._outside.measured(self.measure())
+            case Switch():
+                self._turnstile.announce(event, self._installed, self._blocks, self._sequences.numbers)
+            case Stop():
+                self._stopped = True
+                if event.error:
+                    raise event.error
+            case _:
+                assert_never(event)
 
     def _open(self, number: int) -> None:
         reason = self._sequences.open(number)
@@ -116,9 +128,35 @@ class Engine:
         self._sequences.close(number)
         self._ready = deque(step for step in self._ready if step.sequence.number != number)
 
+    # --- programs ---
+
+    def _install(self, installed: Installed, positions: Mapping[int, int]) -> None:
+        """Run `installed` from now on; open sequences go on at `positions`."""
+        self._sequences.prepare(installed.blocks, len(installed.segments), positions)
+        self._segments = bind(installed, Parts(self._blocks, self._library, self._sequences))
+        self._runner.install(installed)
+        self._installed = installed
+        self._most = min(MAX_BATCH, installed.chunk)
+
+    def _turn(self) -> bool:
+        """Take up the program that waits, and what came for it, if no step is under way; whether it was."""
+        turned = self._turnstile.turn() if self._sequences.idle else None
+        if turned is None:
+            return False
+        switch, early = turned
+        self._install(switch.installed, switch.positions)
+        self._outside.switched(switch.installed)
+        for event in early:
+            self._handle(event)
+        return True
+
     # --- a step's tensors come in ---
 
     def _arrived(self, event: Arrived) -> None:
+        tensor = event.headers[0].tensor
+        if self._installed.sources.get(tensor) != event.source:
+            name = self._installed.layouts[tensor].name
+            raise ProtocolError(f"unexpected tensor {name} from device {event.source}")
         value = self._library.wrap(event.array)
         if len(event.headers) == 1:
             self._take(event.headers[0], value)
@@ -144,8 +182,17 @@ class Engine:
         step.values[header.tensor] = value
         self._queue(step)
 
+    def _feed(self, event: Fed) -> None:
+        if self._turnstile.waiting:
+            self._turnstile.keep(event)
+            return
+        for feed in event.feeds:
+            self._fed(feed)
+
     def _fed(self, feed: Feed) -> None:
         sequence = self._sequences.get(feed.sequence)
+        if sequence is None and self._sequences.was_closed(feed.sequence):
+            return  # closed while its tokens were kept for the next program
         if sequence is None:
             raise RunError("R402", f"sequence {feed.sequence} is not open", INTERNAL)
         step = self._step(sequence, feed.position, feed.ids.shape[1], feed.flags)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 from llrun.errors import RunError
 from llrun.memory import Array
+from llrun.programs.installed import Installed
 from llrun.wire.protocol import Header, ProtocolError
 
 INBOX_LIMIT = 4096
@@ -14,9 +16,9 @@ INBOX_LIMIT = 4096
 
 @dataclass(frozen=True)
 class Arrived:
-    """A tensor from another device, checked against the program: of one step, or a row of each of several,
-    a header for each."""
+    """A tensor from device `source`, its size checked: of one step, or a row of each of several, a header for each."""
 
+    source: str
     headers: tuple[Header, ...]
     array: Array
 
@@ -54,20 +56,33 @@ class Asking:
 
 
 @dataclass(frozen=True)
+class Switch:
+    """Another program, of the next epoch, from the next step boundary on.
+
+    `positions`: where each open sequence goes on, by number. A sequence of which a block here has not computed all
+    tokens before that goes on at 0: its history is fed again. Devices may switch one after another, but no step may
+    be under way on any when the first is told: what it sent would be of an epoch that others have left.
+    """
+
+    installed: Installed
+    positions: Mapping[int, int]
+
+
+@dataclass(frozen=True)
 class Stop:
     """End the loop; with an error, because of it."""
 
     error: RunError | None = None
 
 
-Event = Arrived | Fed | Opening | Closing | Asking | Stop
+Event = Arrived | Fed | Opening | Closing | Asking | Switch | Stop
 
 
 class Inbox(SimpleQueue[Event]):
     """The only way into an engine, safe from any thread; bounded for what comes over the links."""
 
-    def deliver(self, headers: tuple[Header, ...], array: Array) -> None:
+    def deliver(self, source: str, headers: tuple[Header, ...], array: Array) -> None:
         """Put a tensor in. Raises ProtocolError when INBOX_LIMIT events are waiting already."""
         if self.qsize() >= INBOX_LIMIT:
             raise ProtocolError(f"{INBOX_LIMIT} tensors are waiting already")
-        self.put(Arrived(headers, array))
+        self.put(Arrived(source, headers, array))

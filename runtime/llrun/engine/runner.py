@@ -76,6 +76,10 @@ class Runner:
         self.compute_s = 0.0
         self.sent_bytes = 0
 
+    def install(self, installed: Installed) -> None:
+        """Run segments of `installed` from now on."""
+        self._installed = installed
+
     def run(self, segment: BoundSegment, steps: Steps) -> None:
         """Run `segment` for one step, or for several of which it computes one row each (`is_row`)."""
         self._since = time.perf_counter()

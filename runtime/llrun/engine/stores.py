@@ -1,8 +1,8 @@
-"""What a device holds: blocks (their weights, as arguments) and sequences (their caches, by block)."""
+"""What a device holds of sequences: their steps under way, and their caches, by block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
@@ -46,15 +46,16 @@ class Sequence:
 
 
 class SequenceStore:
-    """Sequences by number, and the caches of all blocks: arrays of slots, of which every sequence has one.
+    """Sequences by number, and the caches of all `blocks`: arrays of slots, of which every sequence has one.
 
-    Memory of a slot is taken page by page as positions are written, and given back when its sequence closes.
-    Raises RunError R503 when not even one slot can be reserved.
+    Memory of a slot is taken page by page as positions are written, so a block that does not run takes none, and
+    given back when its sequence closes. Raises RunError R503 when not even one slot can be reserved.
     """
 
-    def __init__(self, blocks: Mapping[int, Block], wrap: Wrap, segments: int) -> None:
+    def __init__(self, blocks: Mapping[int, Block], wrap: Wrap) -> None:
         self._wrap = wrap
-        self._segments = segments
+        self._segments = 0
+        self._running: frozenset[int] = frozenset()
         self._open: dict[int, Sequence] = {}
         self._newest = -1
         specs = {id: [(c.shape, c.dtype) for c in block.entry.caches] for id, block in blocks.items()}
@@ -66,6 +67,47 @@ class SequenceStore:
         self._caches = {id: tuple(map(wrap, slots.arrays)) for id, slots in self._slots.items()}
         self.capacity = min((slots.count for slots in self._slots.values()), default=MAX_SEQUENCES)
         self._free = list(range(self.capacity))
+
+    def caches(self, block: int) -> tuple[Any, ...]:
+        """Arguments of a block's functions: (slots, ...) each; none for a block without caches."""
+        return self._caches.get(block, ())
+
+    # --- programs ---
+
+    @property
+    def idle(self) -> bool:
+        """Whether no sequence has a step under way."""
+        return not any(sequence.steps for sequence in self._open.values())
+
+    def prepare(self, blocks: Iterable[int], segments: int, positions: Mapping[int, int]) -> None:
+        """Get ready for a program that runs `blocks` in so many segments; every open sequence goes on at its place
+        in `positions`, 0 where none is given.
+
+        What the caches hold stays for blocks that ran before, and is given up for those that run no more. Raises
+        RunError R402 for a sequence of which a block here has computed fewer tokens than that.
+        """
+        running = frozenset(blocks) & self._slots.keys()
+        for number, sequence in self._open.items():
+            self._check(sequence, running, positions.get(number, 0))
+        for number, sequence in self._open.items():
+            for block in self._running - running:
+                self._slots[block].discard(sequence.slot)
+            sequence.frontier = [positions.get(number, 0)] * segments
+        self._running, self._segments = running, segments
+
+    def _check(self, sequence: Sequence, running: frozenset[int], position: int) -> None:
+        number, reached = sequence.number, max(sequence.frontier, default=0)
+        for block in sorted(running):
+            computed = reached if block in self._running else 0
+            if position > computed:
+                raise RunError(
+                    "R402",
+                    f"sequence {number} cannot go on at {position}: block {block} has computed {computed} of its"
+                    " tokens here. Feed it from its start",
+                    INTERNAL,
+                )
+
+    # --- sequences ---
 
     def open(self, number: int) -> str | None:
         """Make room for a sequence; why there is none: too many are open, or the number was used before."""
@@ -90,9 +132,10 @@ class SequenceStore:
     def get(self, number: int) -> Sequence | None:
         return self._open.get(number)
 
+    @property
+    def numbers(self) -> frozenset[int]:
+        """The sequences that are open."""
+        return frozenset(self._open)
+
     def was_closed(self, number: int) -> bool:
         return number <= self._newest and number not in self._open
-
-    def caches(self, block: int) -> tuple[Any, ...]:
-        """Arguments of a block's functions: (slots, ...) each; none for a block without caches."""
-        return self._caches.get(block, ())

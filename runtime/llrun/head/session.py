@@ -18,6 +18,7 @@ from llrun.head.controls import Controls, Logits, Reply, cause_of, failure_of
 from llrun.head.feeding import Feeding
 from llrun.head.history import History
 from llrun.memory import Array
+from llrun.programs.installed import Installed
 from llrun.schema import MAX_BATCH
 from llrun.wire.links import Links
 from llrun.wire.protocol import (
@@ -57,6 +58,9 @@ class Outbound:
 
     def opened(self, sequence: int, figures: Figures) -> None:
         self._replies.put((self._device, Opened(sequence, figures)))
+
+    def switched(self, installed: Installed) -> None:
+        self._links.install(installed)
 
     def rejected(self, sequence: int, reason: str) -> None:
         self._replies.put((self._device, Rejected(sequence, "R402", reason)))
@@ -302,7 +306,7 @@ class Session:
     def _connect(self) -> None:
         """Control connections, then configuration, then data connections: each step on all devices at
         once."""
-        controls, installed = self._controls, self._device.installed
+        controls, installed = self._controls, self._engine.installed
         controls.connect()
         self._compute.start()
         controls.tell(

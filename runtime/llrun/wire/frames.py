@@ -18,7 +18,8 @@ from llrun.wire.transport import Connection
 
 
 def check_tensor(header: Header, source: str, installed: Installed, limits: Limits) -> Layout | None:
-    """The layout of what the header announces, None for one of another epoch, which is to be dropped.
+    """The layout of what the header announces, None for one of an old epoch, which is to be dropped. One of the next
+    epoch is admitted whoever sends it: what it may come from is known when its program is installed.
 
     Every bound is checked here, before any memory is taken, but for what the table of a frame of rows says
     (read_table). Raises ProtocolError that names what is refused.
@@ -33,10 +34,13 @@ def check_tensor(header: Header, source: str, installed: Installed, limits: Limi
         raise ProtocolError(
             f"payload of {header.length} bytes, the limit is {limits.payload_bytes + table_bytes}"
         )
-    if header.epoch != installed.epoch:
+    if header.epoch < installed.epoch:
         return None
+    if header.epoch > installed.epoch + 1:
+        raise ProtocolError(f"a tensor of epoch {header.epoch}, while epoch {installed.epoch} runs here")
     layout = installed.layouts.get(header.tensor)
-    if layout is None or installed.sources.get(header.tensor) != source:
+    early = header.epoch > installed.epoch
+    if layout is None or (not early and installed.sources.get(header.tensor) != source):
         raise ProtocolError(f"unexpected tensor {layout.name if layout else header.tensor}")
     if header.kind == ROWS:
         _check_size(header, layout, header.rows * (TABLE_ENTRY_BYTES + layout.row_bytes))

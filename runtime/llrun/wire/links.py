@@ -15,7 +15,8 @@ from llrun.wire.protocol import ONE_ROW, ROWS, Header, ProtocolError
 from llrun.wire.pulse import Report
 from llrun.wire.transport import Connection, ConnectionLost
 
-Deliver = Callable[[tuple[Header, ...], Array], None]  # a checked tensor: of one step, or a row of several
+# A checked tensor and the device it is from: of one step, or a row of several.
+Deliver = Callable[[str, tuple[Header, ...], Array], None]
 
 
 class Links:
@@ -41,11 +42,22 @@ class Links:
             target=self._read, args=(device, connection), name=f"read {device}", daemon=True
         ).start()
 
+    def install(self, installed: Installed) -> None:
+        """Admit another program's tensors from now on. Raises RunError R302 for a neighbour without a connection."""
+        missing = sorted(installed.neighbours - self._connections.keys())
+        if missing:
+            raise RunError(
+                "R302",
+                f"no data connection with {', '.join(missing)}, which the next program needs",
+                INTERNAL,
+            )
+        self._installed = installed
+
     def wait_complete(self, timeout_s: float) -> None:
         """Wait for all neighbours. Raises RunError R302 that names who is missing."""
 
         def complete() -> bool:
-            return self._closed or self._connections.keys() == self._installed.neighbours
+            return self._closed or self._connections.keys() >= self._installed.neighbours
 
         with self._changed:
             if not self._changed.wait_for(complete, timeout_s) or self._closed:
@@ -97,4 +109,4 @@ class Links:
         headers = read_table(connection, header, layout, self._limits) if several else (header,)
         array = empty(layout.dims(rows), layout.dtype)
         connection.read_into(array.data.cast("B"))
-        self._deliver(headers, array)
+        self._deliver(device, headers, array)

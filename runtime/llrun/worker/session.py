@@ -12,6 +12,7 @@ from llrun.engine.engine import Engine
 from llrun.engine.events import Asking, Closing, Inbox, Opening, Stop
 from llrun.errors import INTERNAL, LOST, RunError, lost
 from llrun.memory import Array
+from llrun.programs.installed import Installed
 from llrun.wire.handshake import dial, read_message, send_message
 from llrun.wire.links import Links
 from llrun.wire.protocol import (
@@ -59,6 +60,9 @@ class HeadLink:
 
     def opened(self, sequence: int, figures: Figures) -> None:
         self.reply(Opened(sequence, figures))
+
+    def switched(self, installed: Installed) -> None:
+        self._links.install(installed)
 
     def rejected(self, sequence: int, reason: str) -> None:
         self.reply(Rejected(sequence, "R402", reason))
@@ -118,7 +122,7 @@ class WorkerSession:
         name = self._configuration.session if self._configuration else None
         if name is None or not hmac.compare_digest(name.encode(), hello.session.encode()):
             raise ProtocolError("this is not a connection of the session that is served")
-        if hello.sender not in self._device.installed.neighbours:
+        if hello.sender not in self._engine.installed.neighbours:
             raise ProtocolError(f"no data connection from device {hello.sender} is due")
         send_message(connection, Welcome(self._device.name))
         connection.deadline(None)
@@ -160,15 +164,15 @@ class WorkerSession:
         return not isinstance(message, Goodbye)
 
     def _configure(self, message: Configure) -> None:
-        if message.epoch != self._device.installed.epoch:
+        if message.epoch != self._engine.installed.epoch:
             raise ProtocolError(
-                f"epoch {message.epoch} asked for, this slice holds {self._device.installed.epoch}"
+                f"epoch {message.epoch} asked for, this slice holds {self._engine.installed.epoch}"
             )
-        missing = self._device.installed.neighbours - message.addresses.keys()
+        missing = self._engine.installed.neighbours - message.addresses.keys()
         if missing:
             raise ProtocolError(f"no address given for {', '.join(sorted(missing))}")
         self._configuration = message
-        self._outside.reply(Configured(self._device.installed.every_chunk, self._engine.capacity))
+        self._outside.reply(Configured(self._engine.installed.every_chunk, self._engine.capacity))
 
     def _connect(self) -> None:
         """Dial the neighbours that come later in the alphabet; the earlier ones, and the head, dial this
@@ -177,7 +181,7 @@ class WorkerSession:
             if self._configuration is None:
                 raise ProtocolError("connect came before configure")
             addresses, session = self._configuration.addresses, self._configuration.session
-            for peer in sorted(self._device.installed.neighbours - {self._head}):
+            for peer in sorted(self._engine.installed.neighbours - {self._head}):
                 if peer > self._device.name:
                     hello = Hello(self._device.record.bundle, self._device.name, "data", session)
                     self._links.attach(peer, self._dial(peer, addresses[peer], hello))

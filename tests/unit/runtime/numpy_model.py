@@ -147,9 +147,10 @@ def owners(devices: list[str]) -> list[str]:
     return [devices[0], *(devices[i] for i in middle), devices[0]]
 
 
-def programs(devices: list[str]) -> dict[str, tuple]:
-    """Every device's instructions. The embedding's output skips to the trimming block."""
-    owner = owners(devices)
+def programs(devices: list[str], owner: list[str] | None = None) -> dict[str, tuple]:
+    """Every device's instructions; `owner`: the device of each block. The embedding's output skips to the trimming
+    block."""
+    owner = owner or owners(devices)
     instructions: dict[str, list] = {
         d: [Load(block=b) for b in range(BLOCKS) if owner[b] == d] for d in devices
     }
@@ -239,5 +240,5 @@ def device(name: str, devices: list[str], functions: Library | None = None, **ch
     described = record(name, devices, **changes)
     installed = install(described)
     parts = weights()
-    blocks = {b.id: Block(b, parts[b.id]) for b in described.blocks if b.id in installed.blocks}
+    blocks = {b.id: Block(b, parts[b.id]) for b in described.blocks}
     return Device(described, installed, blocks, functions or library())

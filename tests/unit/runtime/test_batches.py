@@ -9,7 +9,7 @@ import numpy as np
 import numpy_model
 import pytest
 from numpy_model import FIRST, LOGITS, POSITIONS, TABLE, VOCABULARY, WIDTH
-from test_engine import NAMES, Recorder, arrived, engine, fed, perform
+from test_engine import NAMES, SOURCES, Recorder, arrived, engine, fed, perform
 
 from llrun.device.library import Library
 from llrun.engine.engine import Engine
@@ -57,13 +57,14 @@ def token(sequence: int, position: int, tensor: int = IN) -> Arrived:
     """One token's row, its values decided by sequence and position."""
     random = np.random.default_rng([tensor, sequence, position])
     row = random.standard_normal((1, 1, WIDTH)).astype(np.float32)
-    return Arrived((Header(TENSOR, LAST_CHUNK, 1, 1, sequence, position, 1, tensor, row.nbytes),), row)
+    header = Header(TENSOR, LAST_CHUNK, 1, 1, sequence, position, 1, tensor, row.nbytes)
+    return Arrived(SOURCES.get(tensor, "head"), (header,), row)
 
 
 def together(*tokens: Arrived) -> Arrived:
     """The same rows in one frame."""
     headers = tuple(header._replace(flags=header.flags | ONE_ROW) for one in tokens for header in one.headers)
-    return Arrived(headers, np.concatenate([one.array for one in tokens], axis=1))
+    return Arrived(tokens[0].source, headers, np.concatenate([one.array for one in tokens], axis=1))
 
 
 def rows_of(outside: Recorder) -> dict[tuple[int, int], np.ndarray]:

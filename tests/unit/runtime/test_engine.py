@@ -28,6 +28,7 @@ from llrun.wire.protocol import (
 )
 
 NAMES = ["head", "anna", "bert"]
+SOURCES = {FIRST + 2: "anna", FIRST + 4: "bert"}
 
 
 class Recorder:
@@ -51,6 +52,9 @@ class Recorder:
 
     def opened(self, sequence, figures) -> None:
         self.spent.append(figures)
+
+    def switched(self, installed) -> None:
+        self.spent.append(installed)
 
     def steps_done(self, steps, figures) -> None:
         self.costs += steps
@@ -88,7 +92,11 @@ def arrived(tensor: int, position: int, rows: int, flags: int = 0, sequence: int
     shape = (1, 1 if flags & ONE_ROW else rows, WIDTH)
     random = np.random.default_rng([tensor, position])
     array = random.standard_normal(shape).astype(np.float32)
-    return Arrived((Header(TENSOR, flags, 1, 1, sequence, position, rows, tensor, array.nbytes),), array)
+    return Arrived(
+        SOURCES.get(tensor, "head"),
+        (Header(TENSOR, flags, 1, 1, sequence, position, rows, tensor, array.nbytes),),
+        array,
+    )
 
 
 def test_head_skips_the_output_head_until_the_last_chunk_and_then_runs_one_row():

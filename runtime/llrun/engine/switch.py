@@ -1,0 +1,90 @@
+"""From one epoch to the next: what comes early for the next is kept till then, what is of an old one is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+
+from llrun.engine.events import Arrived, Fed, Switch
+from llrun.errors import INTERNAL, RunError
+from llrun.programs.installed import Installed
+from llrun.wire.protocol import ProtocolError
+
+MAX_EARLY = 256  # frames; the head lets no more chunks go than keep every device busy, and a token a sequence
+
+
+class Turnstile:
+    """Keeps a program that waits for the step boundary, and what came for its epoch before it.
+
+    Not safe for threads: an engine's own.
+    """
+
+    def __init__(self) -> None:
+        self._switch: Switch | None = None
+        self._early: list[Arrived | Fed] = []
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a program waits for the step boundary: tokens fed meanwhile are the next epoch's."""
+        return self._switch is not None
+
+    def announce(
+        self, switch: Switch, current: Installed, resident: Container[int], sequences: Iterable[int]
+    ) -> None:
+        """Take a program that is to follow `current`, on a device that has the blocks `resident` in memory and these
+        `sequences` open; those that are opened before the boundary begin at 0.
+
+        Raises RunError that names why it cannot be: R207 for an epoch that is not the next, another device's program
+        or a block that is not in memory, R402 for a sequence of which it is not said where it goes on.
+        """
+        following = switch.installed
+        if following.device != current.device:
+            raise RunError("R207", f"a program of device {following.device} for {current.device}", INTERNAL)
+        if self.waiting or following.epoch != current.epoch + 1:
+            due = current.epoch + 1 + self.waiting
+            raise RunError(
+                "R207",
+                f"a program of epoch {following.epoch} for {current.device}, the next is {due}",
+                INTERNAL,
+            )
+        missing = [block for block in following.blocks if block not in resident]
+        if missing:
+            raise RunError(
+                "R207",
+                f"block {missing[0]} is run by the program of epoch {following.epoch}, but is not in the memory of"
+                f" {current.device}",
+                INTERNAL,
+            )
+        unsaid = sorted(set(sequences) - switch.positions.keys())
+        if unsaid:
+            raise RunError(
+                "R402",
+                f"the program of epoch {following.epoch} does not say where open sequence {unsaid[0]} goes on",
+                INTERNAL,
+            )
+        self._switch = switch
+
+    def keep(self, event: Arrived | Fed) -> None:
+        """Keep what is for the next epoch. Raises ProtocolError when MAX_EARLY are kept already."""
+        if len(self._early) >= MAX_EARLY:
+            raise ProtocolError(f"{MAX_EARLY} tensors wait for the next program already")
+        self._early.append(event)
+
+    def sort(self, event: Arrived, epoch: int) -> bool:
+        """Whether a tensor is of `epoch`, which is current. One of the next is kept, one of an old dropped. Raises
+        ProtocolError for one that is further ahead."""
+        theirs = event.headers[0].epoch
+        if theirs > epoch + 1:
+            raise ProtocolError(
+                f"a tensor of epoch {theirs} from {event.source}, while epoch {epoch} runs here"
+            )
+        if theirs == epoch + 1:
+            self.keep(event)
+        return theirs == epoch
+
+    def turn(self) -> tuple[Switch, list[Arrived | Fed]] | None:
+        """At a step boundary: the program that waits, and what came for it, in order; both are forgotten."""
+        if self._switch is None:
+            return None
+        switch, early = self._switch, self._early
+        self._switch, self._early = None, []
+        return switch, early

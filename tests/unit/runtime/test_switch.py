@@ -1,0 +1,309 @@
+"""Another program in mid-generation: the same tokens, whatever comes early or late, and what cannot be is named."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+import numpy_model
+import pytest
+from numpy_model import BLOCKS, CHUNK, CONTEXT, FIRST, MIXERS, POSITIONS, WIDTH, greedy
+from test_engine import NAMES, Recorder, arrived, fed, perform, two_sources
+
+from llrun.device.load import Device
+from llrun.engine.engine import Engine
+from llrun.engine.events import Arrived, Closing, Fed, Feed, Inbox, Opening, Switch
+from llrun.engine.stores import SequenceStore
+from llrun.errors import RunError
+from llrun.programs.installed import Installed, install
+from llrun.programs.layouts import Limits
+from llrun.schema import DeviceProgram, Load, Receive, Run
+from llrun.wire.frames import check_tensor
+from llrun.wire.links import Links
+from llrun.wire.protocol import HEADER_BYTES, LAST_CHUNK, ONE_ROW, ProtocolError, unpack_header
+
+LIMITS = Limits(CHUNK, CONTEXT, CHUNK * WIDTH * 4)
+HEAD, ANNA, BERT = NAMES
+AT_FIRST = numpy_model.owners(NAMES)
+TRIM_ELSEWHERE = [HEAD, ANNA, ANNA, BERT, BERT, BERT, HEAD]
+MIXERS_ELSEWHERE = [HEAD, BERT, ANNA, ANNA, HEAD, HEAD, HEAD]
+ANNA_IDLE = [HEAD, BERT, BERT, BERT, BERT, HEAD, HEAD]
+PROMPT = [5, 90, 17, 2, 2, 61, 33, 8, 40, 71]
+Mail = tuple[str, str, bytes, bytes]  # from, to, header, payload
+
+
+def next_program(part: Device, owner: list[str], epoch: int = 2) -> Installed:
+    instructions = numpy_model.programs(NAMES, owner)[part.name]
+    return install(part.record, DeviceProgram(device=part.name, epoch=epoch, instructions=instructions))
+
+
+class Station(Recorder):
+    """A device's outside: what it sends goes into the common mail."""
+
+    def __init__(self, device: str, mail: deque[Mail]) -> None:
+        super().__init__()
+        self.device, self.mail, self.tokens = device, mail, []
+
+    def send(self, destination, header, payload) -> None:
+        self.mail.append((self.device, destination, bytes(header), bytes(payload)))
+
+    def logits(self, steps, rows) -> None:
+        self.tokens.append(int(np.argmax(rows[0, -1])))
+
+
+class Net:
+    """Engines of three devices; mail is delivered when told, so that it may be early or late."""
+
+    def __init__(self) -> None:
+        self.mail: deque[Mail] = deque()
+        self.dropped = 0
+        self.parts = {name: numpy_model.device(name, NAMES) for name in NAMES}
+        self.stations = {name: Station(name, self.mail) for name in NAMES}
+        self.engines = {
+            name: Engine(part.installed, part.blocks, part.library, self.stations[name], Inbox())
+            for name, part in self.parts.items()
+        }
+
+    def tell(self, *events, devices: list[str] = NAMES) -> None:
+        for name in devices:
+            perform(self.engines[name], *events)
+
+    def switch(self, owner: list[str], position: int, devices: list[str]) -> None:
+        for name in devices:
+            perform(self.engines[name], Switch(next_program(self.parts[name], owner), {0: position}))
+
+    def deliver(self) -> None:
+        while self.mail:
+            self.hand_over(self.mail.popleft())
+
+    def hand_over(self, letter: Mail) -> None:
+        source, destination, data, payload = letter
+        header, engine = unpack_header(data[:HEADER_BYTES]), self.engines[destination]
+        layout = check_tensor(header, source, engine.installed, LIMITS)
+        if layout is None:
+            self.dropped += 1
+            return
+        rows = 1 if header.flags & ONE_ROW else header.rows
+        array = np.frombuffer(payload, layout.dtype).reshape(layout.dims(rows))
+        engine.inbox.deliver(source, (header,), array)
+        engine.settle()
+
+    def feed(self, ids: list[int], position: int) -> None:
+        for start in range(0, len(ids), CHUNK):
+            part = np.array([ids[start : start + CHUNK]], np.int64)
+            flags = LAST_CHUNK if start + CHUNK >= len(ids) else 0
+            perform(self.engines[HEAD], Fed((Feed(0, position + start, flags, part),)))
+
+    def answer(self) -> int:
+        self.deliver()
+        return self.stations[HEAD].tokens[-1]
+
+
+def begin(net: Net, count: int) -> list[int]:
+    """The prompt and `count` tokens of its answer."""
+    net.tell(Opening(0))
+    net.feed(PROMPT, 0)
+    tokens = [*PROMPT, net.answer()]
+    while len(tokens) < len(PROMPT) + count:
+        net.feed(tokens[-1:], len(tokens) - 1)
+        tokens.append(net.answer())
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("owner", "again"),
+    [
+        (TRIM_ELSEWHERE, False),
+        (TRIM_ELSEWHERE, True),
+        (MIXERS_ELSEWHERE, True),
+        (ANNA_IDLE, True),
+        (AT_FIRST, False),
+    ],
+)
+@pytest.mark.parametrize("order", [[HEAD, ANNA, BERT], [BERT, ANNA, HEAD], [ANNA, HEAD, BERT]])
+def test_a_program_switched_in_mid_generation_gives_the_same_tokens(owner, again, order):
+    """`again`: the history is fed once more, as where caches do not come along."""
+    net = Net()
+    tokens = begin(net, 4)
+    for number, name in enumerate(order):
+        net.switch(owner, 0 if again else len(tokens) - 1, [name])
+        if name == HEAD:
+            net.feed(tokens if again else tokens[-1:], 0 if again else len(tokens) - 1)
+        if number < 2:
+            net.deliver()  # early for all that have not switched
+    tokens.append(net.answer())
+    while len(tokens) < len(PROMPT) + 9:
+        net.feed(tokens[-1:], len(tokens) - 1)
+        tokens.append(net.answer())
+    assert tokens[len(PROMPT) :] == greedy(PROMPT, 9)
+    assert net.dropped == 0
+    assert {net.engines[name].installed.epoch for name in NAMES} == {2}
+    assert [station.spent[-1].epoch for station in net.stations.values()] == [2, 2, 2]
+
+
+def test_what_is_late_is_dropped_and_changes_nothing():
+    net = Net()
+    net.tell(Opening(0))
+    net.feed(PROMPT[:CHUNK], 0)
+    late = [net.mail[0]]
+    tokens = [*PROMPT[:CHUNK], net.answer()]
+    net.switch(AT_FIRST, CHUNK, NAMES)
+    net.feed(tokens[-1:], CHUNK)
+    for letter in late:
+        net.hand_over(letter)  # by the links, which know of the new program
+    perform(net.engines[ANNA], arrived(FIRST, 0, CHUNK, LAST_CHUNK))  # and by the engine
+    assert net.dropped == 1
+    assert [*tokens[CHUNK:], net.answer()] == greedy(PROMPT[:CHUNK], 2)
+
+
+# --- one device, by hand ---
+
+
+def bert(**changes) -> tuple[Engine, Recorder, Device]:
+    part, outside = numpy_model.device(BERT, NAMES, **changes), Recorder()
+    return Engine(part.installed, part.blocks, part.library, outside, Inbox()), outside, part
+
+
+def of_epoch(epoch: int, event: Arrived, source: str = ANNA) -> Arrived:
+    return Arrived(source, tuple(header._replace(epoch=epoch) for header in event.headers), event.array)
+
+
+def switch(part: Device, positions: dict[int, int], epoch: int = 2) -> Switch:
+    return Switch(next_program(part, AT_FIRST, epoch), positions)
+
+
+def test_what_is_early_waits_for_its_program():
+    subject, outside, part = bert()
+    perform(subject, Opening(0), of_epoch(2, arrived(FIRST + 2, 0, 8)))
+    assert outside.done == []
+    perform(subject, switch(part, {0: 0}))
+    assert outside.done == [(0, 0)]
+
+
+def test_what_is_early_is_bounded_and_no_further_ahead_than_the_next_epoch():
+    subject, _, _ = bert()
+    early = [of_epoch(2, arrived(FIRST + 2, 8 * i, 8)) for i in range(257)]
+    perform(subject, Opening(0), *early[:256])
+    with pytest.raises(ProtocolError, match="256 tensors wait for the next program already"):
+        perform(subject, early[256])
+    subject, _, part = bert()
+    with pytest.raises(ProtocolError, match="a tensor of epoch 3 from anna, while epoch 1 runs here"):
+        perform(subject, Opening(0), of_epoch(3, arrived(FIRST + 2, 0, 8)))
+    header = arrived(FIRST + 2, 0, 8).headers[0]
+    with pytest.raises(ProtocolError, match="a tensor of epoch 3, while epoch 1 runs here"):
+        check_tensor(header._replace(epoch=3), ANNA, part.installed, LIMITS)
+
+
+def test_an_early_tensor_of_a_device_that_the_program_does_not_name_is_refused_then():
+    subject, _, part = bert()
+    assert check_tensor(of_epoch(2, arrived(FIRST + 2, 0, 8)).headers[0], HEAD, part.installed, LIMITS)
+    perform(subject, Opening(0), of_epoch(2, arrived(FIRST + 2, 0, 8), source=HEAD))
+    with pytest.raises(ProtocolError, match="unexpected tensor h2 from device head"):
+        perform(subject, switch(part, {0: 0}))
+
+
+def test_a_program_waits_for_the_step_under_way():
+    subject, outside, part = bert(**two_sources())
+    again = install(part.record, msgspec.structs.replace(part.record.program, epoch=2))
+    perform(subject, Opening(0), arrived(FIRST + 2, 0, 8, LAST_CHUNK), Switch(again, {0: 8}))
+    assert (subject.installed.epoch, outside.done) == (1, [])
+    perform(subject, Opening(1), arrived(FIRST, 0, 8, LAST_CHUNK))
+    assert (subject.installed.epoch, outside.done) == (2, [(0, 0)])
+    for sequence, position in ((0, 8), (1, 0)):
+        for tensor, source in ((FIRST, HEAD), (FIRST + 2, ANNA)):
+            event = arrived(tensor, position, 1, LAST_CHUNK | ONE_ROW, sequence)
+            perform(subject, of_epoch(2, event, source))
+    assert outside.done == [(0, 0), (0, 8), (1, 0)]
+
+
+def test_tokens_fed_after_a_program_was_told_are_its_own():
+    part, outside = numpy_model.device(HEAD, NAMES), Recorder()
+    subject = Engine(part.installed, part.blocks, part.library, outside, Inbox())
+    perform(subject, Opening(0), Opening(1), fed(0, 8, LAST_CHUNK), switch(part, {0: 8, 1: 0}))
+    perform(subject, fed(8, 1, LAST_CHUNK), fed(0, 1, LAST_CHUNK, sequence=1))
+    assert [(h.epoch, h.sequence, h.position) for _, h, _ in outside.sent] == [(1, 0, 0)]
+    perform(subject, Closing(0))  # with it goes the step that was under way
+    assert subject.installed.epoch == 2
+    assert [(h.epoch, h.sequence, h.position) for _, h, _ in outside.sent[1:]] == [(2, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("event", "code", "reason"),
+    [
+        (lambda part: switch(part, {0: 8}, epoch=3), "R207", "a program of epoch 3 for bert, the next is 2"),
+        (lambda part: switch(part, {0: 8}, epoch=1), "R207", "a program of epoch 1 for bert, the next is 2"),
+        (lambda part: switch(numpy_model.device(ANNA, NAMES), {0: 8}), "R207", "of device anna for bert"),
+        (lambda part: switch(part, {}), "R402", "does not say where open sequence 0 goes on"),
+        (
+            lambda part: switch(part, {0: 9}),
+            "R402",
+            "cannot go on at 9: block 3 has computed 8 of its tokens",
+        ),
+        (
+            lambda part: Switch(next_program(part, ANNA_IDLE), {0: 8}),
+            "R402",
+            "cannot go on at 8: block 1 has computed 0 of its tokens here",
+        ),
+    ],
+)
+def test_a_program_that_cannot_follow_is_refused_by_name(event: Callable[[Device], Switch], code, reason):
+    subject, _, part = bert()
+    perform(subject, Opening(0), arrived(FIRST + 2, 0, 8, LAST_CHUNK))
+    with pytest.raises(RunError, match=reason) as caught:
+        perform(subject, event(part))
+    assert (caught.value.code, caught.value.exit_code) == (code, 1)
+
+
+def test_a_block_that_is_not_in_memory_is_named():
+    part = numpy_model.device(BERT, NAMES)
+    held = {id: block for id, block in part.blocks.items() if id in part.installed.blocks}
+    subject = Engine(part.installed, held, part.library, Recorder(), Inbox())
+    with pytest.raises(
+        RunError, match="block 1 is run by the program of epoch 2, but is not in the memory of bert"
+    ):
+        perform(subject, Switch(next_program(part, ANNA_IDLE), {}))
+
+
+def test_a_block_that_comes_back_has_nothing_of_the_sequence():
+    subject, _, part = bert()
+    perform(subject, Opening(0), arrived(FIRST + 2, 0, 8, LAST_CHUNK))
+    perform(subject, Switch(next_program(part, MIXERS_ELSEWHERE), {0: 0}))
+    with pytest.raises(RunError, match="cannot go on at 8: block 3 has computed 0"):
+        perform(subject, switch(part, {0: 8}, epoch=3))
+
+
+def test_caches_of_blocks_that_run_no_more_are_given_up_and_others_kept():
+    store = SequenceStore(numpy_model.device(BERT, NAMES).blocks, lambda array: array)
+    store.prepare([3, 4], 1, {})
+    assert store.open(0) is None
+    for block in (3, 4):
+        store.caches(block)[0][0] = 7
+    store.get(0).frontier = [8]
+    store.prepare([1, 4], 2, {0: 0})
+    assert [int(store.caches(block)[0][0].max()) for block in (3, 4)] == [0, 7]
+    assert store.get(0).frontier == [0, 0]
+
+
+def test_links_need_a_connection_with_every_neighbour_of_the_next_program():
+    part = numpy_model.device(BERT, NAMES)
+    links = Links(part.installed, LIMITS, Inbox().deliver, lambda error: None)
+    with pytest.raises(RunError, match="no data connection with anna, head, which the next program needs"):
+        links.install(next_program(part, AT_FIRST))
+    links.install(next_program(part, [HEAD] * BLOCKS))
+
+
+def test_a_device_may_hold_blocks_that_it_does_not_run():
+    part = numpy_model.device(BERT, NAMES)
+    assert set(part.installed.blocks) == {3, 4}
+    assert set(part.blocks) == set(range(BLOCKS))
+    assert Engine(part.installed, part.blocks, part.library, Recorder(), Inbox()).installed is part.installed
+
+
+def test_the_model_is_cut_as_these_tests_say():
+    assert [MIXERS.start, MIXERS.stop] == [1, 5]
+    assert {POSITIONS, FIRST} == {1, 10}
+    assert Load(block=3) in numpy_model.programs(NAMES)[BERT]
+    assert Receive(tensor=FIRST + 1, source=BERT) in numpy_model.programs(NAMES, MIXERS_ELSEWHERE)[ANNA]
+    assert not any(isinstance(each, Run) for each in numpy_model.programs(NAMES, ANNA_IDLE)[ANNA])
