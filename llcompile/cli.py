@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llcompile.ir.errors import INTERNAL, CompileError
+from llcompile.trace import STAGES, Stop, Stopped, Trace
 
 if TYPE_CHECKING:
     from llcompile.console import Console
     from llcompile.pipeline import BuildOptions
-    from llcompile.trace import Trace
 
 EPILOG = {
     "build": """\b
@@ -32,6 +32,12 @@ Examples:
 Example:
   llcompile explain bundle/
   llrun bundle/ --prompt 'def ' --json > run.json; llcompile explain bundle/ --measured run.json""",
+    "pass": """\b
+Examples:
+  llcompile pass rotary-embeddings ./my-model
+  llcompile plan ./my-model --target devices.json --dump-dir dump/
+  llcompile pass rotary-embeddings dump/10-root-mean-square-norms.onnx
+  llcompile pass products-to-linear product.onnxtxt --weight w""",
     "verify": """\b
 Example:
   llcompile verify bundle/ && rsync -a bundle/devices/pi/ pi:llm/""",
@@ -47,6 +53,8 @@ class Shell(click.Group):
         except CompileError as error:
             click.echo(str(error), err=True)
             ctx.exit(error.exit_code)
+        except Stopped as stopped:
+            click.echo(stopped.after, nl=False)
         except BrokenPipeError:
             raise  # whoever read our output has gone: click ends quietly
         except OSError as error:
@@ -97,7 +105,9 @@ def planning(command: Any) -> Any:
                      help="Threads that pack weights."),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout."),
         click.option("--dump-dir", type=click.Path(path_type=Path, file_okay=False),
-                     help="Write the program after every pass here, as NN-pass.txt."),
+                     help="Write the program after every pass here, as NN-pass.txt and NN-pass.onnx."),
+        click.option("--stop-after", metavar="PASS",
+                     help="End after this pass and print the program; `llcompile passes` lists them."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -122,13 +132,15 @@ def planning(command: Any) -> Any:
     show_default=True,
     help="Where the bundle goes; an older one there is replaced.",
 )
-def build(output: Path, as_json: bool, dump_dir: Path | None, **arguments: Any) -> None:
+def build(
+    output: Path, as_json: bool, dump_dir: Path | None, stop_after: str | None, **arguments: Any
+) -> None:
     """Build MODEL (a Hugging Face directory or hub id) into a bundle for the devices of --target."""
     from llcompile import bundle, console, pipeline
 
-    options = options_of(arguments)
+    options, stop = options_of(arguments), stop_of(stop_after, as_json)
     with console.Console() as screen:
-        planned = pipeline.build(options, output, trace_of(screen, dump_dir), screen.weights_done)
+        planned = pipeline.build(options, output, trace_of(screen, dump_dir, stop), screen.weights_done)
         record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
     if as_json:
         click.echo(json.dumps(bundle.plan_json(record) | {"bundle": str(output)}))
@@ -139,13 +151,13 @@ def build(output: Path, as_json: bool, dump_dir: Path | None, **arguments: Any) 
 
 @main.command(epilog=EPILOG["plan"])
 @planning
-def plan(as_json: bool, dump_dir: Path | None, **arguments: Any) -> None:
+def plan(as_json: bool, dump_dir: Path | None, stop_after: str | None, **arguments: Any) -> None:
     """Plan alone: which device would compute what, and how fast. Nothing is compiled."""
     from llcompile import bundle, console, pipeline
 
-    options = options_of(arguments)
+    options, stop = options_of(arguments), stop_of(stop_after, as_json)
     with console.Console() as screen:
-        planned = pipeline.make_plan(options, trace_of(screen, dump_dir))
+        planned = pipeline.make_plan(options, trace_of(screen, dump_dir, stop))
         record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
     if as_json:
         click.echo(json.dumps(bundle.plan_json(record)))
@@ -188,6 +200,37 @@ def verify(path: Path) -> None:
     click.echo(f"{path}: every file matches the manifest")
 
 
+@main.command("passes")
+def list_passes() -> None:
+    """The passes in the order in which they run, and what each needs and gives."""
+    from llcompile import alone
+
+    for item in alone.passes():
+        first = (item.step.__doc__ or "").partition("\n")[0]
+        click.echo(f"{item.label:<26} {item.stage:<7} {first}")
+        needs, gives = (", ".join(sorted(names)) for names in (item.step.requires, item.step.ensures))
+        click.echo(f"{'':<35}requires {needs or 'nothing'}; ensures {gives or 'nothing'}")
+
+
+@main.command("pass", epilog=EPILOG["pass"])
+@click.argument("name", metavar="PASS")
+@click.argument("program")
+@click.option("--random-weights", "random_seed", type=click.IntRange(min=0), metavar="SEED",
+              help="For a model's directory that holds a config.json alone.")  # fmt: skip
+@click.option("--weight", "weights", multiple=True, metavar="INPUT",
+              help="An input of a program written by hand that is a weight.")  # fmt: skip
+def run_pass(name: str, program: str, random_seed: int | None, weights: tuple[str, ...]) -> None:
+    """Run PASS alone and print the program before and after it.
+
+    PROGRAM is a saved program: an .onnx file of --dump-dir, or ONNX's text form in an .onnxtxt file. Or it is a
+    model's directory or hub id, which goes through the passes before PASS first.
+    """
+    from llcompile import alone
+
+    before, after = alone.run(name, program, random_seed, weights)
+    click.echo(f"{before}\n---\n\n{after}", nl=False)
+
+
 def debug_level() -> int:
     """LLC_DEBUG: 1 stages and timings, 2 passes, 3 plan and costs, 4 the program after every pass."""
     text = os.environ.get("LLC_DEBUG", "0")
@@ -202,8 +245,17 @@ def options_of(arguments: dict[str, Any]) -> BuildOptions:
     return BuildOptions(**arguments)
 
 
-def trace_of(screen: Console, dump_dir: Path | None) -> Trace:
-    from llcompile.trace import STAGES, Trace
+def stop_of(stop_after: str | None, as_json: bool) -> Stop | None:
+    if stop_after is None:
+        return None
+    if as_json:
+        raise CompileError("E105", "--stop-after prints a program, not a plan; leave out --json")
+    from llcompile import alone
 
+    return alone.stop_after(stop_after)
+
+
+def trace_of(screen: Console, dump_dir: Path | None, stop: Stop | None) -> Trace:
     # At a terminal a person waits: stages are shown there unasked.
-    return Trace(screen.line, screen.stage, max(debug_level(), STAGES if screen.is_terminal else 0), dump_dir)
+    level = max(debug_level(), STAGES if screen.is_terminal else 0)
+    return Trace(screen.line, screen.stage, level, dump_dir, stop)

@@ -77,7 +77,9 @@ def make_plan(options: BuildOptions, trace: Trace) -> Planned:
         partition.parse_pin(text)  # a slip of the pen is told before the export, not after
     partition.check_time_limit(options.time_limit)
     with trace.stage("export"):
-        model = frontend.load_model(options.model, options.random_seed, trace.passes(frontend.text))
+        model = frontend.load_model(
+            options.model, options.random_seed, trace.passes(frontend.text, frontend.serialized)
+        )
     with trace.stage("graph"):
         dataflow = graph.build_graph(model, trace.passes(graph.print_dataflow))
         trace.program("blocks", print_graph(dataflow))

@@ -2,6 +2,7 @@
 
     load_model(model, random_seed) -> ir.model.Model
     read_text(path), text_ids(text, model, most) -> a user's text as token ids
+    passes(), run_pass(pass, program, weights), read_program(path), serialized(graph): its passes by themselves
 
 The graph: opset 23 and domain `llcompile` version 1, float32 throughout, one symbolic dimension n. Inputs
 `input_ids` and `position_ids`, int64 (1, n), then one input per weight under its checkpoint name; output
@@ -25,5 +26,15 @@ The other operators are those of canonical/check.py.
 from llcompile.frontend.calibration_text import read_text, text_ids
 from llcompile.frontend.load import load_model
 from llcompile.frontend.printer import text
+from llcompile.frontend.program import passes, read_program, run_pass, serialized
 
-__all__ = ["load_model", "read_text", "text", "text_ids"]
+__all__ = [
+    "load_model",
+    "passes",
+    "read_program",
+    "read_text",
+    "run_pass",
+    "serialized",
+    "text",
+    "text_ids",
+]

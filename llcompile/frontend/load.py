@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxsim
 from transformers import PretrainedConfig
 
-from llcompile.frontend.canonical import canonical_passes
+from llcompile.frontend.canonical import VERIFIER, canonical_passes
 from llcompile.frontend.canonical import rewriting as rw
 from llcompile.frontend.checkpoint import read_checkpoint
 from llcompile.frontend.configuration import read_configuration, token_ids
@@ -47,7 +47,7 @@ def load_model(
         require_stored(wanted, stored, str(directory))
     graph = export_graph(skeleton, mode)
     passes = canonical_passes({f"model.{own}": stored_name for own, stored_name in names.items()})
-    graph = run_passes(graph, passes, observe=observe)
+    graph = run_passes(graph, passes, VERIFIER, observe)
     _require_attention(graph, config, type(skeleton).__name__)
     sources = weight_sources(graph, stored, float(getattr(config, "initializer_range", 0.02)))
     begin, ends = token_ids(directory, config)

@@ -28,7 +28,10 @@ def _constant(value: ir.Value) -> str:
     tensor = value.const_value
     if tensor is None:
         return "without a value"
-    flat = tensor.numpy().reshape(-1)
+    try:
+        flat = tensor.numpy().reshape(-1)
+    except RuntimeError:  # a weight as the exporter has it, a tensor that is none
+        return "without a value"
     text = ", ".join(f"{x:.7g}" for x in flat[:_SMALL].tolist())
     return f"[{text}{', ...' if flat.size > _SMALL else ''}]"
 

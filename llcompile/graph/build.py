@@ -7,15 +7,25 @@ from dataclasses import replace
 
 from llcompile.graph.canonical import Canonical, canonicalize, weight_roles
 from llcompile.graph.cuts import find_cuts
-from llcompile.graph.dataflow import EMBEDDING, LOGITS, Dataflow, Kind, Node, check_dataflow, read_dataflow
+from llcompile.graph.dataflow import (
+    EMBEDDING,
+    LOGITS,
+    Dataflow,
+    Kind,
+    Node,
+    check_dataflow,
+    read_dataflow,
+    read_program,
+)
+from llcompile.graph.printer import print_dataflow
 from llcompile.graph.shapes import infer_specs
-from llcompile.graph.simplify import DropDeadNodes, MergePositionArithmetic
+from llcompile.graph.simplify import VERIFIER, DropDeadNodes, MergePositionArithmetic
 from llcompile.graph.templates import make_template
 from llcompile.ir.check import check_graph
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import Block, Graph, Template, TensorSpec
 from llcompile.ir.model import Model
-from llcompile.passes import Observer, Verifier, run_passes
+from llcompile.passes import Observer, Pass, run_alone, run_passes
 
 PASSES = (DropDeadNodes(), MergePositionArithmetic())
 
@@ -40,9 +50,17 @@ def simplified_dataflow(model: Model, observe: Observer[Dataflow] | None = None)
     violations = check_dataflow(flow)
     if violations:
         raise CompileError("G101", f"the graph of {model.name}: {'; '.join(violations[:5])}", 1)
-    flow = run_passes(flow, PASSES, Verifier(check_dataflow), observe)
+    flow = run_passes(flow, PASSES, VERIFIER, observe)
     _check_roles(flow)
     return flow
+
+
+def run_pass(step: Pass[Dataflow], data: bytes) -> tuple[str, str]:
+    """The texts before and after `step` of a canonical ONNX program, whose inputs but two are its weights.
+
+    Raises CompileError G101 and G102 for what is not canonical, E112 and E113 as run_alone does.
+    """
+    return run_alone(read_program(data), step, VERIFIER, print_dataflow)
 
 
 def block_forms(

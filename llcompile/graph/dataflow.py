@@ -103,9 +103,22 @@ def _kind(mask: int) -> Kind:
 
 
 def read_dataflow(model: Model) -> Dataflow:
-    """Parse `model.onnx`. Raises CompileError G101 (not a usable graph) or G102 (an operator we cannot
-    place)."""
-    proto = onnx.ModelProto.FromString(model.onnx)
+    """Parse `model.onnx`. Raises CompileError G101 (no usable graph) or G102 (an operator we cannot place)."""
+    flow = read_program(model.onnx)
+    for name, shape in flow.weights.items():
+        source = model.weights.get(name)
+        if source is None:
+            raise CompileError("G101", f"graph input {name} is no weight of {model.name}", 1)
+        if shape != tuple(source.shape):
+            raise CompileError(
+                "G101", f"weight {name}: graph has shape {shape}, checkpoint {source.shape}", 1
+            )
+    return flow
+
+
+def read_program(data: bytes) -> Dataflow:
+    """Parse a serialized ModelProto, whose inputs but two are weights. Raises CompileError G102."""
+    proto = onnx.ModelProto.FromString(data)
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     nodes = []
     for node in proto.graph.node:
@@ -114,7 +127,9 @@ def read_dataflow(model: Model) -> Dataflow:
         else:
             nodes.append(_node(node))
     weights = {
-        value.name: _weight_shape(value, model) for value in proto.graph.input if _is_weight(value, constants)
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in proto.graph.input
+        if _is_weight(value, constants)
     }
     header = onnx.ModelProto(ir_version=proto.ir_version)
     header.opset_import.extend(proto.opset_import)
@@ -154,18 +169,6 @@ def _node(proto: onnx.NodeProto) -> Node:
         copy.doc_string = ""
         attributes.append((attribute.name, copy.SerializeToString(deterministic=True)))
     return Node(op, tuple(proto.input), tuple(proto.output), tuple(attributes))
-
-
-def _weight_shape(value: onnx.ValueInfoProto, model: Model) -> tuple[int, ...]:
-    shape = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-    source = model.weights.get(value.name)
-    if source is None:
-        raise CompileError("G101", f"graph input {value.name} is no weight of {model.name}", 1)
-    if shape != tuple(source.shape):
-        raise CompileError(
-            "G101", f"weight {value.name}: graph has shape {shape}, checkpoint {source.shape}", 1
-        )
-    return shape
 
 
 def check_dataflow(flow: Dataflow) -> list[str]:

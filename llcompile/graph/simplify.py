@@ -6,13 +6,15 @@ tensor has its true number of users, on which the positions template depends.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import onnx
 from onnx import numpy_helper
 
-from llcompile.graph.dataflow import LOGITS, Dataflow, Kind, Node
+from llcompile.graph.dataflow import LOGITS, Dataflow, Kind, Node, check_dataflow
+from llcompile.passes import Verifier
 
 LIVE, MERGED = "live", "positions-merged"
 
@@ -25,9 +27,9 @@ class DropDeadNodes:
     after:  a = Add(x, c); logits = Mul(a, a)
     """
 
-    name: str = "drop-dead-nodes"
-    requires: frozenset[str] = frozenset()
-    ensures: frozenset[str] = frozenset({LIVE})
+    name: ClassVar[str] = "drop-dead-nodes"
+    requires: ClassVar[frozenset[str]] = frozenset()
+    ensures: ClassVar[frozenset[str]] = frozenset({LIVE})
 
     def run(self, value: Dataflow) -> Dataflow:
         needed = {LOGITS}
@@ -52,9 +54,9 @@ class MergePositionArithmetic:
     after:  c = Cos(position_ids); a = Unsqueeze(c, [1]); y = Mul(x, a); z = Mul(y, a)
     """
 
-    name: str = "merge-position-arithmetic"
-    requires: frozenset[str] = frozenset({LIVE})
-    ensures: frozenset[str] = frozenset({MERGED})
+    name: ClassVar[str] = "merge-position-arithmetic"
+    requires: ClassVar[frozenset[str]] = frozenset({LIVE})
+    ensures: ClassVar[frozenset[str]] = frozenset({MERGED})
 
     def run(self, value: Dataflow) -> Dataflow:
         renamed: dict[str, str] = {}
@@ -89,3 +91,26 @@ def constant_key(tensor: onnx.TensorProto) -> tuple[str, tuple[int, ...], bytes]
     """A constant's dtype, shape and value, whatever its name and encoding."""
     array = numpy_helper.to_array(tensor)
     return array.dtype.name, array.shape, array.tobytes()
+
+
+def _live(flow: Dataflow) -> Iterator[str]:
+    """`logits` depends on every node, and a node reads every weight."""
+    read = {name for node in flow.nodes for name in node.inputs}
+    for node in flow.nodes:
+        if LOGITS not in node.outputs and read.isdisjoint(node.outputs):
+            yield f"nothing reads {', '.join(node.outputs)} of {node.op}"
+    yield from (f"nothing reads the weight {name}" for name in flow.weights if name not in read)
+
+
+def _merged(flow: Dataflow) -> Iterator[str]:
+    """No two nodes compute the same from positions and constants."""
+    first: dict[tuple[object, ...], Node] = {}
+    for node in flow.nodes:
+        if node.outputs[0] != LOGITS and flow.kinds[node.outputs[0]] is not Kind.ACTIVATION:
+            twin = first.setdefault(_key(node, flow), node)
+            if twin is not node:
+                yield f"{node.outputs[0]} is computed as {twin.outputs[0]} is"
+
+
+PROPERTIES: Mapping[str, Callable[[Dataflow], Iterator[str]]] = {LIVE: _live, MERGED: _merged}
+VERIFIER: Verifier[Dataflow] = Verifier(check_dataflow, PROPERTIES)

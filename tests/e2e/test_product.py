@@ -116,7 +116,7 @@ def test_dumps_and_debug_levels_show_every_pass(place: Path, tmp_path: Path) -> 
     arguments = ("--target", place / "devices.json", "--random-weights", "1", "--dump-dir", tmp_path / "dump")
     assert harness.llcompile("plan", place / "model", *arguments).returncode == 0
     names = sorted(path.name for path in (tmp_path / "dump").iterdir())
-    assert names[0] == "00-weights-to-inputs.txt"
+    assert names[:3] == ["00-input.txt", "01-weights-to-inputs.onnx", "01-weights-to-inputs.txt"]
     assert any(name.endswith("-blocks.txt") for name in names)
 
 

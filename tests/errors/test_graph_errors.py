@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from llcompile.graph import build_graph
-from llcompile.graph.dataflow import check_dataflow, read_dataflow
-from llcompile.graph.simplify import DropDeadNodes, MergePositionArithmetic
+from llcompile.graph.dataflow import read_dataflow
+from llcompile.graph.simplify import VERIFIER, DropDeadNodes, MergePositionArithmetic
 from llcompile.ir.errors import CompileError
 from llcompile.ir.model import Model
-from llcompile.passes import PassOrderError, Verifier, run_passes
+from llcompile.passes import run_passes
 from tests.unit.graph.synthetic import Writer, decoder, sequential
 
 Edit = Callable[[Writer, str], str]
@@ -206,11 +206,13 @@ def test_nothing_behind_attention() -> None:
 
 def test_merging_needs_a_live_dataflow() -> None:
     flow = read_dataflow(decoder(1))
-    with pytest.raises(PassOrderError, match="merge-position-arithmetic requires live"):
-        run_passes(flow, [MergePositionArithmetic(), DropDeadNodes()])
+    with pytest.raises(CompileError, match=r"E111.*merge-position-arithmetic requires live"):
+        run_passes(flow, [MergePositionArithmetic(), DropDeadNodes()], VERIFIER)
 
 
 def test_dropping_rejects_a_dataflow_without_logits() -> None:
     flow = read_dataflow(edited(rename_logits))
-    with pytest.raises(ValueError, match="after input: nothing makes logits"):
-        run_passes(flow, [DropDeadNodes()], Verifier(check_dataflow))
+    with pytest.raises(
+        CompileError, match=r"E112.*after input: the program is not sound: nothing makes logits"
+    ):
+        run_passes(flow, [DropDeadNodes()], VERIFIER)

@@ -13,6 +13,7 @@ from llcompile.frontend.canonical.constants import FoldConstants, StaticShapes, 
 from llcompile.frontend.canonical.matrices import GathersToEmbedding, ProductsToLinear, RowsToSequences
 from llcompile.frontend.canonical.naming import OrderAndName
 from llcompile.frontend.canonical.norms import RootMeanSquareNorms
+from llcompile.frontend.canonical.properties import VERIFIER
 from llcompile.frontend.canonical.rotary import RotaryEmbeddings
 from llcompile.passes import Pass
 
@@ -39,4 +40,4 @@ def canonical_passes(names: Mapping[str, str]) -> tuple[Pass[ir.Model], ...]:
     )
 
 
-__all__ = ["canonical_passes"]
+__all__ = ["VERIFIER", "canonical_passes"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isclose, pi, sqrt
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -97,9 +98,9 @@ class GaussianUnits:
     Other activations stay elementwise.
     """
 
-    name: str = "gaussian-units"
-    requires: frozenset[str] = frozenset({"constants-are-initializers"})
-    ensures: frozenset[str] = frozenset()
+    name: ClassVar[str] = "gaussian-units"
+    requires: ClassVar[frozenset[str]] = frozenset({"constants-are-initializers"})
+    ensures: ClassVar[frozenset[str]] = frozenset()
 
     def run(self, value: ir.Model) -> ir.Model:
         for node in rw.nodes(value, "Mul"):

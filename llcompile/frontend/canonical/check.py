@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -59,11 +60,11 @@ class RequireCanonical:
     Raises CompileError F120 naming the operator and the module of the first faults.
     """
 
-    name: str = "require-canonical"
-    requires: frozenset[str] = frozenset(
+    name: ClassVar[str] = "require-canonical"
+    requires: ClassVar[frozenset[str]] = frozenset(
         {"linear", "embedding", "static-shapes", "sequences", "norms", "rotary"}
     )
-    ensures: frozenset[str] = frozenset({"canonical"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"canonical"})
 
     def run(self, value: ir.Model) -> ir.Model:
         found = list(faults(value))

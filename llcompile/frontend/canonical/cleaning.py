@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -70,9 +71,9 @@ class DropNoOps:
     after:  d = Reshape(x, t)
     """
 
-    name: str = "drop-no-ops"
-    requires: frozenset[str] = frozenset({"constants-are-initializers"})
-    ensures: frozenset[str] = frozenset()
+    name: ClassVar[str] = "drop-no-ops"
+    requires: ClassVar[frozenset[str]] = frozenset({"constants-are-initializers"})
+    ensures: ClassVar[frozenset[str]] = frozenset()
 
     def run(self, value: ir.Model) -> ir.Model:
         for found in rw.nodes(value):
@@ -93,9 +94,9 @@ class DropUnused:
     after:  a = Unsqueeze(x); y = Add(a, a)
     """
 
-    name: str = "drop-unused"
-    requires: frozenset[str] = frozenset({"weights-are-inputs"})
-    ensures: frozenset[str] = frozenset()
+    name: ClassVar[str] = "drop-unused"
+    requires: ClassVar[frozenset[str]] = frozenset({"weights-are-inputs"})
+    ensures: ClassVar[frozenset[str]] = frozenset()
 
     def run(self, value: ir.Model) -> ir.Model:
         DeduplicateInitializersPass()(value)
@@ -114,9 +115,9 @@ class SequencesToSplits:
     after:  a, b = Split(x, [96, 96])
     """
 
-    name: str = "sequences-to-splits"
-    requires: frozenset[str] = frozenset({"constants-are-initializers"})
-    ensures: frozenset[str] = frozenset()
+    name: ClassVar[str] = "sequences-to-splits"
+    requires: ClassVar[frozenset[str]] = frozenset({"constants-are-initializers"})
+    ensures: ClassVar[frozenset[str]] = frozenset()
 
     def run(self, value: ir.Model) -> ir.Model:
         for node in rw.nodes(value, "SplitToSequence"):

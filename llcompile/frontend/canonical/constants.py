@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -23,9 +24,9 @@ class WeightsToInputs:
     """
 
     names: Mapping[str, str]
-    name: str = "weights-to-inputs"
-    requires: frozenset[str] = frozenset()
-    ensures: frozenset[str] = frozenset({"weights-are-inputs"})
+    name: ClassVar[str] = "weights-to-inputs"
+    requires: ClassVar[frozenset[str]] = frozenset()
+    ensures: ClassVar[frozenset[str]] = frozenset({"weights-are-inputs"})
 
     def run(self, value: ir.Model) -> ir.Model:
         graph = value.graph
@@ -79,9 +80,9 @@ class FoldConstants:
     after:  y = Slice(x, ..., c)     with initializer c = [3]
     """
 
-    name: str = "fold-constants"
-    requires: frozenset[str] = frozenset({"weights-are-inputs"})
-    ensures: frozenset[str] = frozenset({"constants-are-initializers"})
+    name: ClassVar[str] = "fold-constants"
+    requires: ClassVar[frozenset[str]] = frozenset({"weights-are-inputs"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"constants-are-initializers"})
 
     def run(self, value: ir.Model) -> ir.Model:
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(value)
@@ -107,9 +108,9 @@ class StaticShapes:
     Reshapes whose result has two symbolic dimensions are left as they are (and refused at the end).
     """
 
-    name: str = "static-shapes"
-    requires: frozenset[str] = frozenset({"constants-are-initializers"})
-    ensures: frozenset[str] = frozenset({"static-shapes"})
+    name: ClassVar[str] = "static-shapes"
+    requires: ClassVar[frozenset[str]] = frozenset({"constants-are-initializers"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"static-shapes"})
 
     def run(self, value: ir.Model) -> ir.Model:
         made: dict[tuple[int, ...], ir.Value] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -47,9 +48,9 @@ class ProductsToLinear:
     A matrix stored (K, N) that something else reads too is left alone (and refused at the end).
     """
 
-    name: str = "products-to-linear"
-    requires: frozenset[str] = frozenset({"weights-are-inputs"})
-    ensures: frozenset[str] = frozenset({"linear"})
+    name: ClassVar[str] = "products-to-linear"
+    requires: ClassVar[frozenset[str]] = frozenset({"weights-are-inputs"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"linear"})
 
     def run(self, value: ir.Model) -> ir.Model:
         for node in [*rw.nodes(value, "MatMul"), *rw.nodes(value, "Gemm")]:
@@ -91,9 +92,9 @@ class GathersToEmbedding:
     after:  y = llcompile.Embedding(W, ids)
     """
 
-    name: str = "gathers-to-embedding"
-    requires: frozenset[str] = frozenset({"weights-are-inputs"})
-    ensures: frozenset[str] = frozenset({"embedding"})
+    name: ClassVar[str] = "gathers-to-embedding"
+    requires: ClassVar[frozenset[str]] = frozenset({"weights-are-inputs"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"embedding"})
 
     def run(self, value: ir.Model) -> ir.Model:
         for node in rw.nodes(value, "Gather"):
@@ -151,9 +152,9 @@ class RowsToSequences:
     A stretch with a node that does not work row by row is left alone (and refused at the end).
     """
 
-    name: str = "rows-to-sequences"
-    requires: frozenset[str] = frozenset({"linear", "static-shapes"})
-    ensures: frozenset[str] = frozenset({"sequences"})
+    name: ClassVar[str] = "rows-to-sequences"
+    requires: ClassVar[frozenset[str]] = frozenset({"linear", "static-shapes"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"sequences"})
 
     def run(self, value: ir.Model) -> ir.Model:
         touched = [n for n in value.graph if any(map(_is_rows, n.outputs)) or any(map(_is_rows, n.inputs))]

@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
 from llcompile.frontend.canonical import rewriting as rw
-
-_POSITIONS = "position_ids"
-
-
-def _position_nodes(model: ir.Model) -> set[ir.Node]:
-    """Nodes that read nothing but positions, constants and each other."""
-    known: set[ir.Node] = set()
-    for node in model.graph:
-        read = [v for v in node.inputs if v is not None and not v.is_initializer()]
-        if read and all(v.name == _POSITIONS or v.producer() in known for v in read):
-            known.add(node)
-    return known
 
 
 def _before(node: ir.Node, among: set[ir.Node], seen: set[ir.Node]) -> Iterator[ir.Node]:
@@ -36,7 +25,7 @@ def _before(node: ir.Node, among: set[ir.Node], seen: set[ir.Node]) -> Iterator[
 
 def _ordered(model: ir.Model) -> list[ir.Node]:
     """Position nodes first, in the order in which the others come to need them; the others as they were."""
-    positions, seen = _position_nodes(model), set[ir.Node]()
+    positions, seen = rw.position_nodes(model), set[ir.Node]()
     others = [node for node in model.graph if node not in positions]
     first = [needed for node in others for needed in _before(node, positions, seen)]
     unread = [node for node in model.graph if node in positions and node not in seen]
@@ -54,9 +43,9 @@ class OrderAndName:
     order and numbers differ from run to run. Inputs and outputs keep their names.
     """
 
-    name: str = "order-and-name"
-    requires: frozenset[str] = frozenset({"constants-are-initializers"})
-    ensures: frozenset[str] = frozenset({"deterministic"})
+    name: ClassVar[str] = "order-and-name"
+    requires: ClassVar[frozenset[str]] = frozenset({"constants-are-initializers"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"deterministic"})
 
     def run(self, value: ir.Model) -> ir.Model:
         graph, order = value.graph, _ordered(value)

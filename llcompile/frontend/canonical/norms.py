@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -63,9 +64,9 @@ class RootMeanSquareNorms:
     Without a factor w the nodes stay as they are.
     """
 
-    name: str = "root-mean-square-norms"
-    requires: frozenset[str] = frozenset({"constants-are-initializers"})
-    ensures: frozenset[str] = frozenset({"norms"})
+    name: ClassVar[str] = "root-mean-square-norms"
+    requires: ClassVar[frozenset[str]] = frozenset({"constants-are-initializers"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"norms"})
 
     def run(self, value: ir.Model) -> ir.Model:
         for node in rw.nodes(value, "Mul"):

@@ -15,6 +15,7 @@ KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 PERSISTENT = "pkg.torch.export.graph_signature.InputSpec.persistent"
 TRANSPOSED = "llcompile.transposed"
 WEIGHT = "llcompile.weight"
+_POSITIONS = "position_ids"
 
 Array = npt.NDArray[np.generic]
 Attributes = Mapping[str, int | float | str | Sequence[int] | Sequence[float]]
@@ -131,6 +132,16 @@ def substitute(
     replace(old.outputs[0], node.outputs[0])
     old.graph.remove(old, safe=True)  # type: ignore[union-attr]
     return node
+
+
+def position_nodes(model: ir.Model) -> set[ir.Node]:
+    """Nodes that read nothing but positions, constants and each other."""
+    known: set[ir.Node] = set()
+    for node in model.graph:
+        read = [v for v in node.inputs if v is not None and not v.is_initializer()]
+        if read and all(v.name == _POSITIONS or v.producer() in known for v in read):
+            known.add(node)
+    return known
 
 
 def attribute_int(node: ir.Node, name: str, default: int) -> int:

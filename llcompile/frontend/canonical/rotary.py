@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -110,9 +111,9 @@ class RotaryEmbeddings:
     rotations (interleaved pairs) keep their elementwise nodes.
     """
 
-    name: str = "rotary-embeddings"
-    requires: frozenset[str] = frozenset({"constants-are-initializers"})
-    ensures: frozenset[str] = frozenset({"rotary"})
+    name: ClassVar[str] = "rotary-embeddings"
+    requires: ClassVar[frozenset[str]] = frozenset({"constants-are-initializers"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"rotary"})
 
     def run(self, value: ir.Model) -> ir.Model:
         halves: dict[int, ir.Value | None] = {}
