@@ -8,7 +8,7 @@ from math import prod
 
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.errors import INTERNAL, CompileError
-from llcompile.ir.graph import DTYPE_BYTES, Block, Graph
+from llcompile.ir.graph import DTYPE_BYTES, Block, Graph, Template
 from llcompile.ir.packing import LoweredTemplate
 from llrun import schema
 
@@ -18,10 +18,12 @@ RUNTIME_LIBRARY = "lib/libtvm_runtime.so"
 
 @dataclass(frozen=True)
 class Placed:
-    """A block on a device, and how that device's processor wants its weights."""
+    """A block on a device, and how that device's processor wants its weights. `by_token`: numbers of those weights
+    of its template that are read by token."""
 
     block: Block
     lowered: LoweredTemplate
+    by_token: frozenset[int]
 
     @property
     def file(self) -> str:
@@ -40,7 +42,11 @@ def placed_blocks(
     templates = {t.template: t for t in lowered}
     ids = sorted({each.block for each in program.instructions if isinstance(each, schema.Load)})
     blocks = [graph.blocks[i] for i in ids]
-    return tuple(Placed(block, templates[block.template]) for block in blocks)
+    return tuple(Placed(b, templates[b.template], _by_token(graph.templates[b.template])) for b in blocks)
+
+
+def _by_token(template: Template) -> frozenset[int]:
+    return frozenset(i for i, weight in enumerate(template.weights) if weight.by_token)
 
 
 def block_entry(placed: Placed) -> schema.BlockEntry:
@@ -49,7 +55,10 @@ def block_entry(placed: Placed) -> schema.BlockEntry:
         id=placed.block.id,
         template=placed.block.template,
         file=placed.file,
-        params=tuple(schema.Param(name=p.name, dtype=p.dtype, shape=p.shape) for p in lowered.params),
+        params=tuple(
+            schema.Param(name=p.name, dtype=p.dtype, shape=p.shape, by_token=p.weight in placed.by_token)
+            for p in lowered.params
+        ),
         caches=tuple(schema.CacheArray(dtype=dtype, shape=shape) for dtype, shape in lowered.caches),
     )
 

@@ -5,37 +5,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from llcompile.bundle.destination import MANIFEST
 from llcompile.bundle.records import identity, is_slice, slice_files
 from llcompile.ir.errors import CompileError
-from llrun import schema
-
-MANIFEST_LIMIT = 64 << 20
+from llrun import files, schema
+from llrun.errors import RunError
 
 
 def read_manifest(bundle: Path) -> schema.Manifest:
     """The manifest of `bundle`. Raises CompileError B120 when it is missing or unreadable, B121 when
     damaged."""
-    path = bundle / MANIFEST
     try:
-        status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MANIFEST_LIMIT:
-            raise CompileError(
-                "B121",
-                f"{path} is damaged: it is not a plain file of at most {MANIFEST_LIMIT} bytes. "
-                "Build or copy the bundle again.",
-            )
-        text = path.read_bytes()
-    except OSError as error:
-        raise CompileError("B120", f"{bundle} is not a bundle: {MANIFEST}: {error.strerror}") from error
-    try:
-        return schema.decode(text, schema.Manifest)
-    except ValueError as error:
-        raise CompileError("B121", f"{path} is damaged: {error}. Build or copy the bundle again.") from error
+        return files.read_manifest(bundle)
+    except RunError as error:
+        if error.code == "R201":
+            raise CompileError("B120", f"{bundle} is not a bundle: {error.message}") from error
+        raise CompileError("B121", error.message) from error
 
 
 def verify(bundle: Path) -> list[str]:
@@ -51,40 +39,37 @@ def verify(bundle: Path) -> list[str]:
         return [error.message]
     found = sorted(_walk(bundle))
     known = {MANIFEST, *manifest.files}
-    violations = [f"{name}: not in the manifest" for name in found if name not in known]
+    violations = [f"{_shown(name)}: not in the manifest" for name in found if name not in known]
     for name, entry in sorted(manifest.files.items()):
         wrong = _check_file(bundle, name, entry)
-        violations += [f"{name}: {wrong}"] if wrong else []
+        violations += [f"{_shown(name)}: {wrong}"] if wrong else []
     return violations or _check_slices(bundle, manifest)
 
 
 def _walk(bundle: Path) -> Iterator[str]:
     """Names of all that is not a folder, links to folders included."""
-    for folder, folders, files in os.walk(bundle):
-        for name in files + [f for f in folders if os.path.islink(os.path.join(folder, f))]:
+    for folder, folders, others in os.walk(bundle):
+        for name in others + [f for f in folders if os.path.islink(os.path.join(folder, f))]:
             yield Path(folder, name).relative_to(bundle).as_posix()
+
+
+def _shown(name: str) -> str:
+    """A name for a terminal, which some characters would steer."""
+    return name if name.isprintable() else repr(name)
 
 
 def _check_file(bundle: Path, name: str, entry: schema.FileEntry) -> str | None:
     """What is wrong with one file of the manifest, or None."""
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or pure.as_posix() != name or "\0" in name:
-        return "the manifest names a path outside the bundle"
     try:
-        for parent in (p for p in pure.parents if p.parts):
-            if (bundle / parent).is_symlink():
-                return f"{parent} is a symbolic link"
-        status = os.lstat(bundle / name)
-        if stat.S_ISLNK(status.st_mode):
-            return "is a symbolic link"
-        if not stat.S_ISREG(status.st_mode):
-            return "is not a plain file"
-        if status.st_size != entry.size_bytes:
-            return f"{status.st_size} bytes, the manifest says {entry.size_bytes}"
-        with open(bundle / name, "rb") as file:
+        with files.plain_file(bundle, name) as file:
+            size = files.size_of(file)
+            if size != entry.size_bytes:
+                return f"{size} bytes, the manifest says {entry.size_bytes}"
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return "missing"
+    except files.NotPlain as fault:
+        return str(fault)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return None if digest == entry.sha256 else f"sha256 is {digest}, the manifest says {entry.sha256}"
@@ -96,8 +81,8 @@ def _check_slices(bundle: Path, manifest: schema.Manifest) -> list[str]:
     violations: list[str] = []
     for name in sorted(filter(is_slice, manifest.files)):
         try:
-            slices[name.split("/")[1]] = schema.decode((bundle / name).read_bytes(), schema.Slice)
-        except (OSError, ValueError) as error:
+            slices[name.split("/")[1]] = schema.decode(files.read_text(bundle, name), schema.Slice)
+        except (RunError, ValueError) as error:
             violations.append(f"{name}: {error}")
     without = sorted(set(manifest.programs) - set(slices))
     violations += [f"{MANIFEST}: device {device} has no slice" for device in without]

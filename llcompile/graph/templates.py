@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from llcompile.graph.canonical import Canonical, normalize_layers
-from llcompile.graph.dataflow import ATTENTION, LINEAR, Dataflow, Node
+from llcompile.graph.dataflow import ATTENTION, EMBEDDING, INPUT_IDS, LINEAR, Dataflow, Node
 from llcompile.ir.graph import CacheSpec, Template, TensorSpec, WeightParam
 
 
@@ -29,7 +29,7 @@ def make_template(
     inputs = tuple(_spec(specs[name], names[name]) for name in form.inputs)
     outputs = tuple(_spec(specs[name], names[name]) for name in form.outputs)
     weights = tuple(
-        WeightParam(names[name], flow.weights[name], role)
+        WeightParam(names[name], flow.weights[name], role, _by_token(name, form))
         for name, role in zip(form.weights, form.roles, strict=True)
     )
     constants = {names[name]: flow.constants[name] for name in form.constants}
@@ -67,6 +67,12 @@ def _canonical_names(form: Canonical, output_names: Sequence[str]) -> dict[str, 
             names[name] = f"v{number}"
             number += 1
     return names
+
+
+def _by_token(weight: str, form: Canonical) -> bool:
+    """Whether all that is read of `weight` are the rows that the token ids say, as they are."""
+    uses = [node for node in form.nodes if weight in node.inputs]
+    return bool(uses) and all(node.op == EMBEDDING and node.inputs[1] == INPUT_IDS for node in uses)
 
 
 def _rename(node: Node, names: Mapping[str, str]) -> Node:

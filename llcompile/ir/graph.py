@@ -37,11 +37,12 @@ class CacheSpec:
 @dataclass(frozen=True)
 class WeightParam:
     """A weight input of a template. `role`: linear ((out, in), quantised), embedding ((rows, columns), read by
-    row), plain (norms and biases, always f32)."""
+    row), plain (norms and biases, always f32). `by_token`: row i is read for token i, and for nothing else."""
 
     name: str
     shape: tuple[int, ...]
     role: str
+    by_token: bool = False
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,18 @@ def reserve_slots(specs: Mapping[int, Sequence[Spec]], most: int) -> dict[int, S
             count //= 2
 
 
+def reserve_address_space(size: int) -> mmap.mmap:
+    """Zero bytes of which few are ever used: a page takes memory when it is first touched, by itself alone.
+
+    Huge pages would take, and clear, 2 MiB for each row of a table that is read.
+    """
+    region = _anonymous(size, _NORESERVE)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel without transparent huge pages
+            region.madvise(mmap.MADV_NOHUGEPAGE)
+    return region
+
+
 def _anonymous(size: int, flags: int) -> mmap.mmap:
     return mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags)
 

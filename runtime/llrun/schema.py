@@ -103,11 +103,13 @@ class FileEntry(Strict, frozen=True):
 
 
 class Param(Strict, frozen=True):
-    """Entry `name` of a block's safetensors file: the next argument of its functions."""
+    """Entry `name` of a block's safetensors file: the next argument of its functions. `by_token`: row i is read
+    for token i, and for nothing else."""
 
     name: str
     dtype: str
     shape: tuple[Size, ...]
+    by_token: bool = False
 
 
 class CacheArray(Strict, frozen=True):

@@ -158,12 +158,12 @@ def test_a_damaged_worker_ends_a_local_run_and_is_named(bundle, tmp_path):
 
 
 def test_libraries_of_another_processor_are_refused(bundle, tmp_path):
-    from llrun.device.library import _check_machine
+    from llrun.device.library import check_machine
     from llrun.errors import RunError
 
     library = tmp_path / "model.so"
     data = bytearray((bundle / "devices/d0/lib/model.so").read_bytes()[:64])
     data[18:20] = (183).to_bytes(2, "little") if data[18] == 62 else (62).to_bytes(2, "little")
     library.write_bytes(data)
-    with pytest.raises(RunError, match="is built for"):
-        _check_machine(library)
+    with library.open("rb") as file, pytest.raises(RunError, match="is built for"):
+        check_machine(file.fileno(), "model.so")

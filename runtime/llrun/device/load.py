@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llrun.device.library import Library, load_library
+from llrun.device.library import Library, load_library, sealed_copy
 from llrun.device.processor import require
-from llrun.device.slice import Place, entry_of, verified_file
-from llrun.device.weights import map_table, read_weights, take_rows
+from llrun.device.slice import Place, check_file, entry_of, open_file
+from llrun.device.table import Table
+from llrun.device.weights import Source, read_weights
+from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array, side_by_side
 from llrun.programs.installed import Installed, install
 from llrun.programs.layouts import Limits
-from llrun.schema import BlockEntry, Slice
+from llrun.schema import BlockEntry, Run, Slice
 
 Progress = Callable[[int, int], None]
 
@@ -53,69 +55,66 @@ def load_device(place: Place, verify: bool, progress: Progress) -> Device:
     """
     record = place.record
     installed = install(record)
-    weights = {block.file for block in record.blocks}
-    for name in sorted(record.files.keys() - weights):
-        verified_file(place, name)
-    tables = _tables(place, installed)
-    arrays = _read_blocks(place, tables, verify, progress)
     me = record.devices[record.device]
     require(me.isa, me.target)
+    for block in record.blocks:  # of the sizes that the slice says, before memory of these sizes is asked for
+        open_file(place, block.file).close()
+    runtime, compiled = (sealed_copy(place, name) for name in (record.runtime_library, record.library))
+    skipped = {block.file for block in record.blocks} | {record.library, record.runtime_library}
+    for name in sorted(record.files.keys() - skipped):
+        check_file(place, name)
+    tables, arrays = _read_blocks(place, verify, progress)
     library = load_library(
-        place.folder / record.runtime_library,
-        place.folder / record.library,
+        runtime,
+        compiled,
         installed.templates,
         {block.template for block in record.blocks if block.caches},
         me.threads,
     )
-    readers = {block.template for block in record.blocks if block.id in tables}
-    library = by_rows(library, readers, [(region, arrays[id]) for id, region in tables.items()])
-    blocks = {
-        block.id: Block(block, tuple(library.wrap(array) for array in arrays[block.id]))
-        for block in record.blocks
-    }
-    return Device(record, installed, blocks, library)
+    library = by_rows(library, tables)
+    held = {block.id: Block(block, tuple(map(library.wrap, arrays[block.id]))) for block in record.blocks}
+    return Device(record, installed, held, library)
 
 
-def _tables(place: Place, installed: Installed) -> dict[int, mmap.mmap]:
-    """The files of blocks of which a token reads one row, mapped, by block."""
-    blocks = [block for block in place.record.blocks if block.id in installed.reads_tokens]
-    return {block.id: map_table(place.folder / block.file, entry_of(place, block.file)) for block in blocks}
+@dataclass(frozen=True)
+class Lookup:
+    """A template whose argument number `ids`, token ids, says which rows of `table` it reads."""
+
+    template: str
+    ids: int
+    table: Table
 
 
-def by_rows(
-    library: Library, templates: Set[str], tables: Sequence[tuple[mmap.mmap, Sequence[Array]]]
-) -> Library:
-    """`library` with the functions of `templates`, whose first argument is token ids, holding no more of the tables
-    (each a mapped file and its arrays) than the rows of these tokens, and those for the time of a call.
+def by_rows(library: Library, lookups: Sequence[Lookup]) -> Library:
+    """`library` with the functions of templates that read tables holding no more of them than the rows of these
+    tokens, and those for the time of a call."""
+    tables: dict[str, list[Lookup]] = {}
+    for lookup in lookups:
+        tables.setdefault(lookup.template, []).append(lookup)
 
-    When a mapped page is first read, the system maps its neighbours as well (100 KB for a row where the page cache
-    holds large folios): a prompt would make the whole table resident. So the rows' pages are taken one by one, as
-    copies, which have no neighbours, and given back after the call; the file stays in the page cache. That takes
-    some microseconds a token. A system that can't do it maps the neighbours until the call is over.
-    """
-
-    def held_for_a_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    def held_for_a_call(function: Callable[..., Any], reads: Sequence[Lookup]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            ids = np.unique(library.unwrap(arguments[0])).tolist()
-            for region, arrays in tables:
-                take_rows(region, arrays, ids)
-            result = function(*arguments)
-            for region, _ in tables:
-                region.madvise(mmap.MADV_DONTNEED)
-            return result
+            try:
+                for lookup in reads:
+                    lookup.table.hold(np.unique(library.unwrap(arguments[lookup.ids])).tolist())
+                return function(*arguments)
+            finally:
+                for lookup in reads:
+                    lookup.table.release()
 
         return call
 
     functions = {
-        name: held_for_a_call(function) if name.rpartition("_")[0] in templates else function
+        name: held_for_a_call(function, reads) if (reads := tables.get(name.rpartition("_")[0])) else function
         for name, function in library.functions.items()
     }
     return replace(library, functions=functions)
 
 
 def _read_blocks(
-    place: Place, tables: Mapping[int, mmap.mmap], verify: bool, progress: Progress
-) -> dict[int, tuple[Array, ...]]:
+    place: Place, verify: bool, progress: Progress
+) -> tuple[list[Lookup], dict[int, tuple[Array, ...]]]:
+    """The arrays of each block, and those of them that are read by token."""
     blocks = place.record.blocks
     total = sum(entry_of(place, block.file).size_bytes for block in blocks)
     done = 0
@@ -125,17 +124,37 @@ def _read_blocks(
         done += count
         progress(done, total)
 
-    held = [block for block in blocks if block.id not in tables]
-    regions = side_by_side([entry_of(place, block.file).size_bytes for block in held])
-    homes = {block.id: region for block, region in zip(held, regions, strict=True)}
+    ids = _token_arguments(place.record)
+    by_token = {b.id for b in blocks if b.id in ids and any(param.by_token for param in b.params)}
+    held = [block for block in blocks if block.id not in by_token]
+    regions = _room([entry_of(place, block.file).size_bytes for block in held])
+    lookups: list[Lookup] = []
+    arrays: dict[int, tuple[Array, ...]] = {}
+    for block in blocks:
+        source = Source(place.folder / block.file, entry_of(place, block.file), block.params)
+        if block.id in by_token:
+            table = Table(open_file(place, block.file), source, verify, advance)
+            lookups.append(Lookup(block.template, ids[block.id], table))
+            arrays[block.id] = table.arrays
+        else:
+            with open_file(place, block.file) as file:
+                arrays[block.id] = read_weights(file, source, next(regions), verify, advance)
+    return lookups, arrays
+
+
+def _room(sizes: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+    try:
+        return iter(side_by_side(sizes))
+    except (OSError, OverflowError, ValueError) as error:
+        reason = f"this system gives no memory for {sum(sizes)} bytes of weights: {error}"
+        raise RunError("R208", reason, INTERNAL) from error
+
+
+def _token_arguments(record: Slice) -> dict[int, int]:
+    """For each block that is run on token ids, which argument of its functions they are."""
+    runs = [step for step in record.program.instructions if isinstance(step, Run)]
     return {
-        block.id: read_weights(
-            place.folder / block.file,
-            entry_of(place, block.file),
-            block.params,
-            tables[block.id] if block.id in tables else homes[block.id],
-            verify=verify,
-            progress=advance,
-        )
-        for block in blocks
+        run.block: run.inputs.index(record.input_ids)
+        for run in runs
+        if run.block is not None and record.input_ids in run.inputs
     }

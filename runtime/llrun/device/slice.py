@@ -4,14 +4,19 @@ matched."""
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from io import FileIO
+from pathlib import Path
 
-from llrun.device.weights import damaged
+from llrun.device.claims import slice_faults
+from llrun.device.weights import PIECE, Source, damaged, fill, pieces
 from llrun.errors import RunError
-from llrun.schema import FileEntry, Manifest, Slice, decode
+from llrun.files import MANIFEST, TEXT_LIMIT, open_inside, read_manifest, read_text, size_of
+from llrun.schema import FileEntry, Slice, decode
 
-TEXT_LIMIT = 64 << 20
+SLICE = "slice.json"
 
 
 @dataclass(frozen=True)
@@ -27,27 +32,19 @@ class Place:
 def find(path: Path, device: str | None) -> Place:
     """The slice of `device` (the head when None) in a bundle, or the one slice at `path`.
 
-    Raises RunError R201 for what is missing, R202 for what is damaged, R204 for a device that the bundle
-    lacks.
+    Raises RunError R201 for what is missing, R202 for what is damaged or claims what no slice can, R204 for a
+    device that the bundle lacks.
     """
-    if (path / "manifest.json").is_file():
+    if os.path.lexists(path / MANIFEST):
         return _in_bundle(path, device)
-    if not (path / "slice.json").is_file():
+    if not os.path.lexists(path / SLICE):
         raise RunError(
-            "R201", f"{path} is neither a bundle (no manifest.json) nor a device's slice (no slice.json)"
+            "R201", f"{path} is neither a bundle (no {MANIFEST}) nor a device's slice (no {SLICE})"
         )
-    record = _decode_slice(path / "slice.json", _read_text(path / "slice.json"))
+    record = _decode_slice(path / SLICE, read_text(path, SLICE))
     if device not in (None, record.device):
         raise RunError("R204", f"{path} is the slice of device {record.device}, not of {device}")
     return Place(path, record.device, None, record)
-
-
-def read_manifest(path: Path) -> Manifest:
-    file = path / "manifest.json"
-    try:
-        return decode(_read_text(file), Manifest)
-    except ValueError as error:
-        raise RunError("R202", f"{file} is damaged: {error}. Copy the bundle again.") from error
 
 
 def _in_bundle(path: Path, device: str | None) -> Place:
@@ -58,19 +55,18 @@ def _in_bundle(path: Path, device: str | None) -> Place:
         unused = manifest.plan.unused.get(name)
         why = f"the plan leaves it out ({unused})" if unused else f"it has: {known}"
         raise RunError("R204", f"{path} has no part for device {name}: {why}")
-    folder = path / "devices" / name
-    file = folder / "slice.json"
-    text = _read_text(file)
-    entry = manifest.files.get(f"devices/{name}/slice.json")
+    listed = f"devices/{name}/{SLICE}"
+    text = read_text(path, listed)
+    entry = manifest.files.get(listed)
     if entry is None:
-        raise RunError("R202", f"{path / 'manifest.json'} does not list devices/{name}/slice.json")
+        raise RunError("R202", f"{path / MANIFEST} does not list {listed}")
     digest = hashlib.sha256(text).hexdigest()
     if digest != entry.sha256:
-        raise damaged(file, digest, entry.sha256)
-    record = _decode_slice(file, text)
+        raise damaged(path / listed, digest, entry.sha256)
+    record = _decode_slice(path / listed, text)
     if (record.device, record.bundle) != (name, manifest.bundle):
-        raise RunError("R202", f"{file} is of device {record.device} of bundle {record.bundle[:12]}")
-    return Place(folder, name, path, record)
+        raise RunError("R202", f"{path / listed} is of device {record.device} of bundle {record.bundle[:12]}")
+    return Place(path / "devices" / name, name, path, record)
 
 
 def _decode_slice(file: Path, text: bytes) -> Slice:
@@ -78,46 +74,55 @@ def _decode_slice(file: Path, text: bytes) -> Slice:
         record = decode(text, Slice)
     except ValueError as error:
         raise RunError("R202", f"{file} is damaged: {error}. Copy the slice again.") from error
-    for name in record.files:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise RunError("R202", f"{file} names a file outside its folder: {name}")
-    for name in (record.device, record.head):
-        if name not in record.devices:
-            raise RunError("R202", f"{file} does not describe device {name}")
+    fault = next(slice_faults(record), None)
+    if fault:
+        raise RunError("R202", f"{file}: {fault}. Build the bundle again.")
     return record
 
 
 def entry_of(place: Place, name: str) -> FileEntry:
     entry = place.record.files.get(name)
     if entry is None:
-        raise RunError("R202", f"{place.folder / 'slice.json'} does not list {name}")
+        raise RunError("R202", f"{place.folder / SLICE} does not list {name}")
     return entry
 
 
-def verified_file(place: Place, name: str) -> Path:
-    """The path of a small file of the slice (library, tokenizer), its size and sha256 checked."""
+def open_file(place: Place, name: str) -> FileIO:
+    """The file `name` of the slice, of the size that the slice says. Raises RunError R201, R202."""
     entry = entry_of(place, name)
-    path = place.folder / name
-    try:
-        size = path.stat().st_size
-        if size != entry.size_bytes:
-            raise RunError(
-                "R202", f"{path} is damaged: it has {size} bytes, the bundle says {entry.size_bytes}"
-            )
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise RunError("R201", f"cannot read {path}: {error}. Copy the slice again.") from error
-    if digest != entry.sha256:
-        raise damaged(path, digest, entry.sha256)
-    return path
+    file = open_inside(place.folder, name)
+    if size_of(file) != entry.size_bytes:
+        size = size_of(file)
+        file.close()
+        raise RunError(
+            "R202",
+            f"{place.folder / name} is damaged: it has {size} bytes, the bundle says {entry.size_bytes}. "
+            "Copy the slice again.",
+        )
+    return file
 
 
-def _read_text(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > TEXT_LIMIT:
-            raise RunError("R202", f"{path} has {path.stat().st_size} bytes, more than {TEXT_LIMIT}")
-        return path.read_bytes()
-    except OSError as error:
-        raise RunError("R201", f"cannot read {path}: {error}") from error
+def check_file(place: Place, name: str, take: Callable[[memoryview], object] = len) -> None:
+    """Read the file `name` of the slice once and compare its sha256; `take` is given what is read, piece by piece,
+    and must not use it before this returns. Raises RunError R201, R202."""
+    path, entry = place.folder / name, entry_of(place, name)
+    digest = hashlib.sha256()
+    with open_file(place, name) as file:
+        memory = memoryview(bytearray(min(PIECE, entry.size_bytes)))
+        for start, stop in pieces(entry.size_bytes):
+            piece = memory[: stop - start]
+            fill(file, piece, start, Source(path, entry, ()))
+            digest.update(piece)
+            take(piece)
+    if digest.hexdigest() != entry.sha256:
+        raise damaged(path, digest.hexdigest(), entry.sha256)
+
+
+def verified_bytes(place: Place, name: str) -> bytes:
+    """A small file of the slice (tokenizer), its size and sha256 checked: what was hashed is what is given. Raises
+    RunError R201, R202."""
+    if entry_of(place, name).size_bytes > TEXT_LIMIT:
+        raise RunError("R202", f"{place.folder / name} has more than {TEXT_LIMIT} bytes")
+    text = bytearray()
+    check_file(place, name, text.extend)
+    return bytes(text)

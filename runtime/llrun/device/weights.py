@@ -4,9 +4,9 @@ repacked."""
 from __future__ import annotations
 
 import hashlib
-import mmap
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -23,9 +23,6 @@ PIECE = 4 << 20
 HEADER_LIMIT = 1 << 20
 DTYPES = {"F32": "float32", "F16": "float16", "I8": "int8", "U8": "uint8", "I64": "int64", "I32": "int32"}
 Progress = Callable[[int], None]
-_POPULATE_WRITE = (
-    23  # MADV_POPULATE_WRITE, which Python does not name: fault pages in as if they were written to
-)
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -36,34 +33,57 @@ class Stored(msgspec.Struct, frozen=True):
     data_offsets: tuple[int, int]
 
 
-def read_weights(
-    path: Path,
-    entry: FileEntry,
-    params: Sequence[Param],
-    into: NDArray[np.uint8] | mmap.mmap,
-    verify: bool,
-    progress: Progress,
-) -> tuple[Array, ...]:
-    """The arrays of `params`, in their order, from the safetensors file at `path`.
+@dataclass(frozen=True)
+class Source:
+    """A block's file: where it lies, what the bundle says of it, and the entries that the block takes."""
 
-    `into`: memory of the file's size that the file is read into, or the file's own mapping (`map_table`),
-    which is used as it is. Raises RunError R201 when the file is missing or has another size, R202 when its
-    bytes are not those of `entry`, R203 when its entries are not `params`.
+    path: Path
+    entry: FileEntry
+    params: tuple[Param, ...]
+
+
+def read_weights(
+    file: FileIO, source: Source, into: NDArray[np.uint8], verify: bool, progress: Progress
+) -> tuple[Array, ...]:
+    """The arrays of `source.params`, in their order, from the safetensors file that `file` is open on.
+
+    `into`: memory of the file's size that it is read into. Raises RunError R201 when the file cannot be read, R202
+    when its bytes are not those of the bundle, R203 when its entries are not the params.
     """
-    try:
-        with FileIO(path) as file:
-            _check_size(file, entry)
-            if isinstance(into, mmap.mmap):
-                buffer = np.frombuffer(into, np.uint8)
-                digest = _hash(file, entry, progress) if verify else ""
-            else:
-                buffer, digest = into, _read(file, into, verify, progress)
-    except (OSError, ValueError) as error:
-        raise RunError("R201", f"cannot read {path}: {error}. Copy the slice again.") from error
-    if verify and digest != entry.sha256:
-        raise damaged(path, digest, entry.sha256)
-    stored, start = _header(path, buffer)
-    return tuple(_view(path, buffer, start, stored, param) for param in params)
+    view = into.data
+    digest = hashlib.sha256()
+    for start, stop in pieces(len(view)):
+        piece = view[start:stop]
+        fill(file, piece, start, source)
+        if verify:
+            digest.update(piece)
+        progress(stop - start)
+    if verify and digest.hexdigest() != source.entry.sha256:
+        raise damaged(source.path, digest.hexdigest(), source.entry.sha256)
+    stored, start = header(source.path, into)
+    return tuple(view_of(source.path, into, start, stored, param) for param in source.params)
+
+
+def pieces(size: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of pieces of at most PIECE bytes."""
+    return ((start, min(start + PIECE, size)) for start in range(0, size, PIECE))
+
+
+def fill(file: FileIO, view: memoryview, start: int, source: Source) -> None:
+    """Read the bytes from `start` into all of `view`. Raises RunError R201 when the file has fewer or fails."""
+    done = 0
+    while done < len(view):
+        try:
+            count = os.preadv(file.fileno(), [view[done:]], start + done)
+        except OSError as error:
+            raise RunError("R201", f"cannot read {source.path}: {error.strerror}") from error
+        if not count:
+            raise RunError(
+                "R201",
+                f"cannot read {source.path}: it ends after {start + done} bytes, the bundle says "
+                f"{source.entry.size_bytes}. Copy the slice again.",
+            )
+        done += count
 
 
 def damaged(path: Path, found: str, expected: str) -> RunError:
@@ -72,62 +92,7 @@ def damaged(path: Path, found: str, expected: str) -> RunError:
     )
 
 
-def map_table(path: Path, entry: FileEntry) -> mmap.mmap:
-    """The file at `path` mapped instead of read: for tables of which a token reads one row. Raises RunError R201."""
-    try:
-        with FileIO(path) as file:
-            _check_size(file, entry)
-            # Copy-on-write, because read-only arrays cannot be handed to kernels; nothing writes to it.
-            return mmap.mmap(file.fileno(), entry.size_bytes, access=mmap.ACCESS_COPY)
-    except (OSError, ValueError) as error:
-        raise RunError("R201", f"cannot read {path}: {error}. Copy the slice again.") from error
-
-
-def take_rows(region: mmap.mmap, arrays: Sequence[Array], rows: Sequence[int]) -> None:
-    """Make the pages of these rows of `arrays`, which lie in the mapped file `region`, resident and no others.
-    Rows that an array lacks are passed over; so is everything where the kernel is older than Linux 5.14."""
-    base = np.frombuffer(region, np.uint8).ctypes.data
-    with suppress(OSError):
-        for array in arrays:
-            start, step = array.ctypes.data - base, array.nbytes // max(len(array), 1)
-            for row in rows:
-                if 0 <= row < len(array):
-                    first = (start + row * step) // mmap.PAGESIZE * mmap.PAGESIZE
-                    region.madvise(_POPULATE_WRITE, first, start + (row + 1) * step - first)
-
-
-def _read(file: FileIO, into: NDArray[np.uint8], verify: bool, progress: Progress) -> str:
-    view = into.data
-    digest = hashlib.sha256()
-    done = 0
-    while done < len(view):
-        count = file.readinto(view[done : done + PIECE])
-        if not count:
-            raise ValueError(f"it has {done} bytes, the bundle says {len(view)}")
-        if verify:
-            digest.update(view[done : done + count])
-        done += count
-        progress(count)
-    return digest.hexdigest()
-
-
-def _hash(file: FileIO, entry: FileEntry, progress: Progress) -> str:
-    digest = hashlib.sha256()
-    piece = memoryview(bytearray(min(PIECE, entry.size_bytes)))
-    while count := file.readinto(piece):
-        digest.update(piece[:count])
-        progress(count)
-    return digest.hexdigest()
-
-
-def _check_size(file: FileIO, entry: FileEntry) -> None:
-    size = file.seek(0, 2)
-    file.seek(0)
-    if size != entry.size_bytes:
-        raise ValueError(f"it has {size} bytes, the bundle says {entry.size_bytes}")
-
-
-def _header(path: Path, buffer: NDArray[np.uint8]) -> tuple[dict[str, Stored], int]:
+def header(path: Path, buffer: NDArray[np.uint8]) -> tuple[dict[str, Stored], int]:
     size = int.from_bytes(buffer[:8].tobytes(), "little")
     if len(buffer) < 8 or size > min(HEADER_LIMIT, len(buffer) - 8):
         raise RunError("R203", f"{path} is not a safetensors file: its header claims {size} bytes")
@@ -139,7 +104,7 @@ def _header(path: Path, buffer: NDArray[np.uint8]) -> tuple[dict[str, Stored], i
         raise RunError("R203", f"{path} is not a safetensors file: {error}") from error
 
 
-def _view(
+def view_of(
     path: Path, buffer: NDArray[np.uint8], start: int, stored: dict[str, Stored], param: Param
 ) -> Array:
     entry = stored.get(param.name)
@@ -147,13 +112,13 @@ def _view(
         raise RunError("R203", f"{path} has no entry {param.name}")
     dtype = DTYPES.get(entry.dtype)
     begin, end = entry.data_offsets
-    size = prod(param.shape) * np.dtype(param.dtype).itemsize
     if (dtype, entry.shape) != (param.dtype, param.shape):
         raise RunError(
             "R203",
             f"{path}: entry {param.name} is {entry.dtype} {list(entry.shape)},"
             f" the slice says {param.dtype} {list(param.shape)}",
         )
+    size = prod(param.shape) * np.dtype(param.dtype).itemsize
     if not 0 <= begin <= end <= len(buffer) - start or end - begin != size:
         raise RunError("R203", f"{path}: entry {param.name} lies at {begin}..{end}, it needs {size} bytes")
     array: Array = buffer[start + begin : start + end].view(param.dtype).reshape(param.shape)

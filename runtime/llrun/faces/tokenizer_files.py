@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from llrun.device.slice import Place, verified_file
+from llrun.device.slice import Place, verified_bytes
 from llrun.requests.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer/tokenizer.json"
@@ -14,7 +14,7 @@ CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 
 def read_tokenizer(place: Place) -> Tokenizer | None:
     """The model's tokenizer, None when the bundle has none."""
-    return Tokenizer(verified_file(place, TOKENIZER)) if TOKENIZER in place.record.files else None
+    return Tokenizer(verified_bytes(place, TOKENIZER)) if TOKENIZER in place.record.files else None
 
 
 def has_chat_template(place: Place) -> bool:
@@ -26,8 +26,8 @@ def has_chat_template(place: Place) -> bool:
         return True
     if TOKENIZER_CONFIG not in place.record.files:
         return False
-    path = verified_file(place, TOKENIZER_CONFIG)
+    text = verified_bytes(place, TOKENIZER_CONFIG)
     try:
-        return "chat_template" in msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+        return "chat_template" in msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except msgspec.MsgspecError:
         return False

@@ -31,7 +31,6 @@ class Installed:
     neighbours: frozenset[str]
     blocks: tuple[int, ...]
     templates: frozenset[str]
-    reads_tokens: frozenset[int]
     input_ids: int
     position_ids: int
     logits: int
@@ -64,9 +63,6 @@ def install(record: Slice, program: DeviceProgram | None = None) -> Installed:
         neighbours=frozenset(peer for each in done for peer in (*each.hears, *each.tells)),
         blocks=tuple(each.runs for each in done if each.runs is not None),
         templates=frozenset(each.calls for each in done if each.calls is not None),
-        reads_tokens=frozenset(
-            each.runs for each in done if each.runs is not None and record.input_ids in each.uses
-        ),
         input_ids=record.input_ids,
         position_ids=record.position_ids,
         logits=record.logits,

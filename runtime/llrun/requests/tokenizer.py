@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 from llrun.errors import USAGE, RunError
@@ -15,9 +14,9 @@ class Codec(Protocol):
 
 
 class Tokenizer:
-    """A model's tokenizer.json. Encoding adds the special tokens it prescribes; decoding leaves them out."""
+    """A model's tokenizer.json, `text`. Encoding adds the special tokens it prescribes; decoding leaves them out."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, text: bytes) -> None:
         try:
             from tokenizers import Tokenizer as Reader
         except ImportError as error:
@@ -26,7 +25,7 @@ class Tokenizer:
                 "text needs the package tokenizers: pip install 'llrun[head]', or use --prompt-ids",
                 USAGE,
             ) from error
-        self._inner = Reader.from_file(str(path))
+        self._inner = Reader.from_buffer(text)
 
     def encode(self, text: str) -> list[int]:
         """Token ids. Raises RunError R107 for what the terminal could not decode (lone surrogates)."""

@@ -14,8 +14,9 @@ import pytest
 
 from llcompile.bundle import read_manifest, verify
 from llrun import schema
-from llrun.device.slice import entry_of, find, verified_file
-from llrun.device.weights import map_table, read_weights
+from llrun.device.slice import entry_of, find, open_file, verified_bytes
+from llrun.device.table import Table
+from llrun.device.weights import Source, read_weights
 from llrun.memory import reserve
 from tests.unit.bundle import small_bundle
 from tests.unit.bundle.small_bundle import build
@@ -95,17 +96,21 @@ def test_a_slice_says_all_that_its_device_needs(tmp_path: Path) -> None:
     assert {pi.library, pi.runtime_library, *(b.file for b in pi.blocks)} == set(pi.files)
 
 
-@pytest.mark.parametrize("mapped", [False, True])
-def test_the_runtime_reads_what_was_written(tmp_path: Path, mapped: bool) -> None:
+@pytest.mark.parametrize("by_row", [False, True])
+def test_the_runtime_reads_what_was_written(tmp_path: Path, by_row: bool) -> None:
     bundle = build(tmp_path / "bundle")
     alone = shutil.copytree(bundle / "devices" / "pi", tmp_path / "copied")
     for place in (find(bundle, "pi"), find(alone, None)):
         assert place.device == "pi"
-        verified_file(place, place.record.library)
+        verified_bytes(place, place.record.library)
         for block in place.record.blocks:
-            path, entry = place.folder / block.file, entry_of(place, block.file)
-            into = map_table(path, entry) if mapped else reserve(entry.size_bytes, huge=True)
-            arrays = read_weights(path, entry, block.params, into, True, lambda _: None)
+            source = Source(place.folder / block.file, entry_of(place, block.file), block.params)
+            file = open_file(place, block.file)
+            if by_row:
+                arrays = Table(file, source, True, int).arrays
+            else:
+                into = reserve(source.entry.size_bytes, huge=True)
+                arrays = read_weights(file, source, into, True, int)
             assert [array.shape for array in arrays] == [param.shape for param in block.params]
             assert (arrays[2] == 1).all()  # the norm, drawn as ones
     assert find(bundle, None).device == "laptop"

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy_model
 import pytest
+from msgspec.structs import replace
 
 from llrun import schema
-from llrun.device.slice import find, verified_file
-from llrun.device.weights import map_table, read_weights
+from llrun.device.slice import Place, find, open_file, verified_bytes
+from llrun.device.table import Table
+from llrun.device.weights import Source, read_weights
 from llrun.errors import RunError
 from llrun.memory import ALIGNMENT, Slots, aligned_copy, empty, is_aligned, peak_bytes, reserve, reserve_slots
 from llrun.schema import FileEntry, Param
@@ -48,19 +50,27 @@ def write_weights(path: Path, align: int = 64, **changes: object) -> FileEntry:
     return entry(path)
 
 
-def read(path: Path, described: FileEntry, mapped: bool = False, verify: bool = True, params=PARAMS):
-    return read_weights(path, described, params, place(path, described, mapped), verify, lambda count: None)
+def read(
+    path: Path, described: FileEntry, by_row: bool = False, verify: bool = True, params=PARAMS, count=int
+):
+    """As a device reads a block: all at once, or `by_row` with the first array left in the file, of which every row
+    is then asked for."""
+    place = Place(path.parent, "a", None, numpy_model.record("head", ["head"], files={path.name: described}))
+    file = open_file(place, path.name)
+    if not by_row:
+        source = Source(path, described, tuple(params))
+        return read_weights(file, source, reserve(described.size_bytes, huge=True), verify, count)
+    marked = (replace(params[0], by_token=True), *params[1:])
+    table = Table(file, Source(path, described, marked), verify, count)
+    table.hold(range(len(table.arrays[0])))
+    return table.arrays
 
 
-def place(path: Path, described: FileEntry, mapped: bool):
-    return map_table(path, described) if mapped else reserve(described.size_bytes, huge=True)
-
-
-@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize("verify", [False, True])
-def test_weights_are_read_aligned_and_equal(tmp_path, mapped, verify):
+def test_weights_are_read_aligned_and_equal(tmp_path, by_row, verify):
     described = write_weights(tmp_path / "w")
-    arrays = read(tmp_path / "w", described, mapped, verify)
+    arrays = read(tmp_path / "w", described, by_row, verify)
     for array, expected in zip(arrays, ARRAYS.values(), strict=True):
         assert is_aligned(array)
         np.testing.assert_array_equal(array, expected)
@@ -68,15 +78,15 @@ def test_weights_are_read_aligned_and_equal(tmp_path, mapped, verify):
 
 def test_progress_counts_every_byte(tmp_path):
     described = write_weights(tmp_path / "w")
-    for mapped in (False, True):
-        counts: list[int] = []
-        into = place(tmp_path / "w", described, mapped)
-        read_weights(tmp_path / "w", described, PARAMS, into, True, counts.append)
-        assert sum(counts) == described.size_bytes
+    for by_row in (False, True):
+        for verify in (False, True):
+            counts: list[int] = []
+            read(tmp_path / "w", described, by_row, verify, count=counts.append)
+            assert sum(counts) == described.size_bytes
 
 
-@pytest.mark.parametrize("mapped", [False, True])
-def test_any_flipped_byte_is_found(tmp_path, mapped):
+@pytest.mark.parametrize("by_row", [False, True])
+def test_any_flipped_byte_is_found(tmp_path, by_row):
     path = tmp_path / "w"
     described = write_weights(path)
     good = path.read_bytes()
@@ -85,19 +95,19 @@ def test_any_flipped_byte_is_found(tmp_path, mapped):
         data[position] ^= 0x10
         path.write_bytes(data)
         with pytest.raises(RunError, match="damaged") as caught:
-            read(path, described, mapped)
+            read(path, described, by_row)
         assert (caught.value.code, caught.value.exit_code) == ("R202", 2)
 
 
-@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize("change", [-1, 1])
-def test_another_size_is_found_even_without_hashing(tmp_path, mapped, change):
+def test_another_size_is_found_even_without_hashing(tmp_path, by_row, change):
     path = tmp_path / "w"
     described = write_weights(path)
     data = path.read_bytes()
     path.write_bytes(data[:-1] if change < 0 else data + b"x")
     with pytest.raises(RunError, match=f"it has {len(data) + change} bytes, the bundle says {len(data)}"):
-        read(path, described, mapped, verify=False)
+        read(path, described, by_row, verify=False)
 
 
 def test_missing_file(tmp_path):
@@ -131,9 +141,9 @@ def test_headers_that_do_not_fit_the_slice(tmp_path, changes, reason):
 def test_what_is_no_safetensors_file(tmp_path, data):
     path = tmp_path / "w"
     path.write_bytes(data)
-    for mapped in (False, True):
+    for by_row in (False, True):
         with pytest.raises(RunError) as caught:
-            read(path, entry(path), mapped)
+            read(path, entry(path), by_row)
         assert caught.value.exit_code == 2
 
 
@@ -211,8 +221,9 @@ def write_slice(folder: Path, **changes: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lib").mkdir(exist_ok=True)
     (folder / "lib/a.so").write_bytes(b"library")
-    files = {"lib/a.so": entry(folder / "lib/a.so")}
-    record = numpy_model.record("anna", ["head", "anna"], **{"files": files, **changes})
+    record = numpy_model.record("anna", ["head", "anna"])
+    files = {**record.files, "lib/a.so": entry(folder / "lib/a.so")}
+    record = replace(record, **{"files": files, **changes})
     (folder / "slice.json").write_bytes(schema.encode(record))
     return folder
 
@@ -221,7 +232,7 @@ def test_a_slice_is_found_in_its_own_folder(tmp_path):
     place = find(write_slice(tmp_path), None)
     assert (place.device, place.bundle) == ("anna", None)
     assert find(tmp_path, "anna").device == "anna"
-    assert verified_file(place, "lib/a.so").read_bytes() == b"library"
+    assert verified_bytes(place, "lib/a.so") == b"library"
 
 
 def test_the_slice_of_another_device(tmp_path):
@@ -253,7 +264,7 @@ def test_damaged_files_are_found(tmp_path, data):
     place = find(write_slice(tmp_path), None)
     (tmp_path / "lib/a.so").write_bytes(data)
     with pytest.raises(RunError, match="damaged") as caught:
-        verified_file(place, "lib/a.so")
+        verified_bytes(place, "lib/a.so")
     assert caught.value.code == "R202"
 
 
@@ -261,9 +272,9 @@ def test_missing_and_unlisted_files(tmp_path):
     place = find(write_slice(tmp_path), None)
     (tmp_path / "lib/a.so").unlink()
     with pytest.raises(RunError, match="cannot read"):
-        verified_file(place, "lib/a.so")
+        verified_bytes(place, "lib/a.so")
     with pytest.raises(RunError, match=r"does not list lib/b\.so"):
-        verified_file(place, "lib/b.so")
+        verified_bytes(place, "lib/b.so")
 
 
 def test_neither_bundle_nor_slice(tmp_path):

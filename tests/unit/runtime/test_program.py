@@ -44,11 +44,6 @@ def test_only_tensors_of_last_rows_need_not_come_early():
     assert install(numpy_model.record("bert", NAMES)).segments[1].waits_last == set()
 
 
-def test_tables_that_token_ids_index_are_known():
-    assert install(numpy_model.record("head", NAMES)).reads_tokens == {0}
-    assert install(numpy_model.record("anna", NAMES)).reads_tokens == set()
-
-
 @pytest.mark.parametrize(
     ("instructions", "reason"),
     [
