@@ -136,7 +136,7 @@ def build(
     output: Path, as_json: bool, dump_dir: Path | None, stop_after: str | None, **arguments: Any
 ) -> None:
     """Build MODEL (a Hugging Face directory or hub id) into a bundle for the devices of --target."""
-    from llcompile import bundle, console, pipeline
+    from llcompile import bundle, console, explain, pipeline
 
     options, stop = options_of(arguments), stop_of(stop_after, as_json)
     with console.Console() as screen:
@@ -145,7 +145,7 @@ def build(
     if as_json:
         click.echo(json.dumps(bundle.plan_json(record) | {"bundle": str(output)}))
     else:
-        bundle.print_plan(record)
+        explain.print_plan(record)
         click.echo(f"wrote {output}: run it with `llrun {output} --local`", err=True)
 
 
@@ -153,7 +153,7 @@ def build(
 @planning
 def plan(as_json: bool, dump_dir: Path | None, stop_after: str | None, **arguments: Any) -> None:
     """Plan alone: which device would compute what, and how fast. Nothing is compiled."""
-    from llcompile import bundle, console, pipeline
+    from llcompile import bundle, console, explain, pipeline
 
     options, stop = options_of(arguments), stop_of(stop_after, as_json)
     with console.Console() as screen:
@@ -162,10 +162,10 @@ def plan(as_json: bool, dump_dir: Path | None, stop_after: str | None, **argumen
     if as_json:
         click.echo(json.dumps(bundle.plan_json(record)))
     else:
-        bundle.print_plan(record)
+        explain.print_plan(record)
 
 
-@main.command(epilog=EPILOG["explain"])
+@main.command("explain", epilog=EPILOG["explain"])
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option(
     "--measured",
@@ -174,16 +174,16 @@ def plan(as_json: bool, dump_dir: Path | None, stop_after: str | None, **argumen
     help="What `llrun --json` printed, to set beside what was predicted.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def explain(path: Path, measured: Path | None, as_json: bool) -> None:
+def explain_bundle(path: Path, measured: Path | None, as_json: bool) -> None:
     """The plan of BUNDLE in words and a table; predicted against measured."""
-    from llcompile import bundle
+    from llcompile import bundle, explain
 
     record = bundle.read_manifest(path).plan
-    figures = bundle.read_measured(measured) if measured else None
+    figures = explain.read_measured(measured) if measured else None
     if as_json:
         click.echo(json.dumps(bundle.plan_json(record) | ({"measured": figures} if figures else {})))
     else:
-        bundle.print_plan(record, figures)
+        explain.print_plan(record, figures)
 
 
 @main.command(epilog=EPILOG["verify"])

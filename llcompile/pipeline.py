@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from llcompile import bundle, cost, frontend, graph, lower, partition, quantize
+from llcompile import bundle, cost, explain, frontend, graph, lower, partition, quantize
 from llcompile.cluster import load_cluster, with_tokenizer
 from llcompile.ir.cluster import Cluster, Processor
 from llcompile.ir.errors import CompileError
@@ -209,6 +209,7 @@ def write(
         programs=programs,
         tensors=tensors,
         pack=pack,
+        pages=explain.pages,
         progress=progress,
     )
 

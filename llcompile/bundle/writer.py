@@ -1,4 +1,4 @@
-"""Writing a bundle: DESIGN's layout, every file hashed as it is written."""
+"""Writing a bundle: the layout of docs/design.md, every file hashed as it is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import msgspec
 
 from llcompile.bundle.destination import MANIFEST, staged
 from llcompile.bundle.files import FileSet
-from llcompile.bundle.pages import deploy_files, report_page
 from llcompile.bundle.records import identity, model_info, plan_record, slice_files
 from llcompile.bundle.slices import (
     LIBRARY,
@@ -48,6 +47,18 @@ class PackBlock(Protocol):
     ) -> schema.FileEntry: ...
 
 
+class MakePages(Protocol):
+    """Makes what the bundle holds for people, by path: content, and whether it is executable."""
+
+    def __call__(
+        self,
+        model: schema.ModelInfo,
+        plan: schema.PlanRecord,
+        head: str,
+        devices: Mapping[str, schema.DeviceInfo],
+    ) -> Mapping[str, tuple[bytes, bool]]: ...
+
+
 @dataclass(frozen=True)
 class Contents:
     """All that goes into a bundle, as records; weights, libraries and tokenizer by reference."""
@@ -77,6 +88,7 @@ def write_bundle(
     programs: Mapping[str, schema.DeviceProgram],
     tensors: tuple[schema.Tensor, ...],
     pack: PackBlock,
+    pages: MakePages,
     progress: Progress | None = None,
 ) -> schema.Manifest:
     """Write the bundle of `plan` at `out`; an older bundle there is replaced once the new one is whole.
@@ -105,7 +117,9 @@ def write_bundle(
     with staged(out) as folder:
         files = FileSet(folder)
         files.write("problem.mps", plan.problem.encode())
-        _write_pages(files, contents)
+        made = pages(contents.model, record, contents.head, contents.devices)
+        for name, (data, executable) in made.items():
+            files.write(name, data, executable)
         _write_payload(files, contents)
         _write_weights(files, contents, graph, pack, progress)
         return _write_records(files, contents, tensors)
@@ -118,12 +132,6 @@ def _check_names(contents: Contents) -> None:
             raise CompileError(
                 "B104", f"device name {name!r} cannot be a folder's: use letters, digits, '.', '_' and '-'"
             )
-
-
-def _write_pages(files: FileSet, contents: Contents) -> None:
-    files.write("report.html", report_page(contents.model, contents.plan))
-    for name, (data, executable) in deploy_files(contents.head, contents.devices).items():
-        files.write(f"deploy/{name}", data, executable)
 
 
 def _write_payload(files: FileSet, contents: Contents) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from llcompile.bundle import write_bundle
+from llcompile.explain import pages
 from llcompile.ir.cluster import Cluster, Device, Link, Processor
 from llcompile.ir.graph import Block, CacheSpec, Graph, Template, TensorSpec, WeightParam
 from llcompile.ir.model import Model, WeightSource
@@ -195,6 +196,7 @@ def arguments(folder: Path, **changes: Any) -> dict[str, Any]:
         "programs": PROGRAMS,
         "tensors": TENSORS,
         "pack": pack,
+        "pages": pages,
         **changes,
     }
 

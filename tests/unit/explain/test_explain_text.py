@@ -9,8 +9,9 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from llcompile.bundle import human_bytes, human_seconds, plan_json, plan_record, plan_text, print_plan
-from llcompile.bundle.pages import memory_bar
+from llcompile.bundle import plan_json, plan_record
+from llcompile.explain import human_bytes, human_seconds, plan_text, print_plan
+from llcompile.explain.pages import memory_bar
 from llrun import schema
 from tests.unit.bundle.small_bundle import COSTS, GRAPH, PLAN
 

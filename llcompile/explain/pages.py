@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import jinja2
 
-from llcompile.bundle.sizes import human_bytes, human_seconds
-from llcompile.bundle.tables import stage_bytes, stage_words, summary
+from llcompile.explain.sizes import human_bytes, human_seconds
+from llcompile.explain.words import stage_bytes, stage_words, summary
 from llcompile.ir.errors import INTERNAL, CompileError
 from llrun import schema
+
+
+def pages(
+    model: schema.ModelInfo, plan: schema.PlanRecord, head: str, devices: Mapping[str, schema.DeviceInfo]
+) -> dict[str, tuple[bytes, bool]]:
+    """What a bundle holds for people, by path: content, and whether it is executable."""
+    deploy = {f"deploy/{name}": file for name, file in deploy_files(head, devices).items()}
+    return {"report.html": (report_page(model, plan), False), **deploy}
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ def memory_bar(name: str, load: schema.LoadRecord) -> Bar:
     return Bar(name, label, tuple(parts))
 
 
-def deploy_files(head: str, devices: dict[str, schema.DeviceInfo]) -> dict[str, tuple[bytes, bool]]:
+def deploy_files(head: str, devices: Mapping[str, schema.DeviceInfo]) -> dict[str, tuple[bytes, bool]]:
     """Files of deploy/ by name: content, and whether it is executable. Workers get a service; the head is
     run by its user, at a terminal."""
     files = {"README.md": (_render("deploy.md.j2", head=head, devices=devices), False)}
