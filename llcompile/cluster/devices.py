@@ -185,6 +185,11 @@ def _address(faults: Faults, value: Any, place: str) -> str | None:
         expected = "host:port with a port from 1 to 65535, such as 10.0.0.7:5700 or [::1]:5700"
         faults.add(place, f"{shown(address)} is not an address. Write {expected}")
         return None
+    if _ip(host, 4) == "0.0.0.0" or (_ip(host[1:-1], 6) or "") in ("::", "::ffff:0:0"):
+        faults.add(
+            place, f"{shown(address)} means all addresses of a machine. Write the one that others reach"
+        )
+        return None
     return address
 
 
@@ -212,6 +217,8 @@ def _same_place(address: str) -> str:
     """`address` in one spelling: two devices must not listen at the same host and port."""
     host, _, port = address.rpartition(":")
     plain = host.strip("[]").lower()
+    mapped = getattr(ipaddress.ip_address(plain), "ipv4_mapped", None) if _ip(plain, 6) else None
+    plain = str(mapped or plain)
     plain = "127.0.0.1" if plain == "localhost" else _ip(plain, 4) or _ip(plain, 6) or plain
     return f"{plain}:{int(port)}"
 

@@ -104,8 +104,10 @@ def test_input_that_is_not_text(bundle):
 
 
 def test_a_worker_that_is_not_there(bundle):
-    done = llrun(bundle, "--prompt-ids", "1,2", "--peer", "d1=127.0.0.1:1", "--peer", "d2=127.0.0.1:1")
-    refused(done, "cannot reach device d1 at 127.0.0.1:1", "llrun", code=1)
+    peers = ["--peer", "d1=127.0.0.1:1", "--peer", "d2=127.0.0.1:1"]
+    done = llrun(bundle, "--prompt-ids", "1,2", *peers, "--timeout", "1")
+    assert done.stderr.startswith("waiting for device d1 at 127.0.0.1:1: connection refused")
+    refused(done, "cannot reach device d1 at 127.0.0.1:1", "llrun", code=1, lines=2)
 
 
 def files_that_matter(bundle: Path) -> list[Path]:

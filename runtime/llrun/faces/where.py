@@ -44,7 +44,7 @@ def session_on(place: Place, where: Where, console: Console) -> Iterator[Session
         described = {name: place.record.devices[name].address for name in names}
         device = load_device(place, where.verify, console.progress)
         addresses = {**described, **where.peers}
-        with Session(device, where.transport, addresses, where.timeout_s) as session:
+        with Session(device, where.transport, addresses, where.timeout_s, console.note) as session:
             yield session
         return
     if place.bundle is None:
@@ -52,5 +52,5 @@ def session_on(place: Place, where: Where, console: Console) -> Iterator[Session
     options = () if where.verify else ("--no-verify",)
     with local.workers(place.bundle, names, options) as listening:
         device = load_device(place, where.verify, console.progress)
-        with Session(device, where.transport, listening(), where.timeout_s) as session:
+        with Session(device, where.transport, listening(), where.timeout_s, console.note) as session:
             yield session

@@ -6,7 +6,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 from llrun.errors import INTERNAL, LOST, RunError, lost
 from llrun.programs.installed import Installed
-from llrun.wire.handshake import dial, read_message, send_message
+from llrun.wire.handshake import Refusal, dial, read_message, send_message
 from llrun.wire.links import Links
 from llrun.wire.protocol import AnyMessage, Failed, Goodbye, Heartbeat, Hello, Message, ProtocolError
 from llrun.wire.pulse import Pulse
 from llrun.wire.transport import Connection, ConnectionLost, Transport
 
-REACH_S = 10.0
+REACH_S = 120.0
 DATA_S = 30.0
-RETRY_S = 0.1
+FIRST_ATTEMPT_S, ATTEMPT_S = 0.5, 2.0  # the first one is short: who waits is told at once
+RETRY_S = 0.2
 GOODBYE_S = 0.5
 GRACE_S = 0.25
 BUSY = "R306"
@@ -39,7 +40,12 @@ class Logits:
     rows: NDArray[np.float32]
 
 
+Note = Callable[[str], None]
 Reply = tuple[str, AnyMessage] | list[Logits] | RunError  # the logits of one pass come together; [] wakes
+
+
+def silent(text: str) -> None:
+    """A note that nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -60,29 +66,38 @@ class Controls:
         transport: Transport,
         addresses: Mapping[str, str],
         replies: SimpleQueue[Reply],
+        timeout_s: float = REACH_S,
+        note: Note = silent,
     ) -> None:
+        """`timeout_s`: how long each worker is waited for; `note` is told who is waited for, and why."""
         self.addresses = dict(addresses)
         self.session = secrets.token_hex(16)
         self._hello = Hello(bundle, head, "control")
         self._transport = transport
         self._replies = replies
+        self._timeout_s = timeout_s
+        self._note = note
         self._connections: dict[str, Connection] = {}
         self._hearing: list[threading.Thread] = []
-        self._pulse: Pulse | None = None
+        self._pulse = Pulse(replies.put)
 
     def __len__(self) -> int:
         return len(self._connections)
 
     def connect(self) -> None:
-        """Reach every worker. Raises RunError R302 that names who is not there, or its refusal."""
-        until = time.monotonic() + REACH_S
-        for name in self.addresses:
-            self._connections[name] = self._reach(name, self._hello, until)
+        """Reach every worker, however late it comes. One after the other, in the order of their names, so that
+        of two heads one gets all workers. Each connection has its pulse as soon as it is made.
+
+        Raises RunError: R302 that names who did not come in time and why, its refusal, or the loss of one that
+        was reached before.
+        """
+        for name in sorted(self.addresses):
+            control = self._reach(name, self._hello, time.monotonic() + self._timeout_s)
+            self._connections[name] = control
+            self._pulse.watch(name, control)
             thread = threading.Thread(target=self._hear, args=(name,), name=f"hear {name}", daemon=True)
             self._hearing.append(thread)
             thread.start()
-        self._pulse = Pulse(self._connections, self._replies.put)
-        self._pulse.start()
 
     def connect_data(self, installed: Installed, links: Links) -> None:
         """Make the data connections with the head's neighbours, which know the session's name by now."""
@@ -101,8 +116,7 @@ class Controls:
 
     def close(self) -> None:
         """Say goodbye, wait a moment for workers to have heard it, and close."""
-        if self._pulse:
-            self._pulse.stop()
+        self._pulse.stop()
         for control in self._connections.values():
             with suppress(ConnectionLost):
                 send_message(control, Goodbye())
@@ -115,23 +129,37 @@ class Controls:
 
     def _reach(self, device: str, hello: Hello, until: float) -> Connection:
         """Dial, and dial again while nobody listens yet or the worker still ends another head's session."""
-        address = self.addresses[device]
+        address, attempt_s, told = self.addresses[device], FIRST_ATTEMPT_S, set[str]()
         while True:
+            left_s = max(until - time.monotonic(), RETRY_S)
             try:
-                return dial(self._transport, device, address, hello, max(until - time.monotonic(), RETRY_S))
+                return dial(self._transport, device, address, hello, min(attempt_s, left_s))
             except ConnectionLost as error:
-                failure = RunError(
-                    "R302",
-                    f"cannot reach device {device} at {address}: {error}. Is llrun running there?",
-                    INTERNAL,
+                failure: RunError = RunError(
+                    "R302", f"cannot reach device {device} at {address}: {error}", INTERNAL
                 )
-            except RunError as error:
+                reason = str(error)
+            except Refusal as error:
                 if error.code != BUSY:
                     raise
-                failure = error
+                failure, reason = error, error.reason
             if time.monotonic() + RETRY_S > until:
                 raise failure
-            time.sleep(RETRY_S)
+            if reason not in told:
+                self._note(f"waiting for device {device} at {address}: {reason}")
+            told.add(reason)
+            attempt_s = ATTEMPT_S
+            self._pause()
+
+    def _pause(self) -> None:
+        """Wait a little before the next attempt. Raises RunError as soon as a device that was reached before
+        fails."""
+        with suppress(Empty):
+            reply = self._replies.get(timeout=RETRY_S)
+            failure = failure_of(reply)
+            if failure:
+                raise cause_of(failure, self._replies)
+            raise ProtocolError(f"{type(reply).__name__} came before all devices were reached")
 
     def _hear(self, device: str) -> None:
         """Pass on what `device` says until it is gone."""
@@ -139,7 +167,10 @@ class Controls:
         try:
             while True:
                 message = read_message(control)
-                if not isinstance(message, Heartbeat):
+                if isinstance(message, Failed) and message.lost == self._hello.sender:
+                    # It has lost this device, which is here: what is lost is the way to that one.
+                    self._replies.put(lost(device, f"there it says: {message.reason}"))
+                elif not isinstance(message, Heartbeat):
                     self._replies.put((device, message))
         except ConnectionLost as error:
             self._replies.put(lost(device, str(error)))

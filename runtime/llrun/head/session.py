@@ -14,7 +14,7 @@ from llrun.device.load import Device
 from llrun.engine.engine import Engine
 from llrun.engine.events import Asking, Closing, Event, Fed, Feed, Inbox, Opening, Stop
 from llrun.errors import INTERNAL, RunError
-from llrun.head.controls import Controls, Logits, Reply, cause_of, failure_of
+from llrun.head.controls import Controls, Logits, Note, Reply, cause_of, failure_of, silent
 from llrun.head.feeding import Feeding
 from llrun.head.history import History
 from llrun.memory import Array
@@ -83,12 +83,18 @@ class Session:
 
     A sequence is opened, its history extended with token ids, and fed; the logits of each feed's last token
     (`all_rows`: of every token) come in the order in which they are computed, those of all sequences mixed.
-    `requests.scheduler` makes conversations of that. `timeout_s` bounds every wait for progress. A device
+    `requests.scheduler` makes conversations of that. `timeout_s` bounds every wait for progress, that for
+    a worker that has not come yet included; `note` is told whom it waits for. A device
     that refuses a sequence refuses that one alone; any RunError of `take` ends the session.
     """
 
     def __init__(
-        self, device: Device, transport: Transport, addresses: Mapping[str, str], timeout_s: float
+        self,
+        device: Device,
+        transport: Transport,
+        addresses: Mapping[str, str],
+        timeout_s: float,
+        note: Note = silent,
     ) -> None:
         self._device = device
         self._timeout_s = timeout_s
@@ -98,7 +104,9 @@ class Session:
         outbound = Outbound(device.name, self._links, self._replies)
         self._engine = Engine(device.installed, device.blocks, device.library, outbound, inbox)
         chosen = {name: addresses[name] for name in workers_of(device)}
-        self._controls = Controls(device.record.bundle, device.name, transport, chosen, self._replies)
+        self._controls = Controls(
+            device.record.bundle, device.name, transport, chosen, self._replies, timeout_s, note
+        )
         self._compute = threading.Thread(target=self._run_engine, name="compute", daemon=True)
         self._devices = (device.name, *chosen)
         self._feeding = Feeding(device.record.model, len(self._devices))

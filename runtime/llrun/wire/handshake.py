@@ -22,6 +22,14 @@ from llrun.wire.transport import Connection, ConnectionLost, Transport
 HANDSHAKE_S = 5.0
 
 
+class Refusal(RunError):
+    """A device would not have this connection. `reason`: its own words."""
+
+    def __init__(self, code: str, device: str, address: str, reason: str) -> None:
+        super().__init__(code, f"device {device} at {address} refused: {reason}", INTERNAL)
+        self.reason = reason
+
+
 def send_message(connection: Connection, message: Message) -> None:
     connection.send(encode_control(message))
 
@@ -43,15 +51,15 @@ def read_message(connection: Connection) -> AnyMessage:
 
 
 def dial(transport: Transport, device: str, address: str, hello: Hello, timeout_s: float) -> Connection:
-    """A connection to `device`, handshake done. Raises ConnectionLost, and RunError when it refuses, of
-    its own code."""
+    """A connection to `device`, handshake done. Raises ConnectionLost; Refusal of its own code; RunError
+    when another device, or another program, answers."""
     connection = transport.connect(address, timeout_s)
     try:
         connection.deadline(HANDSHAKE_S)
         send_message(connection, hello)
         answer = read_message(connection)
         if isinstance(answer, Refused):
-            raise RunError(answer.code, f"device {device} at {address} refused: {answer.reason}", INTERNAL)
+            raise Refusal(answer.code, device, address, answer.reason)
         if not isinstance(answer, Welcome):
             raise ProtocolError(f"{address} answered hello with {type(answer).__name__}")
         if answer.device != device:

@@ -5,19 +5,33 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import deque
 from contextlib import suppress
 from typing import Protocol
 
-from llrun.errors import RunError
+from llrun.wire.addresses import (
+    Endpoint,
+    look_up,
+    parse_address,
+    peer_endpoints,
+    show_address,
+    why_not_listening,
+    why_not_reached,
+)
 
-# A sender whose bytes stay unacknowledged, or a silent peer, is given up after this long; with the
-# monitor's period it keeps "a lost worker ends the request" under five seconds.
-DEAD_AFTER_S = 3.0
+# How long bytes may stay unacknowledged, and an idle peer's system silent: longer than the pulse's patience,
+# which names the device, and long enough for a connection to recover from a network that is gone for seconds.
+GIVE_UP_S = 10.0
+RESEND_MS = 1000
+# Linux's numbers, which the socket module lacks. Without them the time between two attempts doubles from 0.2 s:
+# after three seconds without a network, another three would pass before the next.
+TCP_THIN_LINEAR_TIMEOUTS, TCP_RTO_MAX_MS = 16, 44
 QUEUE_FRAMES = 256
 SEND_DEADLINE_S = 30.0
+BACKLOG = 128
 TIMEVAL = struct.Struct("ll")
 Buffer = bytes | memoryview
 
@@ -60,14 +74,6 @@ class Transport(Protocol):
     def listen(self, address: str) -> Listener: ...
 
 
-def parse_address(address: str) -> tuple[str, int]:
-    """`host:port`, `[v6]:port`. Raises RunError R101."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise RunError("R101", f"{address!r} is not an address: write HOST:PORT, the port at most 65535")
-    return host.strip("[]"), int(port)
-
-
 class TcpConnection:
     """A blocking socket. Frames go out at once when the socket takes them; the rest waits for a writer
     thread."""
@@ -83,7 +89,7 @@ class TcpConnection:
         self.heard_at = time.monotonic()
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _set_keepalive(sock)
+        _set_patience(sock)
 
     def send(self, *parts: Buffer) -> None:
         with self._lock:
@@ -183,8 +189,7 @@ class TcpListener:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        host, port = sock.getsockname()[:2]
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.address = show_address(sock.getsockname())
 
     def accept(self) -> TcpConnection:
         while True:
@@ -206,35 +211,74 @@ class Tcp:
     """The Transport over TCP, unencrypted: for loopback and networks that are trusted."""
 
     def connect(self, address: str, timeout_s: float) -> TcpConnection:
-        host, port = parse_address(address)
+        """Connect to the first of its addresses that answers. Raises ConnectionLost that says why none does,
+        RunError R101 for what is no address of a device."""
         try:
-            return TcpConnection(socket.create_connection((host, port), timeout=max(timeout_s, 1e-3)))
+            endpoints = peer_endpoints(address)
         except OSError as error:
-            raise ConnectionLost(_reason(error)) from error
+            raise ConnectionLost(why_not_reached(error)) from error
+        until, reasons = time.monotonic() + timeout_s, list[str]()
+        for endpoint in endpoints:
+            left_s = until - time.monotonic()
+            try:
+                return TcpConnection(
+                    _connected(endpoint, max(left_s / (len(endpoints) - len(reasons)), 1e-3))
+                )
+            except OSError as error:
+                reasons.append(why_not_reached(error))
+        raise ConnectionLost("; ".join(dict.fromkeys(reasons)))
 
     def listen(self, address: str) -> TcpListener:
-        """Listen there and nowhere else. Raises RunError R303."""
+        """Listen there and nowhere else: on the first address of a name, IPv4 before IPv6. Raises RunError
+        R303."""
         host, port = parse_address(address)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            return TcpListener(socket.create_server((host, port), family=family, backlog=16))
+            endpoint = min(look_up(host, port), key=lambda each: each.family != socket.AF_INET)
+            return TcpListener(_listening(endpoint))
         except OSError as error:
-            raise RunError(
-                "R303",
-                f"cannot listen on {address}: {_reason(error)}. Give this machine's own with --listen.",
-            ) from error
+            raise why_not_listening(address, error) from error
 
 
-def _set_keepalive(sock: socket.socket) -> None:
+def _connected(endpoint: Endpoint, timeout_s: float) -> socket.socket:
+    sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(endpoint.sockaddr)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _listening(endpoint: Endpoint) -> socket.socket:
+    sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if endpoint.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(endpoint.sockaddr)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _set_patience(sock: socket.socket) -> None:
+    """How often TCP tries again, and when it gives up."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (
         ("TCP_KEEPIDLE", 1),
         ("TCP_KEEPINTVL", 1),
-        ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", int(DEAD_AFTER_S * 1000)),
+        ("TCP_KEEPCNT", int(GIVE_UP_S)),
+        ("TCP_USER_TIMEOUT", int(GIVE_UP_S * 1000)),
     ):
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    if sys.platform == "linux":
+        for number, value in ((TCP_THIN_LINEAR_TIMEOUTS, 1), (TCP_RTO_MAX_MS, RESEND_MS)):
+            with suppress(OSError):  # the second is of 2025
+                sock.setsockopt(socket.IPPROTO_TCP, number, value)
 
 
 def _reason(error: OSError) -> str:

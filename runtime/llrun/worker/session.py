@@ -97,12 +97,12 @@ class WorkerSession:
         self._links = Links(device.installed, device.limits, inbox.deliver, self._fail)
         self._outside = HeadLink(control, self._links, self._head)
         self._engine = Engine(device.installed, device.blocks, device.library, self._outside, inbox)
-        self._pulse = Pulse({self._head: control}, self._fail)
+        self._pulse = Pulse(self._fail)
 
     def run(self) -> RunError | None:
         """Serve until the head says goodbye (None) or something fails (why). Everything is closed then."""
         threading.Thread(target=self._listen, name="control", daemon=True).start()
-        self._pulse.start()
+        self._pulse.watch(self._head, self._control)
         try:
             self._engine.run()
         except RunError as error:

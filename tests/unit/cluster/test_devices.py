@@ -92,7 +92,15 @@ def test_default_link_may_be_absent_when_every_pair_is_given(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "address", ["[::1]:5700", "[fe80::1]:1", "pi.local:65535", "raspberrypi:5700", "192.168.1.5:80"]
+    "address",
+    [
+        "[::1]:5700",
+        "[fe80::1]:1",
+        "[fe80::1%eth0]:5700",
+        "pi.local:65535",
+        "raspberrypi:5700",
+        "192.168.1.5:80",
+    ],
 )
 def test_addresses_that_are_good(tmp_path: Path, address: str) -> None:
     content = two_devices()

@@ -10,6 +10,7 @@ import numpy_model as synthetic
 import pytest
 
 from llrun.device.load import Device
+from llrun.head.controls import silent
 from llrun.head.session import Session
 from llrun.requests.scheduler import Scheduler
 from llrun.wire.transport import Tcp, TcpListener
@@ -19,21 +20,27 @@ from llrun.worker.worker import Worker
 class Cluster:
     """Workers that listen on loopback ports, each served by a thread of its own."""
 
-    def __init__(self, devices: list[str], parts: dict[str, Device] | None = None) -> None:
-        self.devices = devices
-        self.parts = {name: synthetic.device(name, devices) for name in devices} | (parts or {})
+    def __init__(
+        self, devices: list[str], parts: dict[str, Device] | None = None, plan: list[str] | None = None
+    ) -> None:
+        """`plan`: all devices, where some of them start later."""
+        self.devices = plan or devices
+        self.parts = {name: synthetic.device(name, self.devices) for name in self.devices} | (parts or {})
         self.addresses: dict[str, str] = {}
         self.notes: list[str] = []
         self.listeners: list[TcpListener] = []
         for name in devices[1:]:
-            listener = Tcp().listen("127.0.0.1:0")
-            self.listeners.append(listener)
-            self.addresses[name] = listener.address
-            worker = Worker(self.parts[name], Tcp(), listener, self.notes.append)
-            threading.Thread(target=worker.serve, daemon=True, name=f"worker {name}").start()
+            self.start(name, "127.0.0.1:0")
 
-    def session(self, timeout_s: float = 20.0) -> Session:
-        return Session(self.parts[self.devices[0]], Tcp(), self.addresses, timeout_s)
+    def start(self, name: str, address: str) -> None:
+        listener = Tcp().listen(address)
+        self.listeners.append(listener)
+        self.addresses[name] = listener.address
+        worker = Worker(self.parts[name], Tcp(), listener, self.notes.append)
+        threading.Thread(target=worker.serve, daemon=True, name=f"worker {name}").start()
+
+    def session(self, timeout_s: float = 20.0, note: Callable[[str], None] = silent) -> Session:
+        return Session(self.parts[self.devices[0]], Tcp(), self.addresses, timeout_s, note)
 
     @contextmanager
     def scheduler(self, timeout_s: float = 20.0) -> Iterator[Scheduler]:

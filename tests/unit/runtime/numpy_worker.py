@@ -1,5 +1,5 @@
-"""A worker process that computes with numpy: `numpy_worker.py NAME DEVICES`. Prints its address, then
-serves."""
+"""A worker process that computes with numpy: `numpy_worker.py NAME DEVICES [LISTEN [NAME=ADDRESS,...]]`. Prints
+its address, then serves."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ def slow_mix(*arguments):
 
 
 if __name__ == "__main__":
-    name, devices = sys.argv[1], sys.argv[2].split(",")
-    listener = Tcp().listen("127.0.0.1:0")
-    part = numpy_model.device(name, devices, numpy_model.library(t1=slow_mix))
+    name, devices = sys.argv[1:3]
+    listen, pairs = [*sys.argv[3:], *("127.0.0.1:0", "")[len(sys.argv) - 3 :]]
+    addresses = dict(pair.split("=", 1) for pair in pairs.split(",") if pair)
+    listener = Tcp().listen(listen)
+    functions = numpy_model.library(t1=slow_mix)
+    part = numpy_model.device(name, devices.split(","), functions, addresses=addresses)
     sys.stdout.write(listener.address + "\n")
     sys.stdout.flush()
     Worker(part, Tcp(), listener, lambda text: sys.stderr.write(f"{text}\n") and None).serve()

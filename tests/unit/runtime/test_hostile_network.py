@@ -37,7 +37,7 @@ from llrun.wire.protocol import (
     pack_rows,
 )
 from llrun.wire.transport import ConnectionLost, Tcp
-from llrun.worker import worker
+from llrun.worker import door
 
 NAMES = ["head", "anna", "bert"]
 
@@ -102,7 +102,7 @@ def test_a_running_request_survives_scanners(cluster):
 @pytest.mark.parametrize(
     ("changes", "role", "reason"),
     [
-        ({"bundle": "c" * 64}, "control", "it runs bundle bbbbbbbbbbbb, not cccccccccccc"),
+        ({"bundle": "c" * 64}, "control", "it does not run bundle cccccccccccc"),
         ({"sender": "mallory"}, "control", "no control connection from mallory"),
         ({"session": "guess"}, "data", "no data connection from head is due"),
         ({}, "admin", "no admin connection"),
@@ -114,12 +114,14 @@ def test_refused_by_name(cluster, changes, role, reason):
         dial(Tcp(), "anna", address, hello(role, **changes), 5.0)
 
 
-def test_another_head_waits_and_is_told_why(cluster, monkeypatch):
-    monkeypatch.setattr("llrun.head.controls.REACH_S", 0.3)
-    workers = cluster(NAMES)
+def test_another_head_waits_and_is_told_why(cluster):
+    workers, notes = cluster(NAMES), []
     with workers.session() as session:
-        with pytest.raises(RunError, match="serving another head"), workers.session():
+        with pytest.raises(RunError, match="serving another head"), workers.session(0.3, notes.append):
             pass
+        assert notes == [
+            f"waiting for device anna at {workers.addresses['anna']}: it is serving another head"
+        ]
         assert len(generate(Scheduler(session), [1], 3, Sampling(), lambda token: True).tokens) == 3
 
 
@@ -132,16 +134,16 @@ def test_the_wrong_device_at_an_address_is_named(cluster):
 
 def test_silent_connections_are_ended_and_bounded(cluster, monkeypatch):
     monkeypatch.setattr(handshake, "HANDSHAKE_S", 0.5)
-    monkeypatch.setattr(worker, "HANDSHAKE_S", 0.5)
+    monkeypatch.setattr(door, "HANDSHAKE_S", 0.5)
     address = cluster(NAMES).addresses["anna"]
-    silent = [raw(address) for _ in range(worker.MAX_HANDSHAKES + 5)]
+    silent = [raw(address) for _ in range(door.MAX_HANDSHAKES + 5)]
     for sock in silent:
         assert _ended(sock)
     assert dial(Tcp(), "anna", address, hello("control"), 5.0)
 
 
 def test_dripping_bytes_do_not_extend_a_handshake(cluster, monkeypatch):
-    monkeypatch.setattr(worker, "HANDSHAKE_S", 0.5)
+    monkeypatch.setattr(door, "HANDSHAKE_S", 0.5)
     sock = raw(cluster(NAMES).addresses["anna"])
     start = time.monotonic()
     frame = encode_control(hello("control"))

@@ -9,9 +9,8 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from llrun.errors import RunError
 from llrun.wire import transport
-from llrun.wire.transport import ConnectionLost, Tcp, TcpConnection, parse_address
+from llrun.wire.transport import ConnectionLost, Tcp, TcpConnection
 
 
 @pytest.fixture
@@ -156,25 +155,5 @@ def test_bytes_that_are_heard_are_noted(pair):
 def test_nobody_listens():
     listener = Tcp().listen("127.0.0.1:0")
     listener.close()
-    with pytest.raises(ConnectionLost, match="refused"):
+    with pytest.raises(ConnectionLost, match=r"refused: .*Is llrun running there"):
         Tcp().connect(listener.address, 1.0)
-
-
-def test_an_address_that_is_not_this_machines():
-    with pytest.raises(RunError, match=r"cannot listen on 203\.0\.113\.1:80: .*--listen") as caught:
-        Tcp().listen("203.0.113.1:80")
-    assert caught.value.exit_code == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [("a.b:1", ("a.b", 1)), ("[::1]:65535", ("::1", 65535)), ("127.0.0.1:0", ("127.0.0.1", 0))],
-)
-def test_addresses(text, parts):
-    assert parse_address(text) == parts
-
-
-@pytest.mark.parametrize("text", ["", "host", "host:", ":5", "host:x", "host:65536", "host:-1", "host:²"])
-def test_what_is_no_address(text):
-    with pytest.raises(RunError, match="is not an address"):
-        parse_address(text)

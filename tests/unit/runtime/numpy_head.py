@@ -1,0 +1,31 @@
+"""A head process that computes with numpy: `numpy_head.py DEVICES NAME=ADDRESS,... TOKENS`. Prints each note and
+each token as it comes, then `error[...]` where there is one."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy_model
+
+from llrun.errors import RunError
+from llrun.head.session import Session
+from llrun.requests.conversation import generate
+from llrun.requests.sampling import Sampling
+from llrun.wire.transport import Tcp
+
+
+def say(text: object) -> bool:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+    return True
+
+
+if __name__ == "__main__":
+    devices = sys.argv[1].split(",")
+    addresses = dict(pair.split("=", 1) for pair in sys.argv[2].split(","))
+    head = numpy_model.device(devices[0], devices)
+    try:
+        with Session(head, Tcp(), addresses, 30.0, say) as session:
+            generate(session, [1, 2, 3], int(sys.argv[3]), Sampling(), say)
+    except RunError as error:
+        say(error)
