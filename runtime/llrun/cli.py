@@ -112,7 +112,8 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
                      help="Give up when nothing comes from any device for this long."),
         click.option("--no-verify", is_flag=True, help="Skip hashing the weights (sizes are still checked)."),
         click.option("--peer", "peers", multiple=True, metavar="NAME=HOST:PORT",
-                     help="Where a worker listens, when not where the bundle says. Repeatable."),
+                     help="Where a worker listens, when not where the bundle says. On another host: tell the other"
+                     " workers too, which connect to no host that they were not told of. Repeatable."),
         click.option("--local", is_flag=True, help="Run every device as a process of this machine."),
     ):  # fmt: skip
         command = option(command)
@@ -179,7 +180,7 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
             raise RunError(
                 "R108", f"{place.device} is a worker: prompts and --local are for {place.record.head}"
             )
-        serve(place, listen, announce, not no_verify, Tcp(), console)
+        serve(place, listen, announce, not no_verify, _peers(peers), Tcp(), console)
         return
     if listen:
         raise RunError("R108", f"{place.device} is the head, which does not listen: --listen is for workers")

@@ -12,6 +12,7 @@ from llrun.errors import RunError
 from llrun.faces import local
 from llrun.faces.console import Console
 from llrun.head.session import Session
+from llrun.wire.addresses import parse_address
 from llrun.wire.transport import Transport
 
 
@@ -30,16 +31,24 @@ class Where:
     transport: Transport
 
 
+def check_peers(place: Place, peers: Mapping[str, str]) -> list[str]:
+    """The bundle's workers. Raises RunError R108 for a peer that is none, R101 for what is no address."""
+    names = sorted(place.record.devices.keys() - {place.record.head})
+    unknown = sorted(peers.keys() - set(names))
+    if unknown:
+        raise RunError("R108", f"--peer {unknown[0]}: this bundle's workers are {', '.join(names) or 'none'}")
+    for address in peers.values():
+        parse_address(address)
+    return names
+
+
 @contextmanager
 def session_on(place: Place, where: Where, console: Console) -> Iterator[Session]:
     """All devices, connected. With `local`, the workers load while the head does.
 
-    Raises RunError R108 for a peer that the bundle lacks, or `local` without the whole bundle.
+    Raises RunError as check_peers does, R108 for `local` without the whole bundle.
     """
-    names = sorted(place.record.devices.keys() - {place.record.head})
-    unknown = sorted(where.peers.keys() - set(names))
-    if unknown:
-        raise RunError("R108", f"--peer {unknown[0]}: this bundle's workers are {', '.join(names) or 'none'}")
+    names = check_peers(place, where.peers)
     if not where.local:
         described = {name: place.record.devices[name].address for name in names}
         device = load_device(place, where.verify, console.progress)

@@ -75,10 +75,16 @@ def literal_of(host: str) -> IPv4Address | IPv6Address | None:
 
 def show_address(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> str:
     """The text of a socket's address, the interface of a link-local one included."""
-    host, port = sockaddr[:2]
-    if len(sockaddr) == 4 and sockaddr[3] and "%" not in host:
-        host = f"{host}%{socket.if_indextoname(sockaddr[3])}"
+    host, port = host_of(sockaddr), sockaddr[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def host_of(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> str:
+    """The host of a socket's address, the interface of a link-local one included."""
+    host = sockaddr[0]
+    if len(sockaddr) == 4 and sockaddr[3] and "%" not in host:
+        return f"{host}%{socket.if_indextoname(sockaddr[3])}"
+    return host
 
 
 def look_up(host: str, port: int) -> list[Endpoint]:

@@ -20,6 +20,7 @@ from llrun.schema import MAX_BATCH
 MAGIC, VERSION = b"LLRN", 2
 CONTROL, TENSOR, ROWS = 1, 2, 3
 CONTROL_LIMIT = 1 << 20
+REASON_CHARS = 256
 LAST_CHUNK, ALL_ROWS, ONE_ROW = 1, 2, 4
 FLAGS = LAST_CHUNK | ALL_ROWS | ONE_ROW
 HEADER = struct.Struct("<4sBBBBIIIIII")
@@ -110,8 +111,11 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
 # --- control messages ---
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Name = Annotated[
+    str, msgspec.Meta(max_length=256, pattern=r"\A[ -~]+\Z")
+]  # printable ASCII, at least a letter
+Token = Annotated[str, msgspec.Meta(max_length=256, pattern=r"\A[ -~]*\Z")]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]  # for people; printable once it was decoded
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
@@ -135,7 +139,7 @@ class Hello(Message, frozen=True, tag="hello"):
     bundle: Name
     sender: Name
     role: Name
-    session: Text = ""
+    session: Token = ""
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
@@ -232,7 +236,7 @@ class Failed(Message, frozen=True, tag="failed"):
 
     code: Name
     reason: Text
-    lost: Text = ""
+    lost: Token = ""
 
 
 class Goodbye(Message, frozen=True, tag="goodbye"):
@@ -255,9 +259,17 @@ def encode_control(message: Message) -> bytes:
 
 
 def decode_control(payload: bytes | bytearray) -> AnyMessage:
-    """Parse a control payload. Raises ProtocolError."""
+    """Parse a control payload; what it says to people is made printable. Raises ProtocolError."""
     try:
         message: AnyMessage = _DECODER.decode(payload)
-        return message
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise ProtocolError(f"malformed control message: {error}") from error
+        raise ProtocolError(f"malformed control message: {printable(str(error))[:REASON_CHARS]}") from error
+    if isinstance(message, Refused | Failed):
+        return msgspec.structs.replace(message, reason=printable(message.reason))
+    return message
+
+
+def printable(text: str) -> str:
+    """`text` with a question mark for each character that would steer a terminal, or turn what stands around it:
+    control characters, escape sequences' first ones, line ends, direction marks."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from llrun.wire.addresses import (
     Endpoint,
+    host_of,
     look_up,
     parse_address,
     peer_endpoints,
@@ -42,9 +43,10 @@ class ConnectionLost(OSError):
 
 class Connection(Protocol):
     """A byte stream with a bounded queue of outgoing frames. `heard_at`: time.monotonic() of the last
-    byte."""
+    byte. `peer`: the host at the other end, an IP address."""
 
     heard_at: float
+    peer: str
 
     def send(self, *parts: Buffer) -> None:
         """Send or queue one frame without copying it; its memory must not change. Raises ConnectionLost."""
@@ -78,7 +80,8 @@ class TcpConnection:
     """A blocking socket. Frames go out at once when the socket takes them; the rest waits for a writer
     thread."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        self.peer = peer
         self._socket = sock
         self._queue: deque[Buffer] = deque()
         self._lock = threading.Lock()
@@ -194,8 +197,8 @@ class TcpListener:
     def accept(self) -> TcpConnection:
         while True:
             try:
-                sock, _ = self._socket.accept()
-                return TcpConnection(sock)
+                sock, peer = self._socket.accept()
+                return TcpConnection(sock, host_of(peer))
             except ConnectionError:  # it went away between its arrival and now
                 continue
             except OSError as error:
@@ -221,9 +224,8 @@ class Tcp:
         for endpoint in endpoints:
             left_s = until - time.monotonic()
             try:
-                return TcpConnection(
-                    _connected(endpoint, max(left_s / (len(endpoints) - len(reasons)), 1e-3))
-                )
+                sock = _connected(endpoint, max(left_s / (len(endpoints) - len(reasons)), 1e-3))
+                return TcpConnection(sock, host_of(endpoint.sockaddr))
             except OSError as error:
                 reasons.append(why_not_reached(error))
         raise ConnectionLost("; ".join(dict.fromkeys(reasons)))

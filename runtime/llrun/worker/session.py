@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hmac
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from llrun.device.load import Device
@@ -40,11 +41,12 @@ from llrun.wire.protocol import (
 )
 from llrun.wire.pulse import Pulse
 from llrun.wire.transport import Connection, ConnectionLost, Transport
+from llrun.worker.door import DRAIN_S, REASON_LIMIT, Note
+from llrun.worker.neighbours import check_dial
 
 CONNECT_S = 10.0
-DRAIN_S = 0.5
+RETRY_S = 0.2
 GRACE_S = 0.2
-REASON_LIMIT = 4096
 
 
 class HeadLink:
@@ -86,8 +88,18 @@ class HeadLink:
 class WorkerSession:
     """One head's session. `run` executes steps on the caller's thread; a thread of its own hears the head."""
 
-    def __init__(self, device: Device, transport: Transport, control: Connection) -> None:
+    def __init__(
+        self,
+        device: Device,
+        transport: Transport,
+        control: Connection,
+        described: Collection[str],
+        note: Note,
+    ) -> None:
+        """`described`: the addresses whose hosts may be dialled. `note` is told what the head is not."""
         self._device = device
+        self._described = described
+        self._note = note
         self._transport = transport
         self._control = control
         self._head = device.record.head
@@ -191,7 +203,23 @@ class WorkerSession:
             self._fail(error)
 
     def _dial(self, peer: str, address: str, hello: Hello) -> Connection:
-        try:
-            return dial(self._transport, peer, address, hello, CONNECT_S)
-        except ConnectionLost as error:
-            raise RunError("R302", f"cannot reach device {peer} at {address}: {error}", INTERNAL) from error
+        """Connect to `peer`, trying again for CONNECT_S. What stood in the way is told here: to the head it makes
+        no difference, in words or in time, what is at an address and what answers there."""
+        check_dial(peer, address, self._described, self._control.peer)
+        until = time.monotonic() + CONNECT_S
+        while True:
+            left_s = until - time.monotonic()
+            try:
+                wait_s = max(left_s, RETRY_S)
+                return dial(self._transport, peer, address, hello, wait_s, answer_s=wait_s)
+            except (ConnectionLost, RunError) as error:
+                reason = str(error)
+            if left_s < RETRY_S:
+                break
+            time.sleep(min(RETRY_S, left_s))
+        self._note(f"cannot reach device {peer} at {address}: {reason}")
+        raise RunError(
+            "R302",
+            f"cannot reach device {peer} at {address} from there within {CONNECT_S:g} s: its own output says why",
+            INTERNAL,
+        )

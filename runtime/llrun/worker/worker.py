@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import hmac
 import threading
-import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Mapping
 from queue import SimpleQueue
+from types import MappingProxyType
 
 from llrun.device.load import Device
 from llrun.errors import INTERNAL, RunError
-from llrun.wire.handshake import HANDSHAKE_S, read_message, send_message
-from llrun.wire.protocol import Hello, ProtocolError, Refused, Welcome
-from llrun.wire.transport import Connection, ConnectionLost, Listener, Transport
-from llrun.worker.session import DRAIN_S, REASON_LIMIT, WorkerSession
+from llrun.wire.handshake import send_message
+from llrun.wire.protocol import Hello, ProtocolError, Welcome
+from llrun.wire.transport import Connection, Listener, Transport
+from llrun.worker.door import Door, Note
+from llrun.worker.session import WorkerSession
 
-MAX_HANDSHAKES = 16
-ACCEPT_PAUSE_S = 0.2
-Note = Callable[[str], None]
+NO_PEERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Worker:
-    """Accepts connections and serves heads, one at a time."""
+    """Serves heads, one at a time. `peers`: where other devices are, when not where the slice says; a worker
+    connects to hosts of its slice and of `peers`, and to the head's (neighbours.py)."""
 
-    def __init__(self, device: Device, transport: Transport, listener: Listener, note: Note) -> None:
+    def __init__(
+        self,
+        device: Device,
+        transport: Transport,
+        listener: Listener,
+        note: Note,
+        peers: Mapping[str, str] = NO_PEERS,
+    ) -> None:
         self._device = device
         self._transport = transport
-        self._listener = listener
         self._note = note
-        self._handshakes = threading.BoundedSemaphore(MAX_HANDSHAKES)
+        self._door = Door(listener, self._admit, note)
+        described = {name: info.address for name, info in device.record.devices.items()} | dict(peers)
+        self._described = frozenset(described.values())
         self._lock = threading.Lock()
         self._session: WorkerSession | None = None
         self._sessions: SimpleQueue[WorkerSession] = SimpleQueue()
 
     def serve(self) -> None:
         """Serve for ever, on the calling thread, which is the one that computes."""
-        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+        self._door.open()
         while True:
             session = self._sessions.get()
             error = session.run()
@@ -44,49 +52,20 @@ class Worker:
             if error:
                 self._note(f"{error}; listening again")
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection = self._listener.accept()
-            except ConnectionLost as error:
-                self._note(f"cannot accept connections: {error}")
-                time.sleep(ACCEPT_PAUSE_S)
-                continue
-            if not self._handshakes.acquire(blocking=False):
-                connection.close()
-                continue
-            threading.Thread(
-                target=self._handshake, args=(connection,), name="handshake", daemon=True
-            ).start()
-
-    def _handshake(self, connection: Connection) -> None:
-        try:
-            connection.deadline(HANDSHAKE_S)
-            hello = read_message(connection)
-            if not isinstance(hello, Hello):
-                raise ProtocolError(f"{type(hello).__name__} came where hello was due")
-            self._admit(hello, connection)
-        except RunError as error:
-            with suppress(ConnectionLost):
-                send_message(connection, Refused(error.code, error.message[:REASON_LIMIT]))
-            connection.close(drain_s=DRAIN_S)
-        except ConnectionLost:
-            connection.close()
-        finally:
-            self._handshakes.release()
-
     def _admit(self, hello: Hello, connection: Connection) -> None:
+        """Begin a session with a head, or give the session its data connection. Raises RunError for anyone else, who
+        is not told which bundle this is."""
         record = self._device.record
-        if hello.bundle != record.bundle:
-            raise RunError(
-                "R304", f"it runs bundle {record.bundle[:12]}, not {hello.bundle[:12]}: copy its slice again"
-            )
+        if not hmac.compare_digest(hello.bundle.encode(), record.bundle.encode()):
+            raise RunError("R304", f"it does not run bundle {hello.bundle[:12]}: copy its slice again")
         with self._lock:
             session = self._session
             if hello.role == "control" and hello.sender == record.head and session is None:
                 send_message(connection, Welcome(self._device.name))
                 connection.deadline(None)
-                self._session = WorkerSession(self._device, self._transport, connection)
+                self._session = WorkerSession(
+                    self._device, self._transport, connection, self._described, self._note
+                )
                 self._sessions.put(self._session)
                 return
         if hello.role == "data" and session is not None:

@@ -19,11 +19,13 @@ from llrun.wire.protocol import (
     TABLE_ENTRY_BYTES,
     TENSOR,
     Configure,
+    Failed,
     Figures,
     Header,
     Hello,
     Opened,
     ProtocolError,
+    Refused,
     StepDone,
     StepsDone,
     decode_control,
@@ -107,13 +109,31 @@ def test_control_round_trip(message):
         {"type": "steps_done", "steps": [[0, 1, 2]], "figures": {}},
         {"type": "hello", "bundle": "", "sender": "a", "role": "data"},
         {"type": "hello", "bundle": "b" * 257, "sender": "a", "role": "data"},
+        {"type": "hello", "bundle": "b", "sender": "a\x1b[2J", "role": "data"},
+        {"type": "hello", "bundle": "b", "sender": "a\n", "role": "data"},
+        {"type": "hello", "bundle": "b", "sender": "a", "role": "data", "session": "\x9b"},
+        {"type": "hello", "bundle": "b", "sender": "a", "role": "da\u202eta"},
+        {"type": "configure", "session": "s", "epoch": 1, "addresses": {"a\x07": "b:1"}},
+        {"type": "failed", "code": "R1", "reason": "", "lost": "a\r"},
+        {"type": "refused", "code": "R1", "reason": "r" * 4097},
+        {"type": "hello\x1b]0;title\x07"},
+        {"type": "hello", "\x1b[31m": 1},
         ["open", 1],
         None,
     ],
 )
 def test_control_of_another_shape_is_refused(value):
-    with pytest.raises(ProtocolError, match="malformed"):
+    with pytest.raises(ProtocolError, match="malformed") as caught:
         decode_control(msgspec.msgpack.encode(value))
+    assert caught.value.message.isprintable()
+
+
+def test_what_is_said_to_people_is_printable():
+    said = "no\x1b[2J\x07 room\nfor\u202e\x9b it: übrig é"
+    plain = "no?[2J? room?for?? it: übrig é"
+    for message in (Refused("R1", said), Failed("R1", said)):
+        decoded = decode_control(encode_control(message)[HEADER_BYTES:])
+        assert decoded == msgspec.structs.replace(message, reason=plain)
 
 
 def test_random_bytes_never_pass_and_never_raise_anything_else():
