@@ -80,6 +80,8 @@ def make_plan(options: BuildOptions, trace: Trace) -> Planned:
         model = frontend.load_model(
             options.model, options.random_seed, trace.passes(frontend.text, frontend.serialized)
         )
+        for note in notes_on(model, options):
+            trace.write(f"note: {note}")
     with trace.stage("graph"):
         dataflow = graph.build_graph(model, trace.passes(graph.print_dataflow))
         trace.program("blocks", print_graph(dataflow))
@@ -112,15 +114,26 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
     return Planned(model, dataflow, cluster, costs, plan, options.cache)
 
 
+def notes_on(model: Model, options: BuildOptions) -> tuple[str, ...]:
+    """What the user should know of `model`, a sentence each."""
+    if not model.positions_reason or options.context is not None:
+        return model.notes
+    context = context_of(options, model)
+    return (*model.notes, f"{model.name}: --context is {context}, because {model.positions_reason}")
+
+
 def context_of(options: BuildOptions, model: Model) -> int:
-    """Tokens a sequence may hold. Raises CompileError when more are asked for than the model was made for."""
+    """Tokens a sequence may hold. Raises CompileError when more are asked for than the model was made for, or than
+    its graph is right for."""
+    most = model.max_positions
     if options.context is None:
-        return min(model.max_positions, DEFAULT_CONTEXT)
-    if options.context > model.max_positions:
+        return min(most, DEFAULT_CONTEXT)
+    if options.context > most:
+        limit = f"for which {model.name} can be compiled: {model.positions_reason}"
+        reason = limit if model.positions_reason else f"that {model.name} was made for"
         raise CompileError(
             "F190",
-            f"--context {options.context} is more than the {model.max_positions} positions that {model.name} "
-            f"was made for; use --context {model.max_positions} or less",
+            f"--context {options.context} is more than the {most} positions {reason}; use --context {most} or less",
         )
     return options.context
 

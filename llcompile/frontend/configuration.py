@@ -27,7 +27,6 @@ _LIMITS = {
 }
 _REQUIRED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_DATA_DEPENDENT_ROPE = ("dynamic",)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -74,7 +73,6 @@ def read_configuration(path: Path) -> PretrainedConfig:
         raise CompileError("F111", f"{path}: a value cannot be ({type(error).__name__}: {reason}).") from None
     _require_sane(path, config)
     _require_dense(path, config)
-    _require_static_rope(path, config)
     config.use_cache, config.return_dict = False, True
     config.output_attentions, config.output_hidden_states = False, False
     return config
@@ -155,25 +153,6 @@ def _require_dense(path: Path, config: PretrainedConfig) -> None:
                 f"{path}: {architecture} routes tokens to experts ({key} = {count}): the weights read depend "
                 "on the data, which is not supported. Use a dense model.",
             )
-
-
-def _rope_kinds(parameters: object) -> set[str]:
-    """The rope types of a parameter set, or of one a layer type."""
-    if not isinstance(parameters, Mapping):
-        return set()
-    kinds = {str(parameters["rope_type"])} if "rope_type" in parameters else set()
-    return kinds.union(*(_rope_kinds(v) for v in parameters.values() if isinstance(v, Mapping)))
-
-
-def _require_static_rope(path: Path, config: PretrainedConfig) -> None:
-    """Frequencies must be constants; those that change with the length of the text are refused."""
-    found = _rope_kinds(getattr(config, "rope_parameters", None)) & set(_DATA_DEPENDENT_ROPE)
-    if found:
-        raise CompileError(
-            "F112",
-            f"{path}: rope_type {sorted(found)[0]!r} makes the rotary embedding's frequencies depend on the "
-            "length of the text, which is not supported. Use linear, llama3 or yarn.",
-        )
 
 
 def token_ids(directory: Path, config: PretrainedConfig) -> tuple[int | None, tuple[int, ...]]:

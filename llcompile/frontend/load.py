@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -15,6 +16,7 @@ from llcompile.frontend.checkpoint import read_checkpoint
 from llcompile.frontend.configuration import read_configuration, token_ids
 from llcompile.frontend.export import export_graph
 from llcompile.frontend.functions import local_functions
+from llcompile.frontend.rotary import RotaryLimit
 from llcompile.frontend.skeleton import aliases, build_skeleton, parameter_shapes, stored_names
 from llcompile.frontend.source import locate
 from llcompile.frontend.tokenizer import tokenizer_files
@@ -39,19 +41,21 @@ def load_model(
     directory, name = locate(model, weights=random_seed is None)
     config = read_configuration(directory / "config.json")
     stored = read_checkpoint(directory) if random_seed is None else None
-    skeleton, mode = build_skeleton(config)
+    built = build_skeleton(config)
+    skeleton = built.model
     known = stored_names(skeleton, stored or ())
     names = choose_names(aliases(skeleton), skeleton.base_model_prefix, known)
     if stored is not None:
         wanted = {names[own]: shape for own, shape in parameter_shapes(skeleton).items()}
         require_stored(wanted, stored, str(directory))
-    graph = export_graph(skeleton, mode)
+    graph = export_graph(skeleton, built.mode)
     passes = canonical_passes({f"model.{own}": stored_name for own, stored_name in names.items()})
     graph = run_passes(graph, passes, VERIFIER, observe)
     _require_attention(graph, config, type(skeleton).__name__)
     sources = weight_sources(graph, stored, float(getattr(config, "initializer_range", 0.02)))
     begin, ends = token_ids(directory, config)
     tokenizer = tokenizer_files(directory)
+    positions = _positions(config, built.rotary)
     return Model(
         name=name,
         architecture=type(skeleton).__name__,
@@ -59,7 +63,8 @@ def load_model(
         weights=sources,
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
-        max_positions=_max_positions(config),
+        max_positions=positions.most,
+        positions_reason=positions.reason,
         bos_token_id=begin,
         eos_token_ids=ends,
         tokenizer_files=tokenizer,
@@ -70,10 +75,25 @@ def load_model(
     )
 
 
-def _max_positions(config: PretrainedConfig) -> int:
+@dataclass(frozen=True)
+class _Positions:
+    """The `most` positions a text may have, and the `reason` where that is less than config.json says."""
+
+    most: int
+    reason: str = ""
+
+
+def _positions(config: PretrainedConfig, rotary: RotaryLimit | None) -> _Positions:
     """Positions the model was made for; ALiBi has no limit of its own, and BLOOM calls it seq_length."""
-    found = getattr(config, "max_position_embeddings", None) or getattr(config, "seq_length", None)
-    return int(found or _UNLIMITED_POSITIONS)
+    given = getattr(config, "max_position_embeddings", None) or getattr(config, "seq_length", None)
+    most = int(given or _UNLIMITED_POSITIONS)
+    if rotary is None or rotary.positions >= most:
+        return _Positions(most)
+    return _Positions(
+        rotary.positions,
+        f"its rotary embedding ({rotary.kind}) changes its frequencies beyond {rotary.positions} of the {most} "
+        "positions in config.json, and would change those of all keys already cached",
+    )
 
 
 def _require_attention(graph: ir.Model, config: PretrainedConfig, architecture: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +13,20 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, apply_renamings
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llcompile.frontend import attention
+from llcompile.frontend.rotary import RotaryLimit, fix_frequencies
 from llcompile.ir.errors import CompileError
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A `model` without weights, the `mode` its parameters are fake in, and what its rotary embedding limits."""
+
+    model: PreTrainedModel
+    mode: FakeTensorMode
+    rotary: RotaryLimit | None
 
 
 class _UninitialisedOnMeta(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped here
@@ -35,10 +45,11 @@ class _UninitialisedOnMeta(TorchFunctionMode):  # type: ignore[misc]  # torch is
         return func(*args, **options)
 
 
-def build_skeleton(config: PretrainedConfig) -> tuple[PreTrainedModel, FakeTensorMode]:
+def build_skeleton(config: PretrainedConfig) -> Skeleton:
     """The model of `config` in float32: attention symbolic, parameters fake, buffers with their values.
 
-    Raises CompileError F113 when transformers cannot build it, F134 when its attention cannot be replaced.
+    Raises CompileError F113 when transformers cannot build it, F134 when its attention cannot be replaced, F111 and
+    F112 for a rotary embedding that cannot be or is not supported.
     """
     attention.register()
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
@@ -67,11 +78,11 @@ def build_skeleton(config: PretrainedConfig) -> tuple[PreTrainedModel, FakeTenso
     adapt = attention.ADAPTERS.get(type(model).__name__)
     if adapt:
         adapt(model)
-    _fix_long_rope(model)
+    rotary = fix_frequencies(model)
     _require_finite(model)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     _replace_parameters(model, mode)
-    return model.eval(), mode
+    return Skeleton(model.eval(), mode, rotary)
 
 
 def aliases(model: PreTrainedModel) -> list[list[str]]:
@@ -95,22 +106,6 @@ def stored_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str
     """
     renamings = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]
     return {apply_renamings(name, renamings): name for name in stored}
-
-
-def _fix_long_rope(model: nn.Module) -> None:
-    """LongRoPE picks its frequencies by the length of the text; here the model's context decides, once.
-
-    Long factors when max_position_embeddings exceeds original_max_position_embeddings, else short ones. So a
-    text within the original length gets the long factors too, unlike in transformers: frequencies that change
-    while text grows would make every cached key wrong.
-    """
-    for module in model.modules():
-        if getattr(module, "rope_type", None) != "longrope":
-            continue
-        config = module.config
-        frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](config, None, seq_len=config.max_position_embeddings)
-        module.register_buffer("inv_freq", frequencies, persistent=False)
-        module.rope_type = "static"
 
 
 def _require_finite(model: PreTrainedModel) -> None:

@@ -34,7 +34,8 @@ class Model:
     operators): inputs `input_ids` and `position_ids`, int64 (1, n), then one input per weight under its
     checkpoint name; one output `logits`, float32 (1, n, vocab_size). `weights` maps each weight input to its
     source; a tied weight is one input with several consumers. `tokenizer_bytes`: size of
-    tokenizer.json. `random_seed` is None when a checkpoint is read.
+    tokenizer.json. `random_seed` is None when a checkpoint is read. `positions_reason`: why `max_positions` is less
+    than config.json says, "" where it isn't. `notes`: what the user should know, a sentence each.
     """
 
     name: str
@@ -49,3 +50,5 @@ class Model:
     tokenizer_files: tuple[str, ...]
     tokenizer_bytes: int = 0
     random_seed: int | None = None
+    positions_reason: str = ""
+    notes: tuple[str, ...] = ()

@@ -109,7 +109,6 @@ def test_values_that_cannot_be(tmp_path: Path, change: dict[str, object], named:
             {"model_type": "custom", "auto_map": {"AutoConfig": "x.C"}},
             "code of the checkpoint's own is never run",
         ),
-        ({**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
         ({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, "the checkpoint is quantised"),
         ({**LLAMA, "is_encoder_decoder": True}, "attends to an encoder"),
         ({**LLAMA, "architectures": "LlamaForCausalLM"}, "not a list of names"),

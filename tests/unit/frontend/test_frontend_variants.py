@@ -78,22 +78,6 @@ def test_variant_equals_transformers(name: str, tmp_path: Path) -> None:
     assert error(found, reference_logits(directory, ids)) < 2e-5
 
 
-LONG = {
-    "rope_scaling": {"type": "longrope", "long_factor": [4.0] * 8, "short_factor": [1.1] * 8},
-    "sliding_window": None,
-}
-
-
-def test_long_rope_takes_the_factors_of_the_context(tmp_path: Path) -> None:
-    """transformers changes factors with the text's length, so both agree on the side that the context decides."""
-    ids = [token % 500 for token in prompt(61)]
-    long = saved("phi3", LONG | {"original_max_position_embeddings": 32}, tmp_path / "long")
-    short = saved("phi3", LONG | {"original_max_position_embeddings": 128}, tmp_path / "short")
-    for directory in (long, short):
-        assert error(run(load_model(str(directory)), [ids])[0], reference_logits(directory, ids)) < 2e-5
-    assert error(reference_logits(long, ids), reference_logits(short, ids)) > 1e-2
-
-
 def test_the_language_model_of_a_larger_one(tmp_path: Path) -> None:
     text = {k: v for k, v in SMALL.items() if v is not None} | {"head_dim": 16, "sliding_window": 16}
     vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
