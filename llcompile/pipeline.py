@@ -20,7 +20,7 @@ from llcompile.ir.packing import LoweredTemplate
 from llcompile.ir.plan import BlockCost, Plan
 from llcompile.ir.printer import print_graph, print_planned
 from llcompile.trace import Trace
-from llrun.schema import FileEntry
+from llrun.schema import FileEntry, Precision, Shapes
 
 DEFAULT_CONTEXT = 4096
 CHUNK = 128
@@ -58,7 +58,6 @@ class Planned:
     cluster: Cluster
     costs: tuple[BlockCost, ...]
     plan: Plan
-    cache: str = "f16"
 
 
 @dataclass(frozen=True)
@@ -95,23 +94,22 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
     """Decide which device computes which blocks of `dataflow`."""
     cluster = with_tokenizer(cluster, model.tokenizer_bytes)
     context = context_of(options, model)
-    chunk = min(CHUNK, context)
-    costs = cost.block_costs(dataflow, options.quant, context, chunk, options.cache)
+    precision, shapes = Precision.of(options.quant, options.cache), Shapes(context, min(CHUNK, context))
+    costs = cost.block_costs(dataflow, precision, shapes)
     prompt_tokens, new_tokens = partition.request_of(options.prompt_tokens, options.new_tokens, context)
     wishes = partition.PlanOptions(
         objective=options.objective,
         use_all=options.use_all,
         pins=partition.parse_pins(options.pins, cluster, len(dataflow.blocks)),
-        quant=options.quant,
-        context=context,
-        chunk=chunk,
+        precision=precision,
+        shapes=shapes,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         sequences=options.sequences,
         time_limit_s=options.time_limit,
     )
-    plan = partition.plan(costs, cost.flows(dataflow, chunk), cluster, wishes)
-    return Planned(model, dataflow, cluster, costs, plan, options.cache)
+    plan = partition.plan(costs, cost.flows(dataflow, shapes.chunk), cluster, wishes)
+    return Planned(model, dataflow, cluster, costs, plan)
 
 
 def notes_on(model: Model, options: BuildOptions) -> tuple[str, ...]:
@@ -241,18 +239,14 @@ def compile_targets(planned: Planned, scratch: Path) -> Compiled:
     for target, processor in sorted(processors.items()):
         twin = done.setdefault(processor, target)
         if twin == target:
-            lowered[target] = lower.lower_templates(
-                templates, plan.quant, processor, plan.context, planned.cache
-            )
+            lowered[target] = lower.lower_templates(templates, plan.precision, plan.shapes, processor)
             libraries[target] = scratch / f"{target}.so"
             lower.compile_library(
                 templates + positions,
-                plan.quant,
+                plan.precision,
+                plan.shapes,
                 processor,
-                plan.context,
-                plan.chunk,
                 libraries[target],
-                planned.cache,
             )
         lowered[target], libraries[target] = lowered[twin], libraries[twin]
     return Compiled(lowered, libraries, runtime)

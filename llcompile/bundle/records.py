@@ -26,9 +26,13 @@ def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.
         seed=plan.seed,
         ttft_s=plan.ttft_s,
         tpot_s=plan.tpot_s,
-        quant=plan.quant,
-        context=plan.context,
-        chunk=plan.chunk,
+        precision=plan.precision,
+        shapes=plan.shapes,
+        prompt_tokens=plan.prompt_tokens,
+        new_tokens=plan.new_tokens,
+        sequences=plan.sequences,
+        chunk_s=plan.chunk_s,
+        slowest_chunk_s=plan.slowest_chunk_s,
         stages=tuple(
             schema.StageRecord(devices=s.devices, shares=s.shares, blocks=(s.start, s.stop), window=s.window)
             for s in plan.stages
@@ -77,10 +81,9 @@ def model_info(model: Model, plan: Plan) -> schema.ModelInfo:
     return schema.ModelInfo(
         name=model.name,
         architecture=model.architecture,
-        quant=plan.quant,
+        precision=plan.precision,
+        shapes=plan.shapes,
         vocab_size=model.vocab_size,
-        context=plan.context,
-        chunk=plan.chunk,
         bos_token_id=model.bos_token_id,
         eos_token_ids=model.eos_token_ids,
     )

@@ -10,6 +10,7 @@ from llcompile.ir.cluster import Cluster
 from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.graph import DTYPE_BYTES, Block, Graph, Template
 from llcompile.ir.packing import LoweredTemplate
+from llcompile.ir.plan import Plan
 from llrun import schema
 
 LIBRARY = "lib/model.so"
@@ -63,7 +64,8 @@ def block_entry(placed: Placed) -> schema.BlockEntry:
     )
 
 
-def device_infos(cluster: Cluster, names: Sequence[str]) -> dict[str, schema.DeviceInfo]:
+def device_infos(cluster: Cluster, plan: Plan) -> dict[str, schema.DeviceInfo]:
+    """Every device that the plan uses, by name."""
     return {
         d.name: schema.DeviceInfo(
             name=d.name,
@@ -71,9 +73,10 @@ def device_infos(cluster: Cluster, names: Sequence[str]) -> dict[str, schema.Dev
             address=d.address,
             threads=d.threads,
             memory_bytes=d.memory_bytes,
+            peak_bytes=plan.devices[d.name].peak_bytes,
             isa=d.processor.isa,
         )
-        for d in map(cluster.device, sorted(names))
+        for d in map(cluster.device, sorted(plan.devices))
     }
 
 
@@ -122,7 +125,7 @@ def make_slice(
         logits=_tensor_id(tensors, "logits"),
         blocks=tuple(block_entry(b) for b in blocks),
         program=programs[device],
-        max_payload_bytes=max_payload_bytes(programs, tensors, model.chunk),
+        max_payload_bytes=max_payload_bytes(programs, tensors, model.shapes.chunk),
         files=dict(files),
     )
 

@@ -17,12 +17,14 @@ from llrun.errors import RunError
 
 def read_manifest(bundle: Path) -> schema.Manifest:
     """The manifest of `bundle`. Raises CompileError B120 when it is missing or unreadable, B121 when
-    damaged."""
+    damaged, B122 when it is of another version of the schema."""
     try:
         return files.read_manifest(bundle)
     except RunError as error:
         if error.code == "R201":
             raise CompileError("B120", f"{bundle} is not a bundle: {error.message}") from error
+        if isinstance(error.__cause__, schema.SchemaError):
+            raise CompileError("B122", error.message) from error
         raise CompileError("B121", error.message) from error
 
 

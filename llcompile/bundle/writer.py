@@ -103,7 +103,7 @@ def write_bundle(
         model=model_info(model, plan),
         head=cluster.head,
         plan=record,
-        devices=device_infos(cluster, tuple(programs)),
+        devices=device_infos(cluster, plan),
         programs=dict(programs),
         placed={
             name: placed_blocks(programs[name], graph, lowered[cluster.device(name).target])

@@ -11,8 +11,8 @@ from typing import Any
 
 from llcompile.cluster.strict_json import Faults, items, positive, positive_int, read_json, record, text
 from llcompile.ir.cluster import Processor
+from llrun.schema import Isa
 
-ISAS = ("avx2", "avx512vnni", "neon", "neon_dotprod", "neon_i8mm")
 # Unit of each figure, and whether it is a whole number.
 FIGURES: Mapping[str, tuple[str, bool]] = {
     "memory_bytes": ("bytes", True),
@@ -83,11 +83,12 @@ def _processor(faults: Faults, value: Any) -> Processor | None:
     isa = text(faults, fields.get("isa"), "processor.isa")
     features = items(faults, fields.get("mattr", []), "processor.mattr")
     mattr = [text(faults, entry, f"processor.mattr[{i}]") for i, entry in enumerate(features)]
-    if isa is not None and isa not in ISAS:
-        faults.add("processor.isa", f'unknown instruction set "{isa}". Known: {", ".join(ISAS)}')
-    if mtriple is None or mcpu is None or isa is None:
+    known = list(Isa)
+    if isa is not None and isa not in known:
+        faults.add("processor.isa", f'unknown instruction set "{isa}". Known: {", ".join(known)}')
+    if mtriple is None or mcpu is None or isa not in known:
         return None
-    return Processor(mtriple, mcpu, tuple(entry for entry in mattr if entry is not None), isa)
+    return Processor(mtriple, mcpu, tuple(entry for entry in mattr if entry is not None), Isa(isa))
 
 
 def _figure(faults: Faults, value: Any, key: str) -> float | None:

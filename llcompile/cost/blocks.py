@@ -6,21 +6,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llcompile.ir.graph import CacheSpec, Graph, Template, WeightParam
-from llcompile.ir.packing import cache_format, cache_token_bytes, layout_of, packed_params, pad
+from llcompile.ir.packing import cache_token_bytes, layout_of, packed_params, pad
 from llcompile.ir.plan import BlockCost, Flow
+from llrun.schema import Precision, Shapes
 
 PAGE_BYTES = 4096
 # The widest row tile of any processor's kernels: an upper bound on the rows that padding adds.
 TILE_ROWS = 16
 
 
-def block_costs(
-    graph: Graph, quant: str, context: int, chunk: int, cache: str = "f16"
-) -> tuple[BlockCost, ...]:
+def block_costs(graph: Graph, precision: Precision, shapes: Shapes) -> tuple[BlockCost, ...]:
     """Costs of the graph's blocks, in order.
 
     weights_bytes: packed tensors, each on pages of its own. cache_bytes: keys and values of `context` tokens,
-    in f32 with f32 weights, else as `cache` says (ir.packing.CACHES). activation_bytes: peak of a chunk.
+    in the cache's format. activation_bytes: peak of a chunk.
     decode: one token with `context` tokens cached, of which attention reads those in its window; an embedding
     reads one row, not its table. prefill: one chunk of a prompt that fills the context, at the mean number of
     cached tokens, context / 2: a window bounds it too; weights are read once a chunk, an embedding's rows
@@ -32,15 +31,14 @@ def block_costs(
     for block in graph.blocks:
         key = (block.template, block.last_row_only)
         if key not in costs:
-            rows = 1 if block.last_row_only else min(chunk, context)
-            costs[key] = _template_cost(
-                graph.templates[block.template], quant, context, rows, cache_format(quant, cache)
-            )
+            rows = 1 if block.last_row_only else shapes.chunk
+            costs[key] = _template_cost(graph.templates[block.template], precision, shapes.context, rows)
         result.append(replace(costs[key], block=block.id))
     return tuple(result)
 
 
-def _template_cost(template: Template, quant: str, context: int, rows: int, cache: str) -> BlockCost:
+def _template_cost(template: Template, precision: Precision, context: int, rows: int) -> BlockCost:
+    quant, cache = precision.weights, precision.cache
     streamed = sum(weight_bytes(w, quant) for w in template.weights if w.role != "embedding")
     tables = sum(weight_bytes(w, quant) for w in template.weights if w.role == "embedding")
     row = sum(_row_bytes(w, quant) for w in template.weights if w.role == "embedding")

@@ -13,8 +13,8 @@ def summary(record: schema.PlanRecord) -> str:
     optimal = record.status == "optimal"
     quality = "the best plan" if optimal else f"a plan within {record.gap:.1%} of the best possible"
     return (
-        f"{len(record.blocks)} blocks, {human_bytes(weights)} of {record.quant} weights, on {devices} "
-        f"device{'s' if devices != 1 else ''} with a context of {record.context} tokens: {quality}. "
+        f"{len(record.blocks)} blocks, {human_bytes(weights)} of {record.precision.weights} weights, on {devices} "
+        f"device{'s' if devices != 1 else ''} with a context of {record.shapes.context} tokens: {quality}. "
         f"Predicted: first token after {human_seconds(record.ttft_s)}, then one every "
         f"{human_seconds(record.tpot_s)} ({_rate(record.tpot_s)})."
     )

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from llrun.schema.values import Isa
+
 
 @dataclass(frozen=True)
 class Processor:
-    """What code generation needs to know of a target: LLVM triple, cpu, features, and the kernels' instruction set.
-
-    `isa`: avx2 | avx512vnni | neon | neon_dotprod | neon_i8mm.
-    """
+    """What code generation needs to know of a target: LLVM triple, cpu, features, and the kernels' instruction set."""
 
     mtriple: str
     mcpu: str
     mattr: tuple[str, ...]
-    isa: str
+    isa: Isa
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from math import prod
 from llcompile.ir.graph import DTYPE_BYTES
 
 GROUP = 32
-FORMATS = ("f32", "f16", "q8", "q4")
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,6 @@ def layout_of(role: str, quant: str, tile_rows: int) -> Layout:
 
 KEY_BLOCK = 16  # tokens whose keys lie together, transposed
 CACHE_TILE = 128  # a cache has room for a multiple of so many tokens
-CACHES = ("f16", "q8")  # formats of a cache; f32 with float32 weights
 
 
 def cache_arguments(
@@ -112,11 +110,6 @@ def cache_arguments(
     values = (dtype, (kv_heads, tokens, value_dim))
     scales = ("float16", (kv_heads, tokens))
     return (keys, values, scales, scales) if kind == "q8" else (keys, values)
-
-
-def cache_format(quant: str, wished: str) -> str:
-    """The format of the caches of a build: float32 with float32 weights, else as wished (one of CACHES)."""
-    return "f32" if quant == "f32" else wished
 
 
 def cache_token_bytes(kind: str, kv_heads: int, key_dim: int, value_dim: int) -> int:

@@ -4,21 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
-
-class PlanStatus(StrEnum):
-    """What is proven of a plan: no other is better by more than the gap asked for, or only that it works."""
-
-    OPTIMAL = "optimal"
-    FEASIBLE = "feasible"
-
-
-class TransmissionKind(StrEnum):
-    """To the next stage, or past stages that have no use for the tensor."""
-
-    SEQUENTIAL = "sequential"
-    RESIDUAL = "residual"
+from llrun.schema.values import PlanStatus, Precision, Shapes, TransmissionKind
 
 
 @dataclass(frozen=True)
@@ -103,8 +90,8 @@ class Transmission:
 class Plan:
     """The stages, what they cost, and what is proven of them.
 
-    Seconds: `ttft_s` to the first token of a prompt of `prompt_tokens`, `tpot_s` a further token with `context`
-    tokens cached, `chunk_s` a chunk of the prompt from end to end, `slowest_chunk_s` of it in the slowest device or
+    Seconds: `ttft_s` to the first token of a prompt of `prompt_tokens`, `tpot_s` a further token with a full context
+    cached, `chunk_s` a chunk of the prompt from end to end, `slowest_chunk_s` of it in the slowest device or
     link. The objective was for `prompt_tokens` and `new_tokens` (latency), or `sequences` at once (throughput).
     `problem` is the solved MIP in MPS text, so that it can be solved again.
     """
@@ -119,9 +106,8 @@ class Plan:
     tpot_s: float
     chunk_s: float
     slowest_chunk_s: float
-    quant: str
-    context: int
-    chunk: int
+    precision: Precision
+    shapes: Shapes
     prompt_tokens: int
     new_tokens: int
     sequences: int

@@ -12,18 +12,17 @@ from pathlib import Path
 from llcompile.ir.cluster import Processor
 from llcompile.ir.graph import Template
 from llcompile.lower.tiles import lower_templates
+from llrun.schema import Precision, Shapes
 
 __all__ = ["compile_library", "lower_templates"]
 
 
 def compile_library(
     templates: Sequence[Template],
-    quant: str,
+    precision: Precision,
+    shapes: Shapes,
     processor: Processor,
-    context: int,
-    chunk: int,
     out: Path,
-    cache: str = "f16",
 ) -> None:
     """Compile `templates` into the shared library `out`: `<id>_decode` (n = 1) and `<id>_prefill`
     (1 <= n <= chunk) of each, called as `lower_templates` says.
@@ -32,4 +31,4 @@ def compile_library(
     """
     from llcompile.lower.library import compile_library as compile_and_link
 
-    compile_and_link(templates, quant, processor, context, chunk, out, cache)
+    compile_and_link(templates, precision, shapes, processor, out)

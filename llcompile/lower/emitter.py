@@ -16,6 +16,7 @@ from llcompile.lower.kernels.isa import Isa
 from llcompile.lower.kernels.vector import Expr, Extent
 from llcompile.lower.onnx_graph import Node, OnnxGraph
 from llcompile.lower.values import MAX_COST, Dim, Shape, Value, constant, loop_nest, stored
+from llrun.schema import Precision, Shapes
 
 QUANTISED = ("q8", "q4")
 INPUTS = "llcompile.inputs"  # attribute of a function: which arguments change from call to call
@@ -28,9 +29,8 @@ class Module:
 
     builder: relax.BlockBuilder
     isa: Isa
-    quant: str
-    context: int
-    cache: str
+    precision: Precision
+    shapes: Shapes
     kernels: dict[Hashable, object] = field(default_factory=dict)
 
     def kernel(self, name: str, key: Hashable, make: Callable[[], tirx.PrimFunc]) -> object:
@@ -89,7 +89,9 @@ class Emitter:
     def quantises(self, name: str) -> bool:
         """Whether the tensor `name` is needed as int8 alone: only products with quantised weights read it."""
         readers = self.graph.readers.get(name, ())
-        return self.module.quant in QUANTISED and all(reader == (PRODUCTS, 0) for reader in readers)
+        return self.module.precision.weights in QUANTISED and all(
+            reader == (PRODUCTS, 0) for reader in readers
+        )
 
     def materialise(self, value: Value) -> relax.Expr:
         """`value` in memory: where it is, where the same elements lie in the same order, or written by a kernel."""

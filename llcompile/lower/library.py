@@ -14,7 +14,6 @@ from tvm import relax, tirx
 from llcompile.ir.cluster import Processor
 from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.graph import Template
-from llcompile.ir.packing import cache_format
 from llcompile.lower.emitter import INPUTS, Module, emit_function
 from llcompile.lower.fuse import fuse
 from llcompile.lower.kernel_passes import kernel_pipeline
@@ -22,7 +21,7 @@ from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.onnx_graph import read_graph
 from llcompile.lower.operators import OPERATORS
 from llcompile.lower.tiles import lower_templates
-from llrun.schema import MAX_BATCH
+from llrun.schema import MAX_BATCH, Precision, Shapes
 
 _LINK_SECONDS = 120
 _CHECKS = ("vm.builtin.check_tensor_info", "vm.builtin.match_shape")
@@ -34,15 +33,13 @@ PASSES = {"tirx.disable_assert": True}
 
 def compile_library(
     templates: Sequence[Template],
-    quant: str,
+    precision: Precision,
+    shapes: Shapes,
     processor: Processor,
-    context: int,
-    chunk: int,
     out: Path,
-    cache: str = "f16",
 ) -> None:
     """See llcompile.lower.compile_library."""
-    module = build_module(templates, quant, processor, context, chunk, cache)
+    module = build_module(templates, precision, shapes, processor)
     with tvm.transform.PassContext(config=PASSES):
         executable = relax.build(
             module,
@@ -64,15 +61,13 @@ def target_of(processor: Processor) -> tvm.target.Target:
 
 def build_module(
     templates: Sequence[Template],
-    quant: str,
+    precision: Precision,
+    shapes: Shapes,
     processor: Processor,
-    context: int,
-    chunk: int,
-    cache: str = "f16",
 ) -> tvm.IRModule:
-    """The Relax module with all functions of each template; memory is planned for `chunk` tokens of a prompt."""
-    module = Module(relax.BlockBuilder(), isa_of(processor.isa), quant, context, cache_format(quant, cache))
-    lowered = lower_templates(templates, quant, processor, context, cache)
+    """The Relax module with all functions of each template; memory is planned for a chunk's tokens."""
+    module = Module(relax.BlockBuilder(), isa_of(processor.isa), precision, shapes)
+    lowered = lower_templates(templates, precision, shapes, processor)
     for template, convention in zip(templates, lowered, strict=True):
         rows = {weight.name: weight.shape[0] for weight in template.weights}
         graph = fuse(read_graph(template), rows)
@@ -81,7 +76,7 @@ def build_module(
     built = module.builder.get()
     for name, function in built.functions.items():
         if isinstance(function, relax.Function):
-            most = MAX_BATCH if name.name_hint.endswith("_batch") else chunk
+            most = MAX_BATCH if name.name_hint.endswith("_batch") else shapes.chunk
             built.update_func(name, function.with_attr("tir_var_upper_bound", {"n": most}))
     return built
 

@@ -8,17 +8,15 @@ from llcompile.ir.cluster import Processor
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import Template
 from llcompile.ir.packing import (
-    CACHES,
-    FORMATS,
     LoweredTemplate,
     PackedParam,
     cache_arguments,
-    cache_format,
     layout_of,
     packed_params,
 )
+from llrun.schema import Isa, Precision, Shapes
 
-TILE_ROWS = {"avx512vnni": 16, "avx2": 8, "neon": 8, "neon_dotprod": 8, "neon_i8mm": 8}
+TILE_ROWS = {Isa.AVX512VNNI: 16, Isa.AVX2: 8, Isa.NEON: 8, Isa.NEON_DOTPROD: 8, Isa.NEON_I8MM: 8}
 
 
 def tile_rows(processor: Processor) -> int:
@@ -30,31 +28,24 @@ def tile_rows(processor: Processor) -> int:
 
 
 def lower_templates(
-    templates: Sequence[Template], quant: str, processor: Processor, context: int, cache: str = "f16"
+    templates: Sequence[Template], precision: Precision, shapes: Shapes, processor: Processor
 ) -> tuple[LoweredTemplate, ...]:
-    """Calling convention of each template compiled for `processor` in format `quant`; caches of `context` tokens
-    in format `cache`, or float32 with float32 weights.
-
-    Raises CompileError L101 (instruction set) or L102 (format).
-    """
-    if cache not in CACHES:
-        raise CompileError("L102", f"unknown cache format {cache!r}: use one of {', '.join(CACHES)}")
-    if quant not in FORMATS:
-        raise CompileError("L102", f"unknown weight format {quant!r}: use one of {', '.join(FORMATS)}")
+    """Calling convention of each template compiled for `processor`: weights and caches in the formats of
+    `precision`, caches of the context's tokens. Raises CompileError L101 (instruction set)."""
     rows = tile_rows(processor)
-    return tuple(_lower(template, quant, rows, context, cache) for template in templates)
+    return tuple(_lower(template, precision, rows, shapes.context) for template in templates)
 
 
-def _lower(template: Template, quant: str, rows: int, context: int, cache_wish: str) -> LoweredTemplate:
+def _lower(template: Template, precision: Precision, rows: int, context: int) -> LoweredTemplate:
     params: list[PackedParam] = []
     for index, weight in enumerate(template.weights):
-        layout = layout_of(weight.role, quant, rows)
+        layout = layout_of(weight.role, precision.weights, rows)
         params.extend(packed_params(index, weight.name, weight.shape, layout))
     caches = [
         argument
         for cache in template.caches
         for argument in cache_arguments(
-            cache_format(quant, cache_wish), cache.kv_heads, cache.key_dim, cache.value_dim, context
+            precision.cache, cache.kv_heads, cache.key_dim, cache.value_dim, context
         )
     ]
     return LoweredTemplate(template.id, tuple(params), tuple(caches))

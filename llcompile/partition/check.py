@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from llcompile.ir.cluster import Cluster
-from llcompile.ir.plan import BlockCost, Flow, Plan, PlanStatus
+from llcompile.ir.plan import BlockCost, Flow, Plan
 from llcompile.partition.evaluate import evaluate, memory
 from llcompile.partition.options import PlanOptions
 from llcompile.partition.transmissions import transmissions
+from llrun.schema import PlanStatus
 
 NEAR = 1e-6  # relative; figures may differ by rounding
 
@@ -89,7 +90,7 @@ def _check_figures(
         told, value = getattr(plan, name), getattr(figures, name)
         if abs(told - value) > NEAR * abs(value):
             yield f"{name} is said to be {told}, it is {value}"
-    for name in ("quant", "context", "chunk", "prompt_tokens", "new_tokens", "sequences"):
+    for name in ("precision", "shapes", "prompt_tokens", "new_tokens", "sequences"):
         if getattr(plan, name) != getattr(options, name):
             yield f"{name} is said to be {getattr(plan, name)}, it was {getattr(options, name)}"
     if plan.bound > plan.objective * (1 + NEAR):

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.errors import CompileError
+from llrun.schema import Precision, Shapes
 
 OBJECTIVES = ("latency", "throughput")
 _PIN = re.compile(r"([0-9]{1,9}):([0-9]{1,9})=(.+)")
@@ -34,7 +35,7 @@ class Pin:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What is wished of a plan, and what its costs are for: `quant`, `context`, `chunk` (prompt tokens at once).
+    """What is wished of a plan, and what its costs are for: `precision` and `shapes`.
 
     `objective`: latency (seconds of a request of `prompt_tokens` and `new_tokens`) or throughput (seconds between
     tokens with `sequences` in flight). `time_limit_s`: seconds that planning may take, all told. `gap`: relative
@@ -42,9 +43,8 @@ class PlanOptions:
     """
 
     objective: str
-    quant: str
-    context: int
-    chunk: int
+    precision: Precision
+    shapes: Shapes
     use_all: bool = False
     pins: tuple[Pin, ...] = ()
     prompt_tokens: int = PROMPT_TOKENS
@@ -57,7 +57,7 @@ class PlanOptions:
     @property
     def chunks(self) -> float:
         """Chunks in a prompt; a prompt that fits in one counts as a whole one."""
-        return max(1.0, self.prompt_tokens / self.chunk)
+        return max(1.0, self.prompt_tokens / self.shapes.chunk)
 
 
 def request_of(prompt_tokens: int | None, new_tokens: int | None, context: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.errors import INTERNAL, CompileError
-from llcompile.ir.plan import BlockCost, DeviceLoad, Flow, Plan, PlanStatus, Stage
+from llcompile.ir.plan import BlockCost, DeviceLoad, Flow, Plan, Stage
 from llcompile.partition.check import check_plan
 from llcompile.partition.evaluate import Figures, memory
 from llcompile.partition.formulation import TOLERANCE, formulate, in_twin_order, values_of
@@ -19,6 +19,7 @@ from llcompile.partition.refusal import check_possible, refuse
 from llcompile.partition.search import Found, Outlook, found_plan, search, slowest
 from llcompile.partition.solver import Solution, SolverStatus, solve
 from llcompile.partition.transmissions import transmissions
+from llrun.schema import PlanStatus
 
 _BROKEN = "P222"
 
@@ -98,9 +99,8 @@ def _plan(problem: Problem, best: Found, bound: float, outlook: Outlook, text: s
         tpot_s=figures.tpot_s,
         chunk_s=figures.chunk_s,
         slowest_chunk_s=figures.slowest_chunk_s,
-        quant=options.quant,
-        context=options.context,
-        chunk=options.chunk,
+        precision=options.precision,
+        shapes=options.shapes,
         prompt_tokens=options.prompt_tokens,
         new_tokens=options.new_tokens,
         sequences=options.sequences,

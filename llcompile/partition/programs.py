@@ -156,5 +156,5 @@ class _Writer:
         )
 
 
-def _rows(users: Sequence[Block]) -> str:
-    return "last" if all(block.last_row_only for block in users) else "all"
+def _rows(users: Sequence[Block]) -> schema.Rows:
+    return schema.Rows.LAST if all(block.last_row_only for block in users) else schema.Rows.ALL

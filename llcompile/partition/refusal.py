@@ -9,6 +9,7 @@ from llcompile.partition.formulation import least_workers, longest_stages
 from llcompile.partition.problem import HEAD, Problem
 from llcompile.partition.search import search
 from llcompile.partition.solver import SolverStatus
+from llrun.schema import WeightFormat
 
 _NO_PLAN = "P201"
 
@@ -140,7 +141,7 @@ def _model_text(problem: Problem) -> str:
 
 def _remedy(problem: Problem, *others: str) -> str:
     """What would help, fewer bits first where there are fewer to be had."""
-    ways = ["--quant q4", *others] if problem.options.quant != "q4" else list(others)
+    ways = ["--quant q4", *others] if problem.options.precision.weights != WeightFormat.Q4 else list(others)
     return "Use " + ", or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llcompile.ir.plan import Flow, Stage, Transmission, TransmissionKind
+from llcompile.ir.plan import Flow, Stage, Transmission
+from llrun.schema import TransmissionKind
 
 
 @dataclass(frozen=True)

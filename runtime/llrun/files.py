@@ -8,7 +8,7 @@ from io import FileIO
 from pathlib import Path, PurePosixPath
 
 from llrun.errors import RunError
-from llrun.schema import Manifest, decode
+from llrun.schema import Manifest, SchemaError, decode
 
 MANIFEST = "manifest.json"
 TEXT_LIMIT = 64 << 20
@@ -98,6 +98,8 @@ def read_manifest(bundle: Path) -> Manifest:
     damaged, edited or no manifest."""
     try:
         return decode(read_text(bundle, MANIFEST), Manifest)
+    except SchemaError as error:
+        raise RunError("R202", f"{bundle / MANIFEST}: {error}") from error
     except ValueError as error:
         raise RunError(
             "R202", f"{bundle / MANIFEST} is damaged: {printable(str(error))}. Copy the bundle again."

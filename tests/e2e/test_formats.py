@@ -71,7 +71,7 @@ def test_logits_are_those_of_the_dequantised_weights(family: Path, quant: str, t
     target = harness.devices_json(tmp_path / "devices.json", 2)
     wishes = harness.options(family, target, quant, use_all=True)
     plan = compiled.bundle(tmp_path / "bundle", load_cluster(target), wishes).plan
-    assert plan.quant == quant
+    assert plan.precision.weights == quant
     ids = prompt(61)
     found = harness.logits(tmp_path / "bundle", ids)
     with torch.no_grad():

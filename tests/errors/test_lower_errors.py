@@ -12,7 +12,8 @@ from llcompile.ir.cluster import Processor
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import CacheSpec, Template
 from llcompile.lower import compile_library, lower_templates
-from tests.unit.lower.harness import PROCESSORS, TemplateWriter, llama_attention, llama_mlp
+from llrun.schema import Precision, Shapes
+from tests.unit.lower.harness import PROCESSORS, TemplateWriter, llama_mlp
 
 X = {"x": ("float32", (1, "n", 64))}
 
@@ -67,7 +68,13 @@ def test_the_operator_and_its_template_are_named(
 ) -> None:
     make, code, operator = CASES[case]
     with pytest.raises(CompileError) as caught:
-        compile_library([llama_mlp(32, 32), make()], "f32", PROCESSORS["avx2"], 64, 16, tmp_path / "t.so")
+        compile_library(
+            [llama_mlp(32, 32), make()],
+            Precision.of("f32", "f16"),
+            Shapes(64, 16),
+            PROCESSORS["avx2"],
+            tmp_path / "t.so",
+        )
     assert caught.value.code == code
     assert operator in caught.value.message
     assert "t3" in caught.value.message
@@ -78,24 +85,24 @@ def test_the_operator_and_its_template_are_named(
 def test_an_unknown_instruction_set_is_refused_with_those_there_are(tmp_path: Path) -> None:
     processor = Processor("riscv64-linux-gnu", "generic-rv64", (), "rvv")
     for call in (
-        lambda: lower_templates([llama_mlp(32, 32)], "q4", processor, 64),
-        lambda: compile_library([llama_mlp(32, 32)], "q4", processor, 64, 16, tmp_path / "t.so"),
+        lambda: lower_templates([llama_mlp(32, 32)], Precision.of("q4", "f16"), Shapes(64, 16), processor),
+        lambda: compile_library(
+            [llama_mlp(32, 32)], Precision.of("q4", "f16"), Shapes(64, 16), processor, tmp_path / "t.so"
+        ),
     ):
         with pytest.raises(CompileError, match=r"'rvv'.*avx2.*neon") as caught:
             call()
         assert caught.value.code == "L101"
 
 
-def test_an_unknown_format_is_refused_with_those_there_are() -> None:
-    with pytest.raises(CompileError, match=r"'q5'.*f32, f16, q8, q4") as caught:
-        lower_templates([llama_attention(32, 2, 2, 16)], "q5", PROCESSORS["avx2"], 64)
-    assert caught.value.code == "L102"
-
-
 def test_a_linker_that_fails_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CompileError) as caught:
         compile_library(
-            [llama_mlp(32, 32)], "f32", PROCESSORS["avx2"], 64, 16, tmp_path / "no/such/folder/t.so"
+            [llama_mlp(32, 32)],
+            Precision.of("f32", "f16"),
+            Shapes(64, 16),
+            PROCESSORS["avx2"],
+            tmp_path / "no/such/folder/t.so",
         )
     assert (caught.value.code, caught.value.exit_code) == ("L130", 1)
     assert "t.so" in caught.value.message

@@ -93,9 +93,8 @@ def test_weights_that_are_not_among_the_files(tmp_path: Path, name: str) -> None
 
 
 ABSURD = [
-    (replace(RECORD, model=replace(MODEL, context=HUGE)), f"context is {HUGE}, at most"),
-    (replace(RECORD, model=replace(MODEL, chunk=MOST["chunk"] + 1, context=MOST["context"])), "chunk is 65537, at"),
-    (replace(RECORD, model=replace(MODEL, chunk=300)), "a chunk is 300 tokens, the context 256"),
+    (replace(RECORD, model=replace(MODEL, shapes=schema.Shapes(HUGE, 8))), f"context is {HUGE}, at most"),
+    (replace(RECORD, model=replace(MODEL, shapes=schema.Shapes(MOST["context"], 65537))), "chunk is 65537, at"),
     (replace(RECORD, model=replace(MODEL, vocab_size=HUGE)), f"vocab_size is {HUGE}"),
     (replace(RECORD, model=replace(MODEL, eos_token_ids=(3, 97))), "token 97 is not in the vocabulary of 97"),
     (replace(RECORD, model=replace(MODEL, bos_token_id=-1)), "token -1 is not in the vocabulary"),

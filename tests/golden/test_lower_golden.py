@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llcompile.lower.library import build_module
+from llrun.schema import Precision, Shapes
 from tests.unit.lower.harness import PROCESSORS, llama_attention, llama_mlp
 
 HERE = Path(__file__).parent
@@ -19,7 +20,10 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize("quant", ["f32", "q4"])
 def test_kernel_calls(quant: str) -> None:
     module = build_module(
-        [llama_attention(64, 4, 2, 16), llama_mlp(64, 72)], quant, PROCESSORS["avx2"], 256, 32
+        [llama_attention(64, 4, 2, 16), llama_mlp(64, 72)],
+        Precision.of(quant, "f16"),
+        Shapes(256, 32),
+        PROCESSORS["avx2"],
     )
     found = "".join(
         module[name].script() + "\n"

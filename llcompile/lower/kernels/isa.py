@@ -13,6 +13,7 @@ from tvm.script.ir_builder import tirx as B
 from llcompile.ir.errors import CompileError
 from llcompile.lower.kernels.vector import Expr, intrinsic, splat, type_of
 from llcompile.lower.tiles import TILE_ROWS
+from llrun.schema import values as names
 
 STEPS = 8  # a group of 32 features is 8 steps of 4
 
@@ -116,7 +117,7 @@ class _Base:
 
     @property
     def rows(self) -> int:
-        return TILE_ROWS[self.name]
+        return TILE_ROWS[names.Isa(self.name)]
 
     @property
     def parts(self) -> int:

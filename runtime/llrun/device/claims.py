@@ -77,10 +77,13 @@ def _texts(record: Slice) -> Iterator[str]:
 
 
 def _model(model: ModelInfo) -> Iterator[str]:
-    for key, value in (("context", model.context), ("chunk", model.chunk), ("vocab_size", model.vocab_size)):
+    shapes = model.shapes
+    for key, value in (
+        ("context", shapes.context),
+        ("chunk", shapes.chunk),
+        ("vocab_size", model.vocab_size),
+    ):
         yield from _beyond(key, value, key)
-    if model.chunk > model.context:
-        yield f"a chunk is {model.chunk} tokens, the context {model.context}"
     special = [*model.eos_token_ids, *([] if model.bos_token_id is None else [model.bos_token_id])]
     for token in special:
         if not 0 <= token < model.vocab_size:
@@ -120,7 +123,7 @@ def _tensors(record: Slice) -> Iterator[str]:
     for id in _twice(tensor.id for tensor in record.tensors):
         yield f"two tensors have the id {id}"
     for tensor in record.tensors:
-        rows = tuple(record.model.chunk if size == -1 else size for size in tensor.shape)
+        rows = tuple(record.model.shapes.chunk if size == -1 else size for size in tensor.shape)
         yield from _array(f"tensor {tensor.name}", tensor.dtype, rows, ITEM_BYTES, MOST_BYTES)
         yield from _beyond(f"the id of tensor {tensor.name}", tensor.id, "id")
     ids = {tensor.id for tensor in record.tensors}
@@ -173,7 +176,7 @@ def _array(
 def _payload(record: Slice) -> Iterator[str]:
     """Messages are received into memory of their size: no more than a chunk of the largest tensor described."""
     sizes = [
-        prod(record.model.chunk if size == -1 else size for size in tensor.shape)
+        prod(record.model.shapes.chunk if size == -1 else size for size in tensor.shape)
         * ITEM_BYTES.get(tensor.dtype, 0)
         for tensor in record.tensors
         if len(tensor.shape) <= MOST_DIMENSIONS

@@ -45,7 +45,7 @@ class Device:
     @property
     def limits(self) -> Limits:
         model = self.record.model
-        return Limits(model.chunk, model.context, self.record.max_payload_bytes)
+        return Limits(model.shapes.chunk, model.shapes.context, self.record.max_payload_bytes)
 
 
 def load_device(place: Place, verify: bool, progress: Progress) -> Device:

@@ -14,7 +14,7 @@ from llrun.device.claims import slice_faults
 from llrun.device.weights import PIECE, Source, damaged, fill, pieces
 from llrun.errors import RunError
 from llrun.files import MANIFEST, TEXT_LIMIT, open_inside, printable, read_manifest, read_text, size_of
-from llrun.schema import FileEntry, Slice, decode
+from llrun.schema import FileEntry, SchemaError, Slice, decode
 
 SLICE = "slice.json"
 
@@ -72,6 +72,8 @@ def _in_bundle(path: Path, device: str | None) -> Place:
 def _decode_slice(file: Path, text: bytes) -> Slice:
     try:
         record = decode(text, Slice)
+    except SchemaError as error:
+        raise RunError("R202", f"{file}: {error}") from error
     except ValueError as error:
         reason = printable(str(error))
         raise RunError("R202", f"{file} is damaged: {reason}. Copy the slice again.") from error

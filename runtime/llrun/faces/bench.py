@@ -53,17 +53,17 @@ def measure(place: Place, where: Where, plan: Plan, output: str, console: Consol
     if output == "json":
         return msgspec.json.encode(rows).decode()
     model = place.record.model
-    return table(rows, f"{model.name} {model.quant}", len(place.record.devices))
+    return table(rows, f"{model.name} {model.precision.weights}", len(place.record.devices))
 
 
 def check_plan(plan: Plan, model: ModelInfo) -> None:
     """Raises RunError R105 when the tests don't fit the context, R108 when there is none to make."""
     longest = plan.depth + max(plan.prompt, plan.tokens)
-    if longest > model.context:
+    if longest > model.shapes.context:
         raise RunError(
             "R105",
             f"depth {plan.depth} + {longest - plan.depth} tokens are more than the context of"
-            f" {model.context}: give smaller -p, -n or -d",
+            f" {model.shapes.context}: give smaller -p, -n or -d",
         )
     if not plan.prompt and not plan.tokens:
         raise RunError("R108", "-p 0 and -n 0 leave nothing to measure")

@@ -61,8 +61,10 @@ class Feeding:
         beyond the context."""
         histories = {number: self._histories[number] for number in numbers}
         longest = max(map(len, histories.values()), default=0)
-        if longest > self._model.context:
-            raise RunError("R105", f"{longest} tokens are more than the context of {self._model.context}")
+        if longest > self._model.shapes.context:
+            raise RunError(
+                "R105", f"{longest} tokens are more than the context of {self._model.shapes.context}"
+            )
         going = []
         for number, history in histories.items():
             at_once = history.fed == history.queued
@@ -109,7 +111,7 @@ class Feeding:
         return feed
 
     def _chunked(self, number: int, position: int, ids: list[int], all_rows: bool) -> list[Feed]:
-        chunk, feeds = self._model.chunk, []
+        chunk, feeds = self._model.shapes.chunk, []
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
             array = empty((1, len(part)), "int64")

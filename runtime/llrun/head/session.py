@@ -138,7 +138,7 @@ class Session:
     @property
     def batch(self) -> int:
         """Tokens of so many sequences are computed in one pass."""
-        return min(MAX_BATCH, self._device.record.model.chunk)
+        return min(MAX_BATCH, self._device.record.model.shapes.chunk)
 
     # --- sequences ---
 

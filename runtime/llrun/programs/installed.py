@@ -55,7 +55,7 @@ def install(record: Slice, program: DeviceProgram | None = None) -> Installed:
     return Installed(
         program=program,
         epoch=program.epoch,
-        chunk=record.model.chunk,
+        chunk=record.model.shapes.chunk,
         segments=segments,
         layouts=layouts,
         sources={each.tensor: each.source for each in program.instructions if isinstance(each, Receive)},

@@ -171,13 +171,13 @@ def tokens_allowed(prompt: int, wanted: int | None, model: ModelInfo, used: int 
 
     What was asked for, or DEFAULT_TOKENS as far as they fit. Raises RunError R105 when they don't fit.
     """
-    room = model.context - used - prompt
+    room = model.shapes.context - used - prompt
     if room < (1 if wanted is None else wanted):
         before = f"{used} earlier tokens + " if used else ""
         raise RunError(
             "R105",
             f"{before}{prompt} prompt tokens + {1 if wanted is None else wanted} new ones are more than the"
-            f" context of {model.context}: shorten the prompt, ask for fewer (-n), or build with a larger"
+            f" context of {model.shapes.context}: shorten the prompt, ask for fewer (-n), or build with a larger"
             " --context",
         )
     return min(DEFAULT_TOKENS, room) if wanted is None else wanted

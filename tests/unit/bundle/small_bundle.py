@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from llcompile.ir.cluster import Cluster, Device, Link, Processor
 from llcompile.ir.graph import Block, CacheSpec, Graph, Template, TensorSpec, WeightParam
 from llcompile.ir.model import Model, WeightSource
 from llcompile.ir.packing import LoweredTemplate, layout_of, packed_params
-from llcompile.ir.plan import BlockCost, DeviceLoad, Plan, PlanStatus, Stage, Transmission, TransmissionKind
+from llcompile.ir.plan import BlockCost, DeviceLoad, Plan, Stage, Transmission
 from llcompile.quantize import write_block
 from llrun import schema
+from llrun.schema import Isa, PlanStatus, Precision, Shapes, TransmissionKind
 
 HIDDEN = TensorSpec("hidden", "float32", (1, "n", 32))
 PROCESSORS = {
-    "big": Processor("x86_64-linux-gnu", "x86-64-v3", (), "avx2"),
-    "small": Processor("aarch64-linux-gnu", "cortex-a76", (), "neon_dotprod"),
+    "big": Processor("x86_64-linux-gnu", "x86-64-v3", (), Isa.AVX2),
+    "small": Processor("aarch64-linux-gnu", "cortex-a76", (), Isa.NEON_DOTPROD),
 }
 TILES = {"big": 8, "small": 4}
 
@@ -78,9 +80,8 @@ PLAN = Plan(
     tpot_s=0.02,
     chunk_s=0.2,
     slowest_chunk_s=0.1,
-    quant="q4",
-    context=64,
-    chunk=16,
+    precision=Precision.of("q4", "f16"),
+    shapes=Shapes(64, 16),
     prompt_tokens=512,
     new_tokens=128,
     sequences=8,
@@ -184,11 +185,13 @@ def arguments(folder: Path, **changes: Any) -> dict[str, Any]:
         tokenizer_files=(str(folder / "tokenizer.json"),),
         random_seed=1,
     )
+    used = changes.get("programs", PROGRAMS)
+    loads = {name: PLAN.devices.get(name, PLAN.devices["pi"]) for name in used}
     return {
         "model": model,
         "graph": GRAPH,
         "costs": COSTS,
-        "plan": PLAN,
+        "plan": replace(PLAN, devices=loads),
         "cluster": CLUSTER,
         "lowered": {target: lower(target) for target in PROCESSORS},
         "libraries": {target: folder / f"{target}.so" for target in PROCESSORS},

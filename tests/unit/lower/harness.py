@@ -27,14 +27,15 @@ from llcompile.lower.library import PASSES, target_of
 from llcompile.lower.tiles import tile_rows
 from llcompile.quantize import pack, unpack
 from llrun.memory import aligned_copy
+from llrun.schema import Isa, Precision, Shapes
 from tests.unit.lower.emulated import CPUS, EmulatedFunction, emulate
 
 PROCESSORS = {
-    "avx512vnni": Processor("x86_64-linux-gnu", "x86-64-v4", ("+avx512vnni",), "avx512vnni"),
-    "avx2": Processor("x86_64-linux-gnu", "x86-64-v3", (), "avx2"),
-    "neon": Processor("aarch64-linux-gnu", "cortex-a72", (), "neon"),
-    "neon_dotprod": Processor("aarch64-linux-gnu", "cortex-a76", (), "neon_dotprod"),
-    "neon_i8mm": Processor("aarch64-linux-gnu", "neoverse-n2", ("-sve", "-sve2"), "neon_i8mm"),
+    "avx512vnni": Processor("x86_64-linux-gnu", "x86-64-v4", ("+avx512vnni",), Isa.AVX512VNNI),
+    "avx2": Processor("x86_64-linux-gnu", "x86-64-v3", (), Isa.AVX2),
+    "neon": Processor("aarch64-linux-gnu", "cortex-a72", (), Isa.NEON),
+    "neon_dotprod": Processor("aarch64-linux-gnu", "cortex-a76", (), Isa.NEON_DOTPROD),
+    "neon_i8mm": Processor("aarch64-linux-gnu", "neoverse-n2", ("-sve", "-sve2"), Isa.NEON_I8MM),
 }
 FLAGS = {"avx512vnni": {"avx512_vnni", "avx512bw", "avx512vl"}, "avx2": {"avx2", "fma", "f16c"}}
 
@@ -215,10 +216,11 @@ class Library:
         cache: str = "f16",
     ) -> None:
         processor = PROCESSORS[isa]
-        compile_library(templates, quant, processor, context, chunk, out, cache)
+        precision, shapes = Precision.of(quant, cache), Shapes(context, chunk)
+        compile_library(templates, precision, shapes, processor, out)
         self.machine = tvm_ffi.load_module(str(out))["vm_load_executable"]()
         self.machine["vm_initialization"](1, 0, 2)
-        lowered = lower_templates(templates, quant, processor, context, cache)
+        lowered = lower_templates(templates, precision, shapes, processor)
         self.lowered = {low.template: low for low in lowered}
         self.templates = {t.id: t for t in templates}
         self.weights: dict[str, dict[str, np.ndarray]] = {}

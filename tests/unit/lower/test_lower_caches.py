@@ -13,6 +13,7 @@ from llcompile.ir.graph import CacheSpec, Template
 from llcompile.lower import lower_templates
 from llcompile.lower.library import build_module, relax_passes
 from llrun.memory import aligned_copy
+from llrun.schema import Precision, Shapes
 from tests.unit.lower.harness import (
     PROCESSORS,
     Library,
@@ -71,7 +72,7 @@ def test_no_copy_of_weights_or_caches_is_made() -> None:
     """What a function allocates is activations alone: less than the smallest cache, and nothing of a size that
     depends on the number of slots."""
     template, processor = llama_attention(64, 4, 2, 16), PROCESSORS["avx2"]
-    (lowered,) = lower_templates([template], "q4", processor, 4096)
+    (lowered,) = lower_templates([template], Precision.of("q4", "f16"), Shapes(4096, 16), processor)
     smallest = min(2 * int(np.prod(shape)) for _, shape in lowered.caches)
     for name, (planned, outputs) in _storage(template, "q4", chunk=16, context=4096).items():
         assert planned, name
@@ -93,7 +94,7 @@ def test_prefill_memory_is_planned_for_the_longest_chunk() -> None:
 def _storage(template: Template, quant: str, chunk: int, context: int) -> dict[str, tuple[list[int], int]]:
     """For each function: the sizes of the storage planned when it is compiled, and how many tensors (outputs, which
     outlive the call) are allocated by their true size."""
-    module = build_module([template], quant, PROCESSORS["avx2"], context, chunk)
+    module = build_module([template], Precision.of(quant, "f16"), Shapes(context, chunk), PROCESSORS["avx2"])
     with tvm.target.Target("llvm"):
         lowered = relax_passes()(module)
     found = {}

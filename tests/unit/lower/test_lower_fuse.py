@@ -13,6 +13,7 @@ from llcompile.ir.graph import Template
 from llcompile.lower.fuse import PRODUCTS, fuse
 from llcompile.lower.library import build_module
 from llcompile.lower.onnx_graph import Node, OnnxGraph, read_graph
+from llrun.schema import Precision, Shapes
 from tests.unit.lower.harness import (
     PROCESSORS,
     Library,
@@ -90,7 +91,7 @@ def test_matrices_of_other_heights_or_inputs_are_multiplied_apart() -> None:
 
 def test_a_norm_is_kept_in_float_only_if_something_reads_floats() -> None:
     def types(template: Template, quant: str) -> list[str]:
-        module = build_module([template], quant, PROCESSORS["neon"], 32, 16)
+        module = build_module([template], Precision.of(quant, "f16"), Shapes(32, 16), PROCESSORS["neon"])
         text = module[f"{template.id}_decode"].script(show_meta=False)
         (line,) = (line for line in text.splitlines() if "_norm" in line)
         return [dtype for dtype in ("int8", "float32") if f'32), dtype="{dtype}"' in line.split("out_ty")[1]]

@@ -17,6 +17,7 @@ from llcompile.lower import compile_library
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.kernels.linear import linear_float, linear_quantised
 from llcompile.lower.library import ordered_shapes
+from llrun.schema import Precision, Shapes
 from tests import arm
 from tests.unit.lower.emulated import CPUS
 from tests.unit.lower.harness import (
@@ -41,9 +42,11 @@ MACHINES = {"x86_64-linux-gnu": b"\x3e\x00", "aarch64-linux-gnu": b"\xb7\x00"}
 _BUILD = """
 import sys
 from pathlib import Path
+from llrun.schema import Precision, Shapes
 from tests.unit.lower.harness import PROCESSORS, compile_library, llama_attention, llama_mlp
 templates = [llama_attention(64, 4, 2, 16), llama_mlp(64, 72)]
-compile_library(templates, "q4", PROCESSORS["neon"], 64, 16, Path(sys.argv[1]))
+precision, shapes = Precision.of("q4", "f16"), Shapes(64, 16)
+compile_library(templates, precision, shapes, PROCESSORS["neon"], Path(sys.argv[1]))
 """
 
 
@@ -58,7 +61,7 @@ def _build_elsewhere(out: Path) -> bytes:
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     templates = [llama_attention(64, 4, 2, 16), llama_mlp(64, 72)]
     here = tmp_path / "a.so"
-    compile_library(templates, "q4", PROCESSORS["neon"], 64, 16, here)
+    compile_library(templates, Precision.of("q4", "f16"), Shapes(64, 16), PROCESSORS["neon"], here)
     (tmp_path / "elsewhere").mkdir()
     assert _build_elsewhere(tmp_path / "elsewhere/b.so") == here.read_bytes()
     assert not list((tmp_path / "elsewhere").rglob("*.o")), "objects are left behind"
@@ -83,7 +86,7 @@ def test_shapes_are_computed_in_the_order_of_their_slots() -> None:
 def test_the_library_asks_for_the_runtime_alone(isa: str, tmp_path: Path) -> None:
     """Undefined symbols are the runtime's, or memcpy and memset, which any process has; no library is named."""
     out = tmp_path / "t.so"
-    compile_library([llama_mlp(64, 72)], "q8", PROCESSORS[isa], 64, 16, out)
+    compile_library([llama_mlp(64, 72)], Precision.of("q8", "f16"), Shapes(64, 16), PROCESSORS[isa], out)
     head = out.read_bytes()[:20]
     assert head[:4] == b"\x7fELF"
     assert head[18:20] == MACHINES[PROCESSORS[isa].mtriple]
@@ -104,7 +107,7 @@ def _save_mlp(quant: str, isa: str, folder: Path, extreme: bool = False) -> list
     # avx2 and both kinds of NEON have tiles of 8 rows, so one set of packed weights.
     here, draw = "avx2" if "neon" in isa else isa, extreme_weight if extreme else random_weight
     driven = Library([template], quant, here, native, draw=draw)
-    compile_library([template], quant, PROCESSORS[isa], 64, 16, library)
+    compile_library([template], Precision.of(quant, "f16"), Shapes(64, 16), PROCESSORS[isa], library)
     x = np.ones((1, 5, 64), np.float32) if extreme else random_inputs(template, 5)["x"]
     (y,) = driven.run("t2", {"x": x}, [5])
     np.savez(arrays, x=x, y=y, **{f"param{i}": p for i, p in enumerate(driven.params["t2"])})

@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from llcompile.ir.cluster import Cluster, Device, Link, Processor
 from llcompile.ir.plan import BlockCost, Flow
 from llcompile.partition.options import Pin, PlanOptions
+from llrun.schema import Isa, Precision, Shapes
 
-PROCESSOR = Processor("x86_64-linux-gnu", "x86-64-v3", (), "avx2")
-OPTIONS = PlanOptions(objective="latency", quant="q4", context=64, chunk=16, gap=1e-9)
+PROCESSOR = Processor("x86_64-linux-gnu", "x86-64-v3", (), Isa.AVX2)
+OPTIONS = PlanOptions(
+    objective="latency", precision=Precision.of("q4", "f16"), shapes=Shapes(64, 16), gap=1e-9
+)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import pytest
 from llcompile.ir.check import check_graph
 from llcompile.ir.cluster import Cluster, Link
 from llcompile.ir.graph import Graph
-from llcompile.ir.plan import DeviceLoad, Plan, PlanStatus, Stage
+from llcompile.ir.plan import DeviceLoad, Plan, Stage
 from llcompile.partition import device_programs
 from llcompile.partition.brute_force import candidates
 from llcompile.partition.check_programs import check_programs
 from llcompile.partition.programs import tensor_table
 from llrun import schema
+from llrun.schema import PlanStatus, Precision, Shapes
 from tests.unit.partition.cases import OPTIONS, device
 from tests.unit.partition.graphs import layered
 
@@ -31,7 +32,9 @@ def plan_of(stages: tuple[tuple[str, int, int], ...]) -> Plan:
     seconds = (1.0, 1.0, 1.0, 1.0)
     requests = (512, 128, 8)
     proof = (PlanStatus.OPTIMAL, 1.0, 1.0, 0.0, 0.0, 1)
-    return Plan(*proof, *seconds, "q4", 64, 16, *requests, made, loads, {}, (), "")
+    return Plan(
+        *proof, *seconds, Precision.of("q4", "f16"), Shapes(64, 16), *requests, made, loads, {}, (), ""
+    )
 
 
 def programs_of(graph: Graph, stages: tuple[tuple[str, int, int], ...]) -> Programs:

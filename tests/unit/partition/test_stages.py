@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from llcompile.ir.cluster import Cluster, Link
-from llcompile.ir.plan import Plan, PlanStatus, Stage, TransmissionKind
+from llcompile.ir.plan import Plan, Stage
 from llcompile.partition import plan
+from llrun.schema import PlanStatus, TransmissionKind
 from tests.unit.partition.cases import OPTIONS, chain, cost, device
 
 CLUSTER = Cluster("h", tuple(device(name, 31_000) for name in ("h", "a", "b")), Link(1e6, 1e-3), {})

@@ -11,6 +11,7 @@ from llrun.errors import RunError
 from llrun.head.session import Session
 from llrun.requests.conversation import generate
 from llrun.requests.sampling import Sampling
+from llrun.requests.scheduler import Scheduler
 from llrun.wire.transport import Tcp
 
 
@@ -26,6 +27,6 @@ if __name__ == "__main__":
     head = numpy_model.device(devices[0], devices)
     try:
         with Session(head, Tcp(), addresses, 30.0, say) as session:
-            generate(session, [1, 2, 3], int(sys.argv[3]), Sampling(), say)
+            generate(Scheduler(session), [1, 2, 3], int(sys.argv[3]), Sampling(), say)
     except RunError as error:
         say(error)

@@ -17,17 +17,21 @@ from llrun.engine.stores import Block
 from llrun.programs.installed import install
 from llrun.schema import (
     MAX_BATCH,
+    SCHEMA,
     BlockEntry,
     CacheArray,
     DeviceInfo,
     DeviceProgram,
     FileEntry,
+    Isa,
     Load,
     ModelInfo,
+    Precision,
     Receive,
     Release,
     Run,
     Send,
+    Shapes,
     Slice,
     Tensor,
 )
@@ -203,19 +207,19 @@ def record(
     caches = (CacheArray(dtype="float32", shape=(1, CONTEXT, WIDTH)),)
     templates = ["t0", *["t1" for _ in MIXERS], "t2", "t3"]
     fields = {
-        "schema": 1,
+        "schema": SCHEMA,
         "digest": "",
         "bundle": BUNDLE,
         "model": ModelInfo(
-            name="synthetic", architecture="Synthetic", quant="f32", vocab_size=VOCABULARY, context=CONTEXT,
-            chunk=CHUNK, bos_token_id=None, eos_token_ids=(),
+            name="synthetic", architecture="Synthetic", precision=Precision.of("f32", "f16"),
+            shapes=Shapes(CONTEXT, CHUNK), vocab_size=VOCABULARY, bos_token_id=None, eos_token_ids=(),
         ),
         "device": device,
         "head": devices[0],
         "devices": {
             name: DeviceInfo(
                 name=name, target="x86-64-v3", address=(addresses or {}).get(name, "127.0.0.1:0"), threads=1,
-                memory_bytes=1 << 30,
+                memory_bytes=1 << 30, peak_bytes=1 << 29, isa=Isa.AVX2,
             )
             for name in devices
         },

@@ -15,7 +15,7 @@ from llrun.device.library import Library
 from llrun.engine.engine import Engine
 from llrun.engine.events import Arrived, Closing, Fed, Feed, Opening
 from llrun.errors import RunError
-from llrun.schema import DeviceProgram, Load, ModelInfo, Receive, Run, Send
+from llrun.schema import DeviceProgram, Load, ModelInfo, Receive, Run, Send, Shapes
 from llrun.wire.protocol import ALL_ROWS, LAST_CHUNK, ONE_ROW, TENSOR, Header, ProtocolError
 
 IN = FIRST + 2  # what bert receives
@@ -50,7 +50,9 @@ def spied(name: str, **changes) -> tuple[Engine, Recorder, Spy]:
 
 
 def model(chunk: int) -> ModelInfo:
-    return msgspec.structs.replace(numpy_model.record("bert", NAMES).model, chunk=chunk)
+    return msgspec.structs.replace(
+        numpy_model.record("bert", NAMES).model, shapes=Shapes(numpy_model.CONTEXT, chunk)
+    )
 
 
 def token(sequence: int, position: int, tensor: int = IN) -> Arrived:

@@ -1,0 +1,90 @@
+"""What a bundle is made for, as values: formats, sizes, kinds. Neither files nor third parties."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class WeightFormat(StrEnum):
+    """How matrices are stored and read; llcompile.ir.packing has the layouts."""
+
+    F32 = "f32"
+    F16 = "f16"
+    Q8 = "q8"
+    Q4 = "q4"
+
+
+class CacheFormat(StrEnum):
+    """How keys and values are kept."""
+
+    F32 = "f32"
+    F16 = "f16"
+    Q8 = "q8"
+
+
+class WireFormat(StrEnum):
+    """How activations travel between devices."""
+
+    F32 = "f32"
+
+
+class Isa(StrEnum):
+    """The instruction sets that kernels exist for; this is their one table."""
+
+    AVX2 = "avx2"
+    AVX512VNNI = "avx512vnni"
+    NEON = "neon"
+    NEON_DOTPROD = "neon_dotprod"
+    NEON_I8MM = "neon_i8mm"
+
+
+class TransmissionKind(StrEnum):
+    """Sequential: to the next stage. Residual: it skips stages."""
+
+    SEQUENTIAL = "sequential"
+    RESIDUAL = "residual"
+
+
+class PlanStatus(StrEnum):
+    """Optimal: proven within the gap asked for. Feasible: the best that was found in the time given."""
+
+    OPTIMAL = "optimal"
+    FEASIBLE = "feasible"
+
+
+class Rows(StrEnum):
+    """Which of a step's rows an instruction is for: all, or the newest alone."""
+
+    ALL = "all"
+    LAST = "last"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The formats of weights, of keys and values, and of what travels."""
+
+    weights: WeightFormat
+    cache: CacheFormat
+    wire: WireFormat
+
+    @classmethod
+    def of(cls, quant: str, cache: str) -> Precision:
+        """What `--quant` and `--cache` ask for: float32 weights keep a float32 cache."""
+        weights = WeightFormat(quant)
+        kept = CacheFormat.F32 if weights == WeightFormat.F32 else CacheFormat(cache)
+        return cls(weights, kept, WireFormat.F32)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """`context`: tokens that a sequence may hold. `chunk`: the most prompt tokens computed at once."""
+
+    context: int
+    chunk: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.chunk <= self.context:
+            raise ValueError(
+                f"a chunk of {self.chunk} tokens and a context of {self.context}: 1 <= chunk <= context"
+            )
