@@ -225,5 +225,5 @@ def test_start_scripts_find_the_slice_and_say_what_is_missing(tmp_path: Path) ->
 def test_service_units_are_for_workers(tmp_path: Path) -> None:
     bundle = build(tmp_path / "bundle")
     unit = (bundle / "deploy" / "llrun-pi.service").read_text()
-    assert "ExecStart=/usr/bin/env llrun /opt/llrun/pi\n" in unit
+    assert "ExecStart=/opt/llrun/venv/bin/llrun /opt/llrun/pi\n" in unit
     assert f"MemoryMax={1 << 30}\n" in unit
