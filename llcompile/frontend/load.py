@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,21 @@ from transformers import PretrainedConfig
 
 from llcompile.frontend.canonical import VERIFIER, canonical_passes
 from llcompile.frontend.canonical import rewriting as rw
-from llcompile.frontend.checkpoint import read_checkpoint
+from llcompile.frontend.checkpoint import StoredTensor, read_checkpoint
 from llcompile.frontend.configuration import read_configuration, token_ids
 from llcompile.frontend.export import export_graph
 from llcompile.frontend.functions import local_functions
 from llcompile.frontend.rotary import RotaryLimit
-from llcompile.frontend.skeleton import aliases, build_skeleton, parameter_shapes, stored_names
+from llcompile.frontend.skeleton import (
+    Skeleton,
+    aliases,
+    build_skeleton,
+    parameter_shapes,
+    stored_names,
+    untie,
+)
 from llcompile.frontend.source import locate
+from llcompile.frontend.tied import differing_copies
 from llcompile.frontend.tokenizer import tokenizer_files
 from llcompile.frontend.weights import choose_names, require_stored, weight_sources
 from llcompile.ir.errors import INTERNAL, CompileError
@@ -44,6 +53,7 @@ def load_model(
     built = build_skeleton(config)
     skeleton = built.model
     known = stored_names(skeleton, stored or ())
+    notes = _untie_copies(built, known, stored or {})
     names = choose_names(aliases(skeleton), skeleton.base_model_prefix, known)
     if stored is not None:
         wanted = {names[own]: shape for own, shape in parameter_shapes(skeleton).items()}
@@ -65,6 +75,7 @@ def load_model(
         hidden_size=config.hidden_size,
         max_positions=positions.most,
         positions_reason=positions.reason,
+        notes=notes,
         bos_token_id=begin,
         eos_token_ids=ends,
         tokenizer_files=tokenizer,
@@ -72,6 +83,20 @@ def load_model(
             Path(path).stat().st_size for path in tokenizer if path.endswith("tokenizer.json")
         ),
         random_seed=random_seed,
+    )
+
+
+def _untie_copies(
+    built: Skeleton, known: Mapping[str, str], stored: Mapping[str, StoredTensor]
+) -> tuple[str, ...]:
+    """Give tied parameters whose stored copies differ places of their own; what the user should know of it."""
+    apart = differing_copies(aliases(built.model), built.model.base_model_prefix, known, stored)
+    for name in apart:
+        untie(built, name)
+    return tuple(
+        f"config.json ties {name} to {other} (tie_word_embeddings), but the checkpoint holds two that differ: each is "
+        "used in its place, as transformers does"
+        for name, other in apart.items()
     )
 
 

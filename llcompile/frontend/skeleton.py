@@ -93,6 +93,14 @@ def aliases(model: PreTrainedModel) -> list[list[str]]:
     return list(names.values())
 
 
+def untie(skeleton: Skeleton, name: str) -> None:
+    """Give the parameter of this name, which is tied to another, a place of its own."""
+    owner, _, own = name.rpartition(".")
+    with skeleton.mode:
+        empty = torch.empty(skeleton.model.get_parameter(name).shape, dtype=torch.float32)
+        skeleton.model.get_submodule(owner)._parameters[own] = nn.Parameter(empty, requires_grad=False)
+
+
 def parameter_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter and persistent buffer, by its first name."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}

@@ -32,10 +32,14 @@ def choose_names(aliases: Iterable[Sequence[str]], prefix: str, stored: Mapping[
     """
     chosen: dict[str, str] = {}
     for names in aliases:
-        candidates = (s for name in names for s in _spellings(name, prefix))
-        found = next((stored[c] for c in candidates if c in stored), names[0])
-        chosen.update(dict.fromkeys(names, found))
+        chosen.update(dict.fromkeys(names, first_stored(names, prefix, stored) or names[0]))
     return chosen
+
+
+def first_stored(names: Sequence[str], prefix: str, stored: Mapping[str, str]) -> str | None:
+    """The checkpoint's name of the first of a parameter's `names`, in any spelling, that is stored."""
+    candidates = (spelling for name in names for spelling in _spellings(name, prefix))
+    return next((stored[spelling] for spelling in candidates if spelling in stored), None)
 
 
 def require_stored(
