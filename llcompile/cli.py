@@ -181,7 +181,8 @@ def explain_bundle(path: Path, measured: Path | None, as_json: bool) -> None:
     record = bundle.read_manifest(path).plan
     figures = explain.read_measured(measured) if measured else None
     if as_json:
-        click.echo(json.dumps(bundle.plan_json(record) | ({"measured": figures} if figures else {})))
+        both = explain.comparison_json(record, figures) if figures else {}
+        click.echo(json.dumps(bundle.plan_json(record) | both))
     else:
         explain.print_plan(record, figures)
 

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from llcompile.explain.measured import DeviceFigures, Measured
 from llcompile.explain.sizes import human_bytes, human_seconds
-from llcompile.explain.words import stage_bytes, stage_words, summary
+from llcompile.explain.words import comparison, stage_bytes, stage_words, summary
 from llrun import schema
 
-Measured = Mapping[str, Any]
-_PIPE_WIDTH = 140
+_WIDTH_WITHOUT_TERMINAL = 140
+_NARROWEST = 20
+_HEIGHT = 25  # no table depends on it
+_STANDARD_STREAMS = (1, 2, 0)
 _NUMBERS = ("weights", "cache", "memory", "of", "compute", "bytes", "measured")
 
 
 def print_plan(record: schema.PlanRecord, measured: Measured | None = None) -> None:
-    """Print `record` to stdout. `measured`: the object that `llrun --json` prints, to set beside what was
-    predicted."""
-    screen = Console(highlight=False)
-    if not screen.is_terminal:
-        screen.width = _PIPE_WIDTH
+    """Print `record` to stdout, as wide as the terminal. `measured`: a run, to set beside what is predicted of it."""
+    width = columns(os.environ, _STANDARD_STREAMS) or _WIDTH_WITHOUT_TERMINAL
+    # Both, or rich takes 80 columns where TERM is dumb.
+    screen = Console(highlight=False, width=max(width, _NARROWEST), height=_HEIGHT)
     screen.print(plan_text(record, measured))
+
+
+def columns(environment: Mapping[str, str], descriptors: Iterable[int]) -> int | None:
+    """The width of the terminal in characters: COLUMNS, else that of the first descriptor that is a terminal.
+
+    So a plan that goes through a pager is as wide as the terminal that shows it.
+    """
+    stated = environment.get("COLUMNS", "")
+    if stated.isascii() and stated.isdigit() and int(stated):
+        return int(stated)
+    for descriptor in descriptors:
+        try:
+            width = os.get_terminal_size(descriptor).columns
+        except OSError:  # closed, or no terminal
+            continue
+        if width:
+            return width
+    return None
 
 
 def plan_text(record: schema.PlanRecord, measured: Measured | None = None) -> RenderableType:
@@ -36,7 +56,7 @@ def plan_text(record: schema.PlanRecord, measured: Measured | None = None) -> Re
         unused = [f"{name} is not used: {reason}" for name, reason in sorted(record.unused.items())]
         parts.append(Text("\n".join(unused)))
     if measured:
-        parts.append(Text(_comparison(record, measured)))
+        parts.append(Text(comparison(record, measured)))
     blank = Text("")
     return Group(*(piece for part in parts for piece in (part, blank)))
 
@@ -56,9 +76,8 @@ def _stages(record: schema.PlanRecord) -> Table:
 
 def _devices(record: schema.PlanRecord, measured: Measured | None) -> Table:
     headings = ["device", "weights", "cache", "memory", "of", "compute a token"]
-    figures: Mapping[str, Mapping[str, float]] = (measured or {}).get("devices", {})
     if measured:
-        headings += ["measured memory", "measured compute"]
+        headings += ["measured memory", "measured compute of the run"]
     table = _table(*headings)
     for name, load in sorted(record.devices.items()):
         row = [
@@ -70,17 +89,15 @@ def _devices(record: schema.PlanRecord, measured: Measured | None) -> Table:
             human_seconds(load.compute_s),
         ]
         if measured:
-            row += _measured_row(figures.get(name, {}), len(measured.get("tokens", ())))
+            row += _measured_row(measured.devices.get(name))
         table.add_row(*row)
     return table
 
 
-def _measured_row(figures: Mapping[str, float], tokens: int) -> list[str]:
-    peak, compute = figures.get("peak_memory_bytes"), figures.get("compute_s")
-    return [
-        "-" if peak is None else human_bytes(peak),
-        "-" if compute is None or not tokens else human_seconds(compute / tokens),
-    ]
+def _measured_row(figures: DeviceFigures | None) -> list[str]:
+    if figures is None:
+        return ["-", "-"]
+    return [human_bytes(figures.peak_memory_bytes), human_seconds(figures.compute_s)]
 
 
 def _transmissions(record: schema.PlanRecord) -> Table:
@@ -88,18 +105,6 @@ def _transmissions(record: schema.PlanRecord) -> Table:
     for sent in record.transmissions:
         table.add_row(sent.tensor, sent.source, sent.destination, sent.kind, human_bytes(sent.bytes))
     return table
-
-
-def _comparison(record: schema.PlanRecord, measured: Measured) -> str:
-    pairs = [
-        f"{words}: predicted {human_seconds(predicted)}, measured {human_seconds(measured[key])}"
-        for words, key, predicted in (
-            ("first token", "ttft_s", record.ttft_s),
-            ("each further token", "tpot_s", record.tpot_s),
-        )
-        if measured.get(key) is not None
-    ]
-    return "; ".join(pairs)
 
 
 def _table(*headings: str) -> Table:

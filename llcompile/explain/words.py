@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llcompile.explain.measured import Measured, predict
 from llcompile.explain.sizes import human_bytes, human_seconds
 from llrun import schema
 
@@ -15,14 +16,36 @@ def summary(record: schema.PlanRecord) -> str:
     return (
         f"{len(record.blocks)} blocks, {human_bytes(weights)} of {record.precision.weights} weights, on {devices} "
         f"device{'s' if devices != 1 else ''} with a context of {record.shapes.context} tokens: {quality}. "
-        f"Predicted: first token after {human_seconds(record.ttft_s)}, then one every "
-        f"{human_seconds(record.tpot_s)} ({_rate(record.tpot_s)})."
+        f"Predicted: first token {human_seconds(record.ttft_s)} after a prompt of {record.prompt_tokens} tokens, "
+        f"then one every {human_seconds(record.tpot_s)} ({_rate(record.tpot_s)}) with {record.shapes.context} tokens "
+        "in the cache."
     )
 
 
 def _rate(tpot_s: float) -> str:
     rate = 1 / tpot_s if tpot_s > 0 else 0.0
     return f"{rate:.0f} tokens/s" if rate >= 100 else f"{rate:.3g} tokens/s"
+
+
+def comparison(record: schema.PlanRecord, measured: Measured) -> str:
+    """What was predicted of this very run beside what it measured; nothing of what it did not measure."""
+    expected = predict(record, measured.prompt_tokens)
+    chunk, last = record.shapes.chunk, measured.prompt_tokens + len(measured.tokens)
+    parts = []
+    if measured.ttft_s is not None:
+        chunks = (
+            f"{expected.chunks} chunk{'s' if expected.chunks != 1 else ''}, each reckoned as {chunk} tokens"
+        )
+        parts.append(
+            f"first token after a prompt of {measured.prompt_tokens} tokens: predicted "
+            f"{human_seconds(expected.ttft_s)} ({chunks}), measured {human_seconds(measured.ttft_s)}"
+        )
+    if measured.tpot_s is not None:
+        parts.append(
+            f"each further token: predicted {human_seconds(expected.tpot_s)} with {expected.cached_tokens} tokens in "
+            f"the cache, measured {human_seconds(measured.tpot_s)} with {measured.prompt_tokens} to {last - 1}"
+        )
+    return "\n".join(parts)
 
 
 def stage_words(record: schema.PlanRecord, stage: schema.StageRecord) -> str:

@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from rich.console import Console
 
 from llcompile.bundle import plan_json, plan_record
-from llcompile.explain import human_bytes, human_seconds, plan_text, print_plan
+from llcompile.explain import (
+    Measured,
+    comparison_json,
+    human_bytes,
+    human_seconds,
+    plan_text,
+    print_plan,
+    read_measured,
+)
+from llcompile.explain.measured import DeviceFigures
 from llcompile.explain.pages import memory_bar
+from llcompile.explain.tables import columns
+from llcompile.ir.errors import CompileError
 from llrun import schema
-from tests.unit.bundle.small_bundle import COSTS, GRAPH, PLAN
+from tests.unit.bundle.small_bundle import COSTS, GRAPH, PLAN, build
 
 RECORD = plan_record(PLAN, GRAPH, COSTS)
 
 
-def rendered(record: schema.PlanRecord, measured: dict[str, object] | None = None) -> str:
+def rendered(record: schema.PlanRecord, measured: Measured | None = None, width: int = 140) -> str:
     out = io.StringIO()
-    Console(file=out, width=140, highlight=False).print(plan_text(record, measured))
+    Console(file=out, width=width, highlight=False).print(plan_text(record, measured))
     return out.getvalue()
 
 
@@ -47,7 +65,8 @@ def test_the_text_reads_so() -> None:
 
 SUMMARY = (
     "4 blocks, 9.77 KiB of q4 weights, on 2 devices with a context of 64 tokens: the best plan. "
-    "Predicted: first token after 500 ms, then one every 20.0 ms (50 tokens/s)."
+    "Predicted: first token 500 ms after a prompt of 512 tokens, then one every 20.0 ms (50 tokens/s) "
+    "with 64 tokens in the cache."
 )
 TABLES = """\
 stage  devices  blocks    weights
@@ -80,26 +99,134 @@ def test_windows_and_shares() -> None:
     assert "0-3 (4), 2 in memory at once" in text
 
 
-def test_measured_figures_stand_beside_predicted_ones() -> None:
-    measured = {
-        "tokens": [1, 2, 3, 4],
-        "ttft_s": 0.4,
-        "tpot_s": 0.03,
-        "devices": {"pi": {"peak_memory_bytes": 64 << 20, "compute_s": 0.02}},
-    }
-    text = rendered(RECORD, measured)
-    assert "first token: predicted 500 ms, measured 400 ms" in text
-    assert "each further token: predicted 20.0 ms, measured 30.0 ms" in text
+PI = DeviceFigures(peak_memory_bytes=64 << 20, compute_s=0.02, wait_s=0.1, sent_bytes=640)
+
+
+def run_of(prompt_tokens: int, tokens: int = 4, **changes: Any) -> Measured:
+    figures = {"ttft_s": 0.4, "tpot_s": 0.03, "devices": {"pi": PI}, **changes}
+    return Measured(tokens=list(range(tokens)), prompt_tokens=prompt_tokens, **figures)
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "first"),
+    [
+        (1, "200 ms (1 chunk, each reckoned as 16 tokens)"),
+        (16, "200 ms (1 chunk, each reckoned as 16 tokens)"),
+        (17, "300 ms (2 chunks, each reckoned as 16 tokens)"),  # chunk_s 0.2, slowest_chunk_s 0.1
+        (48, "400 ms (3 chunks, each reckoned as 16 tokens)"),
+    ],
+)
+def test_a_run_stands_beside_the_prediction_for_its_own_prompt(prompt_tokens: int, first: str) -> None:
+    text = rendered(RECORD, run_of(prompt_tokens))
+    assert f"first token after a prompt of {prompt_tokens} tokens: predicted {first}, measured 400 ms" in text
+    assert (
+        "each further token: predicted 20.0 ms with 64 tokens in the cache, "
+        f"measured 30.0 ms with {prompt_tokens} to {prompt_tokens + 3}"
+    ) in text
     row = next(line for line in text.splitlines() if line.startswith("pi"))
-    assert row.split()[-4:] == ["64.0", "MiB", "5.00", "ms"]
-    assert rendered(RECORD, {}) == rendered(RECORD)
+    assert row.split()[-4:] == ["64.0", "MiB", "20.0", "ms"]
 
 
-def test_print_plan_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_run_did_not_measure_is_not_compared() -> None:
+    text = rendered(RECORD, run_of(16, tokens=1, tpot_s=None, devices={}))
+    assert "first token after a prompt of 16" in text
+    assert "each further token" not in text
+    assert "measured 400 ms" in text
+    nothing = rendered(RECORD, run_of(16, tokens=0, ttft_s=None, tpot_s=None))
+    assert "first token after" not in nothing
+
+
+def test_the_figures_of_a_run_are_read_as_llrun_prints_them(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    plain = msgspec.to_builtins(run_of(17)) | {"text": "x", "token_s": [0.1]}
+    path.write_text(json.dumps(plain))
+    assert read_measured(path) == run_of(17)
+    assert comparison_json(RECORD, read_measured(path))["predicted"] == {
+        "prompt_tokens": 17,
+        "chunks": 2,
+        "ttft_s": pytest.approx(0.3),
+        "tpot_s": 0.02,
+        "cached_tokens": 64,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"results": [RUN, RUN]}', "error[B151]: PATH holds the results of 2 prompts; give the run of one"),
+        ('{"tokens": [1]}', "error[B150]: PATH is not what `llrun --json` prints: "),
+        ("[" * 100_000, "error[B150]: PATH is not what `llrun --json` prints: "),
+        (None, "error[B150]: PATH cannot be read: No such file"),
+    ],
+)
+def test_figures_that_are_none(tmp_path: Path, text: str | None, complaint: str) -> None:
+    path = tmp_path / "run.json"
+    if text is not None:
+        path.write_text(text.replace("RUN", json.dumps(msgspec.to_builtins(run_of(3)))))
+    with pytest.raises(CompileError) as caught:
+        read_measured(path)
+    assert str(caught.value).startswith(complaint.replace("PATH", str(path)))
+
+
+def test_print_plan_goes_to_stdout(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
     print_plan(RECORD)
     shown = capsys.readouterr()
     assert shown.out == rendered(RECORD)
     assert shown.err == ""
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_nothing_is_wider_than_the_terminal_and_nothing_is_lost(width: int) -> None:
+    narrow, wide = rendered(RECORD, run_of(17), width), rendered(RECORD, run_of(17))
+    assert max(map(len, narrow.splitlines())) <= width
+    assert sorted("".join(narrow.split())) == sorted("".join(wide.split()))
+
+
+def test_the_width_is_that_of_the_terminal() -> None:
+    controller, terminal = pty.openpty()
+    reader, writer = os.pipe()
+    try:
+        termios.tcsetwinsize(terminal, (24, 60))
+        assert columns({}, (writer, terminal)) == 60
+        assert columns({"COLUMNS": "72"}, (terminal,)) == 72
+        assert columns({"COLUMNS": "0"}, (terminal,)) == 60
+        assert columns({"COLUMNS": "wide"}, (reader, writer)) is None
+    finally:
+        for descriptor in (controller, terminal, reader, writer):
+            os.close(descriptor)
+
+
+@pytest.mark.parametrize("is_piped", [False, True], ids=["at a terminal", "through a pager"])
+def test_explain_follows_the_terminals_width(tmp_path: Path, is_piped: bool) -> None:
+    build(tmp_path / "bundle")
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 64))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "dumb"}
+    command = [sys.executable, "-m", "llcompile", "explain", str(tmp_path / "bundle")]
+    out = subprocess.PIPE if is_piped else terminal
+    with subprocess.Popen(command, stdin=terminal, stdout=out, stderr=terminal, env=environment) as process:
+        os.close(terminal)
+        text = process.stdout.read() if process.stdout else read_all(controller)
+    os.close(controller)
+    lines = text.decode().splitlines()
+    assert process.returncode == 0, text
+    assert 58 < max(map(len, lines)) <= 64  # the words of the first paragraph fill it, and nothing is wider
+
+
+def read_all(controller: int) -> bytes:
+    """What a terminal shows until the last process has left it."""
+    pieces = []
+    while True:
+        try:
+            piece = os.read(controller, 4096)
+        except OSError:  # EIO: nobody holds the other end
+            return b"".join(pieces)
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
 
 
 def test_json_has_the_keys_of_the_contract() -> None:
