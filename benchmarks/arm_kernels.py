@@ -24,9 +24,9 @@ from pathlib import Path
 
 import click
 import tvm
-from aarch64_loops import DECODER, MCA, Loop, cycles, hottest, inner_loops
-from peer import source
-from qemu_count import instructions_per_call
+from shared.aarch64_loops import DECODER, MCA, Loop, cycles, hottest, inner_loops
+from shared.peer import source
+from shared.qemu_count import instructions_per_call
 from tvm import tirx
 
 from llcompile.ir.cluster import Processor

@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import machine
-import memory
-import parts
-from parts import Line, Settings, Tell
-from peer import BUILDS, CACHE, FORMATS, ROOT, built
-from processes import Failed, run
-from rounds import Spread
-from tables import memory_table, rates_table, reads_sentence
+from shared import machine, memory, parts
+from shared.parts import Line, Settings, Tell
+from shared.peer import BUILDS, CACHE, FORMATS, ROOT, built
+from shared.processes import Failed, run
+from shared.rounds import Spread
+from shared.tables import memory_table, rates_table, reads_sentence
 
 RESULTS = CACHE / "results"
 

@@ -12,7 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from shapes import LLAMA_70B, devices_file, measured, model_directory, tool
+import click
+from shared.shapes import LLAMA_70B, devices_file, measured, model_directory, tool
 
 DEVICES = [
     {"name": "workstation", "target": "x86-64-v4", "memory_bytes": 12_000_000_000, "threads": 8},
@@ -26,7 +27,9 @@ DEVICES = [
 ]
 
 
+@click.command()
 def main() -> None:
+    """Print seconds, memory and the plan's shares."""
     with tempfile.TemporaryDirectory() as scratch:
         model = model_directory(Path(scratch) / "llama-70b", LLAMA_70B)
         target = devices_file(Path(scratch) / "devices.json", DEVICES)

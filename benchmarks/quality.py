@@ -17,10 +17,10 @@ from pathlib import Path
 
 import click
 import numpy as np
-from processes import run
-from quality_weights import PEER_FORMATS, our_weights, peer_files, peer_weights
-from shapes import devices_file, tool
-from tables import table
+from shared.processes import run
+from shared.quality_weights import PEER_FORMATS, our_weights, peer_files, peer_weights
+from shared.shapes import devices_file, tool
+from shared.tables import table
 from tokenizers import Tokenizer
 
 import llcompile  # noqa: F401  its import switches the telemetry of libraries off
@@ -107,7 +107,7 @@ def kernel_scores(windows: Windows, reference: Sequence[np.ndarray], target: str
 
 def peer_table(tokens: int) -> str:
     """llama-perplexity on the same text, by its own measure: its float16, and its formats to that."""
-    from peer import built, parse_perplexity
+    from shared.peer import built, parse_perplexity
 
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch) / "text"

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import click
-from shapes import TINYLLAMA, devices_file, measured, model_directory, tool
+from shared.shapes import TINYLLAMA, devices_file, measured, model_directory, tool
 
 MEMORY_BYTES = (2_000_000_000, 1_000_000_000, 500_000_000)
 

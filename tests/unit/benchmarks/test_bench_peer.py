@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import ours
-import parts
-import peer
 import pytest
-from gguf_files import checkpoint_name, halves, interleaved
-from memory import Held
-from parts import Line
 from quality import scored
-from rounds import Spread, spread
-from tables import memory_table, rates_table, reads_sentence
+from shared import ours, parts, peer
+from shared.gguf_files import checkpoint_name, halves, interleaved
+from shared.memory import Held
+from shared.parts import Line
+from shared.rounds import Spread, spread
+from shared.tables import memory_table, rates_table, reads_sentence
 
 
 def test_llama_bench_rows_are_named_by_their_test() -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import Failed, resident, run
-from rounds import Contest, Rates, Series, play, ratios, spread
+from shared.processes import Failed, resident, run
+from shared.rounds import Contest, Rates, Series, play, ratios, spread
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
@@ -82,7 +82,7 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path) -> None:
         f"import os, subprocess, time; p = subprocess.Popen(['sleep', '60']); open({str(pid_file)!r}, 'w')"
     )
     inner += ".write(f'{os.getpid()} {p.pid} '); time.sleep(60)"
-    outer = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); from processes import run; "
+    outer = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); from shared.processes import run; "
     child = subprocess.Popen([sys.executable, "-c", outer + f"run([sys.executable, '-c', {inner!r}])"],
                              stderr=subprocess.DEVNULL)  # fmt: skip
     deadline = time.monotonic() + 20

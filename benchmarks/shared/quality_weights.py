@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from gguf_files import checkpoint_name, gguf, halves, write_llama
-from peer import CACHE, quantise
 
 from llcompile.ir.packing import layout_of
+from shared.gguf_files import checkpoint_name, gguf, halves, write_llama
+from shared.peer import CACHE, quantise
 
 # llama-quantize's options. By default it holds a tied table in more bits than the format's: Q6_K, or Q8_0 where rows
 # are no multiple of 256, as here; --pure makes all matrices the same, which are then llrun's bits.

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import machine
-import ours
-import peer
-from rounds import Contest, Rates, Series, Spread, play, ratios, spread
+from shared import machine, ours, peer
+from shared.rounds import Contest, Rates, Series, Spread, play, ratios, spread
 
 # Multiplications of a token in all matrices of the TinyLlama-1.1B shape but the head's, which prefill applies to
 # the last token alone: 22 layers of (2048 + 2 * 256 + 2048) * 2048 + 3 * 2048 * 5632.

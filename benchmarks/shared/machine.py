@@ -9,8 +9,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from peer import CACHE, ROOT, SOURCE
-from processes import run
+from shared.peer import CACHE, ROOT, SOURCE
+from shared.processes import run
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _READ_MEGABYTES, _READ_PASSES = 1000, 15

@@ -11,10 +11,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from peer import CACHE, ROOT
-from processes import run
-from rounds import Rates
-from shapes import TINYLLAMA, devices_file, model_directory, tool
+from shared.peer import CACHE, ROOT
+from shared.processes import run
+from shared.rounds import Rates
+from shared.shapes import TINYLLAMA, devices_file, model_directory, tool
 
 _BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1, "bfloat16": 2}
 

@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from gguf_files import gguf, write_random
-from processes import run
-from rounds import Rates
-from shapes import TINYLLAMA
+from shared.gguf_files import gguf, write_random
+from shared.processes import run
+from shared.rounds import Rates
+from shared.shapes import TINYLLAMA
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "peer"
 SOURCE = "llama-cpp-python==0.3.36"
 FORMATS = {"q4": "Q4_0", "q8": "Q8_0", "f16": "F16"}

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ours
-import peer
-from parts import Settings, Tell
-from processes import run
+from shared import ours, peer
+from shared.parts import Settings, Tell
+from shared.processes import run
 
 PROMPT, TOKENS = 512, 32
 LIMIT_BYTES = 100_000_000

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-LIBRARY = Path(__file__).resolve().parent.parent / ".cache" / "peer" / "python"
+LIBRARY = Path(__file__).resolve().parents[2] / ".cache" / "peer" / "python"
 WRITER = "gguf==0.19.0"
 # Tensors of a layer: the name in the file, and in a checkpoint.
 _MATRICES = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from llcompile.lower.library import link
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = Path(sys.prefix) / "share/llcompile/aarch64-linux-gnu/libtvm_runtime.so"
 CALLS = 10
 # qemu 7.2 has no model of the Neoverse N2.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memory import LIMIT_BYTES, Held
-from parts import Line
-from rounds import Spread
+from shared.memory import LIMIT_BYTES, Held
+from shared.parts import Line
+from shared.rounds import Spread
 
 _WORDS = ("format", "test", "program", "weights alone", "llrun", "llama-perplexity")
 

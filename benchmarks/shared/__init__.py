@@ -1,0 +1,1 @@
+"""What the commands of benchmarks/ share: programs measured by turns, models made for them, tables."""
