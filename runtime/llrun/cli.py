@@ -166,6 +166,7 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
     """
     from llrun.faces.answering import Given, answer_all
     from llrun.faces.console import Console
+    from llrun.faces.local import Announcer, reasons_told
     from llrun.faces.printer import Wanted
     from llrun.faces.serving import serve
     from llrun.faces.where import Where
@@ -173,15 +174,17 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
     from llrun.wire.transport import Tcp
 
     console = Console(quiet=as_json)
-    place = _place(path, device)
-    wanted = Wanted(tokens, Sampling(temperature, top_k, top_p, seed), _checked_stops(stops))
-    if place.device != place.record.head:
-        if texts or prompt_ids or local:
-            raise RunError(
-                "R108", f"{place.device} is a worker: prompts and --local are for {place.record.head}"
-            )
-        serve(place, listen, announce, not no_verify, _peers(peers), Tcp(), console)
-        return
+    announcer = Announcer(announce) if announce else None
+    with reasons_told(announcer):
+        place = _place(path, device)
+        wanted = Wanted(tokens, Sampling(temperature, top_k, top_p, seed), _checked_stops(stops))
+        if place.device != place.record.head:
+            if texts or prompt_ids or local:
+                raise RunError(
+                    "R108", f"{place.device} is a worker: prompts and --local are for {place.record.head}"
+                )
+            serve(place, listen, announcer, not no_verify, _peers(peers), Tcp(), console)
+            return
     if listen:
         raise RunError("R108", f"{place.device} is the head, which does not listen: --listen is for workers")
     where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())

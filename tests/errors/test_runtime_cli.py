@@ -158,7 +158,9 @@ def test_a_damaged_worker_ends_a_local_run_and_is_named(bundle, tmp_path):
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    refused(llrun(copy, "--local", "--prompt-ids", "1"), weights.name, "device d2 ended before", lines=2)
+    refused(llrun(copy, "--local", "--prompt-ids", "1"), weights.name, "error[R202]: device d2: ", "damaged")
+    (copy / "devices/d1/slice.json").write_bytes(b"{}")
+    refused(llrun(copy, "--local", "--prompt-ids", "1"), "error[R202]: device d1: ", "slice.json is damaged")
 
 
 def test_libraries_of_another_processor_are_refused(bundle, tmp_path):

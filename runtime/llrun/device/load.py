@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llrun.device.headroom import check_memory
 from llrun.device.library import Library, load_library, sealed_copy
 from llrun.device.processor import require
 from llrun.device.slice import Place, check_file, entry_of, open_file
@@ -51,6 +52,7 @@ class Device:
 def load_device(place: Place, verify: bool, progress: Progress) -> Device:
     """Read and check everything in the slice; only then load and bind the library.
 
+    Raises RunError R208 before weights are read when the plan has the device take more memory than there is.
     `verify` False skips the hashing of weights, nothing else. `progress`: bytes read, bytes in all.
     """
     record = place.record
@@ -59,6 +61,7 @@ def load_device(place: Place, verify: bool, progress: Progress) -> Device:
     require(me.isa, me.target)
     for block in record.blocks:  # of the sizes that the slice says, before memory of these sizes is asked for
         open_file(place, block.file).close()
+    check_memory(me)
     runtime, compiled = (sealed_copy(place, name) for name in (record.runtime_library, record.library))
     skipped = {block.file for block in record.blocks} | {record.library, record.runtime_library}
     for name in sorted(record.files.keys() - skipped):

@@ -13,12 +13,71 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from llrun.errors import INTERNAL, USAGE, RunError
 
 START_S = 600.0
 END_S = 3.0
 PR_SET_PDEATHSIG = 1
 Addresses = Callable[[], dict[str, str]]
+
+
+class Listening(msgspec.Struct, tag="listening"):
+    """A worker's line to the head that started it: it is ready at `address`."""
+
+    address: str
+
+
+class Unable(msgspec.Struct, tag="unable"):
+    """A worker's line instead: why it cannot start."""
+
+    code: str
+    message: str
+    exit_code: int
+
+
+class Announcer:
+    """A worker's side of the pipe to the process that started it; `text`: `FD:PID`, the pipe and that process."""
+
+    def __init__(self, text: str) -> None:
+        descriptor, parent = (int(part) for part in text.split(":"))
+        self._pipe: int | None = descriptor
+        self._parent = parent
+
+    def listening(self, address: str) -> None:
+        self._tell(Listening(address))
+
+    def unable(self, error: RunError) -> bool:
+        """Pass on why this worker ends; False when it has listened already, and nobody waits for a reason here."""
+        return self._tell(Unable(error.code, error.message, error.exit_code))
+
+    def end_with_parent(self) -> None:
+        """Be killed when the parent ends. Ctrl-C at the terminal is for the head."""
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != self._parent:  # it ended before the request was made
+            raise SystemExit(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _tell(self, line: Listening | Unable) -> bool:
+        if self._pipe is None:
+            return False
+        with os.fdopen(self._pipe, "wb") as pipe:
+            pipe.write(msgspec.json.encode(line) + b"\n")
+        self._pipe = None
+        return True
+
+
+@contextlib.contextmanager
+def reasons_told(announcer: Announcer | None) -> Iterator[None]:
+    """What ends the body before the worker listens is told to the head that started it, which prints it."""
+    try:
+        yield
+    except RunError as error:
+        if announcer is None or not announcer.unable(error):
+            raise
+        raise SystemExit(error.exit_code) from error
 
 
 @contextlib.contextmanager
@@ -58,17 +117,20 @@ def _spawn(path: Path, device: str, options: Sequence[str]) -> tuple[subprocess.
 
 
 def _await_address(device: str, process: subprocess.Popen[bytes], pipe: int, until: float) -> str:
-    """The line that the worker writes into its pipe when it listens."""
+    """What the worker writes into its pipe when it listens. Raises RunError for the reason that it gives instead."""
     line = b""
     while not line.endswith(b"\n"):
         ready, _, _ = select.select([pipe], [], [], max(until - time.monotonic(), 0))
         if not ready:
             raise RunError("R307", f"device {device} did not listen within {START_S:.0f} s", INTERNAL)
-        piece = os.read(pipe, 256)
+        piece = os.read(pipe, 4096)
         if not piece:
             raise _early_end(device, process)
         line += piece
-    return line.decode("ascii").strip()
+    said = msgspec.json.decode(line, type=Listening | Unable)
+    if isinstance(said, Unable):
+        raise RunError(said.code, f"device {device}: {said.message}", said.exit_code, device)
+    return said.address
 
 
 def _early_end(device: str, process: subprocess.Popen[bytes]) -> RunError:
@@ -77,6 +139,8 @@ def _early_end(device: str, process: subprocess.Popen[bytes]) -> RunError:
         hint = "its library has instructions that this machine lacks: choose another target for it"
         return RunError("R206", f"device {device}: {hint}")
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    if code == -signal.SIGKILL:
+        how += ", as the system ends what takes more memory than there is"
     return RunError(
         "R307", f"device {device} ended before it listened ({how})", USAGE if code == USAGE else INTERNAL
     )
@@ -88,12 +152,3 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         process.kill()
     for process in processes:
         process.wait()
-
-
-def end_with_parent(parent: int) -> None:
-    """Be killed when process `parent` ends; called by the worker. Ctrl-C at the terminal is for the head."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the request was made
-        raise SystemExit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

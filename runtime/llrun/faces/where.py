@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from llrun.device.headroom import check_together
 from llrun.device.load import load_device
 from llrun.device.slice import Place
 from llrun.errors import RunError
@@ -58,6 +59,7 @@ def session_on(place: Place, where: Where, console: Console) -> Iterator[Session
         return
     if place.bundle is None:
         raise RunError("R108", f"--local needs the whole bundle, {place.folder} is one device's slice")
+    check_together(place.record.devices)
     options = () if where.verify else ("--no-verify",)
     with local.workers(place.bundle, names, options) as listening:
         device = load_device(place, where.verify, console.progress)
