@@ -46,6 +46,10 @@ def refused(folder: Path, record: schema.Slice) -> str:
     return caught.value.message
 
 
+def with_shapes(context: int, chunk: int) -> schema.ModelInfo:
+    return replace(MODEL, shapes=schema.Shapes(context, chunk))
+
+
 def with_block(**changes: Any) -> schema.Slice:
     return replace(RECORD, blocks=(RECORD.blocks[0], replace(BLOCK, **changes), *RECORD.blocks[2:]))
 
@@ -93,8 +97,8 @@ def test_weights_that_are_not_among_the_files(tmp_path: Path, name: str) -> None
 
 
 ABSURD = [
-    (replace(RECORD, model=replace(MODEL, shapes=schema.Shapes(HUGE, 8))), f"context is {HUGE}, at most"),
-    (replace(RECORD, model=replace(MODEL, shapes=schema.Shapes(MOST["context"], 65537))), "chunk is 65537, at"),
+    (replace(RECORD, model=with_shapes(HUGE, 8)), f"context is {HUGE}, at most"),
+    (replace(RECORD, model=with_shapes(MOST["context"], MOST["chunk"] + 1)), "chunk is 65537, at"),
     (replace(RECORD, model=replace(MODEL, vocab_size=HUGE)), f"vocab_size is {HUGE}"),
     (replace(RECORD, model=replace(MODEL, eos_token_ids=(3, 97))), "token 97 is not in the vocabulary of 97"),
     (replace(RECORD, model=replace(MODEL, bos_token_id=-1)), "token -1 is not in the vocabulary"),
@@ -130,6 +134,14 @@ ABSURD = [
     ),
     (replace(RECORD, tensors=tuple(replace(t, shape=(-1, 1 << 50)) for t in RECORD.tensors)), "takes"),
 ]  # fmt: skip
+
+
+def test_a_chunk_beyond_the_context(tmp_path: Path) -> None:
+    text = schema.encode(RECORD).replace(b'"chunk": 8', b'"chunk": 300')
+    (tmp_path / "slice.json").write_bytes(text)
+    with pytest.raises(RunError, match="a chunk of 300 tokens and a context of 256") as caught:
+        find(tmp_path, None)
+    assert caught.value.code == "R202"
 
 
 @pytest.mark.parametrize(("record", "reason"), ABSURD, ids=[reason[:40] for _, reason in ABSURD])

@@ -13,6 +13,7 @@ from tvm.script.ir_builder import tirx as B
 from llcompile.ir.errors import CompileError
 from llcompile.lower.kernels.vector import Expr, intrinsic, splat, type_of
 from llcompile.lower.tiles import TILE_ROWS
+from llrun.schema import Isa as InstructionSet
 from llrun.schema import values as names
 
 STEPS = 8  # a group of 32 features is 8 steps of 4
@@ -64,7 +65,7 @@ class Isa(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> InstructionSet: ...
     @property
     def lanes(self) -> int: ...
     @property
@@ -106,7 +107,7 @@ class Isa(Protocol):
 
 @dataclass(frozen=True)
 class _Base:
-    name: str
+    name: InstructionSet
     lanes: int
     tokens: int
     float_tokens: int
@@ -345,15 +346,16 @@ def _sum(values: list[Expr]) -> Expr:
 
 def isa_of(name: str) -> Isa:
     """The instruction set `name` of ir.Processor. Raises CompileError L101 for a name without kernels."""
-    known: dict[str, Isa] = {
-        "avx512vnni": Avx512Vnni(
-            "avx512vnni", lanes=16, tokens=8, float_tokens=8, float_tiles=2, in_turn=True
+    isas: tuple[Isa, ...] = (
+        Avx512Vnni(
+            InstructionSet.AVX512VNNI, lanes=16, tokens=8, float_tokens=8, float_tiles=2, in_turn=True
         ),
-        "avx2": Avx2("avx2", lanes=8, tokens=4, float_tokens=5, float_tiles=2),
-        "neon": Neon("neon", lanes=4, tokens=4, float_tokens=8, apart=True),
-        "neon_dotprod": NeonDotprod("neon_dotprod", lanes=4, tokens=8, float_tokens=8, apart=True),
-        "neon_i8mm": NeonI8mm("neon_i8mm", lanes=4, tokens=8, float_tokens=8, apart=True, paired=True),
-    }
+        Avx2(InstructionSet.AVX2, lanes=8, tokens=4, float_tokens=5, float_tiles=2),
+        Neon(InstructionSet.NEON, lanes=4, tokens=4, float_tokens=8, apart=True),
+        NeonDotprod(InstructionSet.NEON_DOTPROD, lanes=4, tokens=8, float_tokens=8, apart=True),
+        NeonI8mm(InstructionSet.NEON_I8MM, lanes=4, tokens=8, float_tokens=8, apart=True, paired=True),
+    )
+    known: dict[str, Isa] = {isa.name: isa for isa in isas}
     if name not in known:
         raise CompileError("L101", f"no kernels for instruction set {name!r}: use one of {', '.join(known)}")
     return known[name]

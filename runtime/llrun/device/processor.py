@@ -8,25 +8,26 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llrun.errors import RunError
+from llrun.schema import Isa
 
 AVX2 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}
-# By instruction set as the compiler names it: what Linux calls the features.
-NEEDED: Mapping[str, frozenset[str]] = {
-    "avx2": AVX2,
-    "avx512vnni": AVX512,
-    "neon": frozenset({"asimd"}),
-    "neon_dotprod": frozenset({"asimd", "asimddp"}),
-    "neon_i8mm": frozenset({"asimd", "asimddp", "i8mm"}),
+# What Linux calls the features.
+NEEDED: Mapping[Isa, frozenset[str]] = {
+    Isa.AVX2: AVX2,
+    Isa.AVX512VNNI: AVX512,
+    Isa.NEON: frozenset({"asimd"}),
+    Isa.NEON_DOTPROD: frozenset({"asimd", "asimddp"}),
+    Isa.NEON_I8MM: frozenset({"asimd", "asimddp", "i8mm"}),
 }
 # arch/arm64/include/uapi/asm/hwcap.h: (auxiliary vector entry, bit).
 AT_HWCAP, AT_HWCAP2 = 16, 26
 ARM_BITS = {"asimd": (AT_HWCAP, 1), "asimddp": (AT_HWCAP, 20), "i8mm": (AT_HWCAP2, 13)}
 
 
-def require(isa: str, target: str) -> None:
+def require(isa: Isa, target: str) -> None:
     """Raises RunError R206 when this processor lacks what code for `isa` uses: it would die by SIGILL."""
-    missing = sorted(NEEDED.get(isa, frozenset()) - features())
+    missing = sorted(NEEDED[isa] - features())
     if missing:
         raise RunError(
             "R206",

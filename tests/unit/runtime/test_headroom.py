@@ -209,7 +209,7 @@ def test_nothing_is_read_where_memory_is_short(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"\0" * entry.size_bytes)  # not what the digests say: never asked
     monkeypatch.setattr("llrun.device.headroom.memory_left", lambda root: Room(MIB, "this machine"))
-    with pytest.raises(RunError, match="not enough memory for device head: .*leaves 1 MiB") as caught:
+    with pytest.raises(RunError, match=r"not enough memory for device head: .*leaves 1 MiB") as caught:
         load_device(Place(tmp_path, "head", None, record), verify, lambda done, total: None)
     assert caught.value.code == "R208"
 
