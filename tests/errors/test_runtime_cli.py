@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from llrun import schema
 from tests.e2e import runtime_bundle
 
 
@@ -173,3 +176,29 @@ def test_libraries_of_another_processor_are_refused(bundle, tmp_path):
     library.write_bytes(data)
     with library.open("rb") as file, pytest.raises(RunError, match="is built for"):
         check_machine(file.fileno(), "model.so")
+
+
+def claim_memory(bundle: Path, of: str, device: str, peak_bytes: int) -> None:
+    """Have the slice of `of` say that the plan has `device` take so much, its digests made right."""
+    path = bundle / f"devices/{of}/slice.json"
+    record = schema.decode(path.read_bytes(), schema.Slice)
+    info = replace(record.devices[device], peak_bytes=peak_bytes)
+    path.write_bytes(schema.encode(replace(record, devices={**record.devices, device: info})))
+    manifest = schema.decode((bundle / "manifest.json").read_bytes(), schema.Manifest)
+    data = path.read_bytes()
+    entry = schema.FileEntry(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    files = {**manifest.files, f"devices/{of}/slice.json": entry}
+    (bundle / "manifest.json").write_bytes(schema.encode(replace(manifest, files=files)))
+
+
+def test_a_device_without_the_memory_of_its_plan_is_named_with_both_numbers(bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    claim_memory(copy, "d1", "d1", 1 << 43)
+    words = ["error[R208]", "not enough memory for device d1", "MiB more", "leaves", "--quant"]
+    refused(llrun(copy, "--device", "d1", "--listen", "127.0.0.1:0"), *words, code=1)
+    refused(llrun(copy, "--device", "d1", "--listen", "127.0.0.1:0", "--no-verify"), *words, code=1)
+    words[0] = "error[R208]: device d1: "
+    refused(llrun(copy, "--local", "--prompt-ids", "1"), *words, code=1)
+    claim_memory(copy, "d0", "d2", 1 << 43)
+    refused(llrun(copy, "--local", "--prompt-ids", "1"), "not enough memory for the 3 devices", code=1)
