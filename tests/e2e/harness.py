@@ -109,13 +109,15 @@ def answers(bundle: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> 
     return results
 
 
-def logits(bundle: Path, ids: Sequence[int]) -> np.ndarray:
+def logits(bundle: Path, ids: Sequence[int], small_table_bytes: int | None = None) -> np.ndarray:
     """Logits (n, vocabulary) at every one of n ids, from `bundle` on local processes.
 
-    In a process of its own: a process loads one runtime library, and this one may hold the compiler.
+    `small_table_bytes`: tables beyond this size are read row by row; None: beyond the usual one. In a process of its
+    own: a process loads one runtime library, and this one may hold the compiler.
     """
     out = bundle.parent / f"{bundle.name}-logits.npy"
     script = (
+        f"import llrun.device.load as load; load.SMALL_TABLE_BYTES = {small_table_bytes or 'load.SMALL_TABLE_BYTES'}\n"
         "import sys, numpy as np; from pathlib import Path; from llrun.faces.where import Where, session_on;"
         "from llrun.faces.console import Console; from llrun.device.slice import find\n"
         "from llrun.wire.transport import Tcp\n"

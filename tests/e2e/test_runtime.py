@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.e2e import runtime_bundle
+from tests.e2e import harness, runtime_bundle
 from tests.models import prompt, reference_greedy
 
 LLRUN = [sys.executable, "-m", "llrun"]
@@ -86,6 +87,21 @@ def test_json_is_one_object_and_the_text_is_what_streams(bundle):
     for figures in found["devices"].values():
         assert figures.keys() == {"compute_s", "wait_s", "sent_bytes", "peak_memory_bytes"}
         assert all(value > 0 for value in figures.values())
+
+
+def test_no_device_takes_more_memory_than_its_plan_says(bundle):
+    """A prompt of many chunks, and a context that is full in the end."""
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    context = manifest["model"]["shapes"]["context"]
+    done = llrun(bundle, "--local", "--prompt-ids", ids([3] * (context - 8)), "-n", 8, "--json")
+    for name, figures in json.loads(done.stdout)["devices"].items():
+        assert figures["peak_memory_bytes"] <= manifest["plan"]["devices"][name]["peak_bytes"], name
+
+
+def test_rows_from_the_file_are_those_of_the_whole_table(bundle):
+    tokens = [0, 299, 5, 5, 130, 298]
+    whole, by_row = (harness.logits(bundle, tokens, size) for size in (1 << 30, 1))
+    assert np.array_equal(whole, by_row)
 
 
 def test_prompts_in_a_row_and_lines_of_stdin(bundle):
