@@ -12,7 +12,8 @@ from llcompile.bundle.destination import MANIFEST
 from llcompile.bundle.records import identity, is_slice, slice_files
 from llcompile.ir.errors import CompileError
 from llrun import files, schema
-from llrun.errors import RunError
+from llrun.device.claims import slice_faults
+from llrun.errors import RunError, printable
 
 
 def read_manifest(bundle: Path) -> schema.Manifest:
@@ -41,11 +42,11 @@ def verify(bundle: Path) -> list[str]:
         return [error.message]
     found = sorted(_walk(bundle))
     known = {MANIFEST, *manifest.files}
-    violations = [f"{_shown(name)}: not in the manifest" for name in found if name not in known]
+    violations = [f"{name}: not in the manifest" for name in found if name not in known]
     for name, entry in sorted(manifest.files.items()):
         wrong = _check_file(bundle, name, entry)
-        violations += [f"{_shown(name)}: {wrong}"] if wrong else []
-    return violations or _check_slices(bundle, manifest)
+        violations += [f"{name}: {wrong}"] if wrong else []
+    return [printable(violation) for violation in violations or _check_slices(bundle, manifest)]
 
 
 def _walk(bundle: Path) -> Iterator[str]:
@@ -53,11 +54,6 @@ def _walk(bundle: Path) -> Iterator[str]:
     for folder, folders, others in os.walk(bundle):
         for name in others + [f for f in folders if os.path.islink(os.path.join(folder, f))]:
             yield Path(folder, name).relative_to(bundle).as_posix()
-
-
-def _shown(name: str) -> str:
-    """A name for a terminal, which some characters would steer."""
-    return name if name.isprintable() else repr(name)
 
 
 def _check_file(bundle: Path, name: str, entry: schema.FileEntry) -> str | None:
@@ -109,8 +105,7 @@ def _check_slice(device: str, record: schema.Slice, manifest: schema.Manifest) -
     yield from (f"{key} differs from the manifest" for key in differing)
     if set(record.devices) != set(manifest.programs):
         yield "devices differ from the manifest's programs"
-    named = [record.library, record.runtime_library, *(block.file for block in record.blocks)]
-    yield from (f"{name} is not among its files" for name in named if name not in record.files)
+    yield from slice_faults(record)
     loaded = {each.block for each in record.program.instructions if isinstance(each, schema.Load)}
     if loaded != {block.id for block in record.blocks}:
         yield "its blocks are not those that its program loads"

@@ -6,6 +6,11 @@ USAGE, INTERNAL = 2, 1
 LOST = "R301"
 
 
+def printable(text: str) -> str:
+    """`text` with what would steer a terminal escaped: it may hold names out of a file or a message."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class RunError(Exception):
     """A failure that ends a request or the program; the command line prints it as `error[CODE]: message`.
 
@@ -14,6 +19,7 @@ class RunError(Exception):
     """
 
     def __init__(self, code: str, message: str, exit_code: int = USAGE, device: str | None = None) -> None:
+        message = printable(message)
         super().__init__(message)
         self.code = code
         self.message = message

@@ -101,14 +101,7 @@ def read_manifest(bundle: Path) -> Manifest:
     except SchemaError as error:
         raise RunError("R202", f"{bundle / MANIFEST}: {error}") from error
     except ValueError as error:
-        raise RunError(
-            "R202", f"{bundle / MANIFEST} is damaged: {printable(str(error))}. Copy the bundle again."
-        ) from error
-
-
-def printable(text: str) -> str:
-    """`text` with what would steer a terminal escaped: a name out of a file that nobody vouches for."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        raise RunError("R202", f"{bundle / MANIFEST} is damaged: {error}. Copy the bundle again.") from error
 
 
 def _refuse(who: str, mode: int, kind: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from llrun.device.claims import slice_faults
 from llrun.device.weights import PIECE, Source, damaged, fill, pieces
 from llrun.errors import RunError
-from llrun.files import MANIFEST, TEXT_LIMIT, open_inside, printable, read_manifest, read_text, size_of
+from llrun.files import MANIFEST, TEXT_LIMIT, open_inside, read_manifest, read_text, size_of
 from llrun.schema import FileEntry, SchemaError, Slice, decode
 
 SLICE = "slice.json"
@@ -75,8 +75,7 @@ def _decode_slice(file: Path, text: bytes) -> Slice:
     except SchemaError as error:
         raise RunError("R202", f"{file}: {error}") from error
     except ValueError as error:
-        reason = printable(str(error))
-        raise RunError("R202", f"{file} is damaged: {reason}. Copy the slice again.") from error
+        raise RunError("R202", f"{file} is damaged: {error}. Copy the slice again.") from error
     fault = next(slice_faults(record), None)
     if fault:
         raise RunError("R202", f"{file}: {fault}. Build the bundle again.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -208,7 +210,7 @@ def test_a_slice_that_contradicts_the_manifest(bundle: Path, field: str, value: 
 
 def test_a_slice_whose_library_is_not_among_its_files(bundle: Path) -> None:
     replace_slice(bundle, "pi", library="../../evil.so")
-    assert verify(bundle) == ["devices/pi/slice.json: ../../evil.so is not among its files"]
+    assert verify(bundle) == ["devices/pi/slice.json: '../../evil.so' is not among its files"]
 
 
 def test_a_slice_without_a_block_that_its_program_loads(bundle: Path) -> None:
@@ -245,3 +247,49 @@ def test_the_identity_is_reproduced_from_the_records(bundle: Path) -> None:
         for name in ("pi", "laptop")
     ]
     assert identity(manifest, slices) == manifest.bundle
+
+
+VALUES: list[Any] = [
+    0,
+    -1,
+    2**60,
+    "",
+    "../x",
+    "a\0b",
+    "\x1b]0;x\x07",
+    "x" * 2000,
+    [],
+    {},
+    None,
+    True,
+    ["../x"],
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, inner in items for place in places(inner, (*path, key)))]
+
+
+def test_absurd_values_anywhere_in_the_manifest_are_violations(bundle: Path) -> None:
+    """With the digest made right; from a fixed seed. Words, never a traceback."""
+    plain = msgspec.to_builtins(read_manifest(bundle))
+    everywhere = [place for place in places(plain)[1:] if place != ("digest",)]
+    draw, checked = random.Random(5), 0
+    for _ in range(300):
+        changed = msgspec.json.decode(msgspec.json.encode(plain))
+        *path, last = draw.choice(everywhere)
+        inner = changed
+        for key in path:
+            inner = inner[key]
+        inner[last] = draw.choice(VALUES)
+        try:
+            manifest = msgspec.convert(changed, schema.Manifest)
+        except msgspec.ValidationError:
+            continue
+        checked += 1
+        reseal(bundle, manifest)
+        violations = verify(bundle)
+        assert violations or manifest == msgspec.convert(plain, schema.Manifest)
+        assert all(violation.isprintable() for violation in violations)
+    assert checked > 50
