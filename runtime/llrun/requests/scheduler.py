@@ -98,6 +98,7 @@ class Scheduler:
         nothing to do; with `wait`, after something was asked for. Raises RunError when the session ends."""
         try:
             self._take_wishes()
+            self._take_logits()  # what a sink's interrupt or a cancelled request has left
             if not self._is_busy():
                 if self._waiting:
                     self._refuse_first()

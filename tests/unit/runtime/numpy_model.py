@@ -9,6 +9,8 @@ unchanged.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from llrun.device.library import Library
@@ -118,26 +120,39 @@ def library(**replaced: object) -> Library:
     return Library(functions, lambda array: array, lambda array: array)
 
 
-def reference(ids: list[int], seed: int = 3) -> np.ndarray:
-    """Logits (n, vocabulary) of the whole model, one token at a time, in float32."""
+def whole(seed: int = 3) -> Callable[[int], np.ndarray]:
+    """The whole model, one token at a time, in float32: called with the next token, gives logits
+    (vocabulary,)."""
     parts = weights(seed)
     caches = [np.zeros((1, 1, CONTEXT, WIDTH), np.float32) for _ in MIXERS]
-    slots, rows = np.zeros(1, np.int64), []
-    for position, token in enumerate(ids):
-        where = np.array([[position]])
+    slots, positions_left = np.zeros(1, np.int64), iter(range(CONTEXT))
+
+    def following(token: int) -> np.ndarray:
+        where = np.array([[next(positions_left)]])
         x = skip = embed(np.array([[token]]), *parts[0])
         for part, cache in zip(parts[1:-2], caches, strict=True):
             x = mix(x, positions(where), where, *part, slots, cache)
-        rows.append(project(trim(x, skip), *parts[-1])[0, 0])
-    return np.stack(rows)
+        return project(trim(x, skip), *parts[-1])[0, 0]
+
+    return following
+
+
+def reference(ids: list[int], seed: int = 3) -> np.ndarray:
+    """Logits (n, vocabulary) of the whole model."""
+    model = whole(seed)
+    return np.stack([model(token) for token in ids])
 
 
 def greedy(ids: list[int], count: int) -> list[int]:
-    """The reference's greedy continuation."""
-    tokens = list(ids)
+    """The whole model's greedy continuation."""
+    model, tokens = whole(), []
+    for token in ids[:-1]:
+        model(token)
+    following = ids[-1]
     for _ in range(count):
-        tokens.append(int(np.argmax(reference(tokens)[-1])))
-    return tokens[len(ids) :]
+        following = int(np.argmax(model(following)))
+        tokens.append(following)
+    return tokens
 
 
 def owners(devices: list[str]) -> list[str]:
