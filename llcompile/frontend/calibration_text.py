@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
+from llcompile.frontend.tokenizer import open_tokenizer
 from llcompile.ir.errors import CompileError
 from llcompile.ir.model import Model
 
 # What is read of a file, characters: some 16 for each token that calibration takes.
 _LARGEST = 1 << 15
 _LEAST_TOKENS = 128
+_REMEDY = "fetch it again, or use --calibrate random"
 
 
 def read_text(path: Path) -> str:
@@ -38,7 +38,7 @@ def text_ids(text: str, model: Model, most: int) -> list[int]:
             "F161",
             f"{model.name} has no tokenizer, so no text can be calibrated on; use --calibrate random",
         )
-    ids: list[int] = _tokenizer(files[0]).encode(text).ids[:most]
+    ids: list[int] = open_tokenizer(files[0], _REMEDY).encode(text).ids[:most]
     if len(ids) < _LEAST_TOKENS:
         raise CompileError(
             "F162",
@@ -52,15 +52,3 @@ def text_ids(text: str, model: Model, most: int) -> list[int]:
             "to another model; use --calibrate random",
         )
     return ids
-
-
-def _tokenizer(path: str) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(path)
-    except Exception as error:
-        # The tokenizers library raises bare Exception for files it cannot read: that type exactly is meant.
-        if type(error) is not Exception:
-            raise
-        raise CompileError(
-            "F161", f"{path} cannot be read ({error}): fetch it again, or use --calibrate random"
-        ) from None

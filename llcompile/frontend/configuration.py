@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_object(path: Path) -> dict[str, Any]:
             raw = file.read(_LARGEST_FILE_BYTES + 1)
         if len(raw) > _LARGEST_FILE_BYTES:
             raise CompileError("F110", f"{path}: more than {_LARGEST_FILE_BYTES} bytes: not a configuration.")
-        document = json.loads(raw.decode())
+        document = json.loads(raw.decode(), parse_constant=_refuse_constant, parse_float=_finite)
     except OSError as error:
         raise CompileError("F110", f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
@@ -46,13 +47,24 @@ def read_object(path: Path) -> dict[str, Any]:
     return document
 
 
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value
+
+
 def read_configuration(path: Path) -> PretrainedConfig:
     """The configuration that `path` (config.json) describes, ready for building.
 
     Raises CompileError: F110 malformed, F111 a value that cannot be, F112 an unsupported architecture. Code
     that a checkpoint brings along (auto_map) is never run: the architecture must be one transformers has.
     """
-    document = _text_part(read_object(path))
+    document = text_part(read_object(path))
     kind = document.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         remote = ", and code of the checkpoint's own is never run" if "auto_map" in document else ""
@@ -78,7 +90,7 @@ def read_configuration(path: Path) -> PretrainedConfig:
     return config
 
 
-def _text_part(document: dict[str, Any]) -> dict[str, Any]:
+def text_part(document: dict[str, Any]) -> dict[str, Any]:
     """Of a model that also sees or hears (Gemma 3 from 4B on), the language model; else the document itself."""
     text = document.get("text_config")
     if not isinstance(text, dict) or text.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -153,18 +165,3 @@ def _require_dense(path: Path, config: PretrainedConfig) -> None:
                 f"{path}: {architecture} routes tokens to experts ({key} = {count}): the weights read depend "
                 "on the data, which is not supported. Use a dense model.",
             )
-
-
-def token_ids(directory: Path, config: PretrainedConfig) -> tuple[int | None, tuple[int, ...]]:
-    """(beginning, ends) of text, from generation_config.json where it says so, else from `config`."""
-    path = directory / "generation_config.json"
-    document = read_object(path) if path.is_file() else {}
-    begin = document.get("bos_token_id", getattr(config, "bos_token_id", None))
-    end = document.get("eos_token_id", getattr(config, "eos_token_id", None))
-    ends = end if isinstance(end, list) else [] if end is None else [end]
-    for value in [*ends, *([] if begin is None else [begin])]:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise CompileError(
-                "F111", f"{path if document else directory}: token id {value!r} is not a number from 0."
-            )
-    return begin, tuple(ends)

@@ -14,7 +14,8 @@ from transformers import PretrainedConfig
 from llcompile.frontend.canonical import VERIFIER, canonical_passes
 from llcompile.frontend.canonical import rewriting as rw
 from llcompile.frontend.checkpoint import StoredTensor, read_checkpoint
-from llcompile.frontend.configuration import read_configuration, token_ids
+from llcompile.frontend.configuration import read_configuration
+from llcompile.frontend.ends import begin_and_ends
 from llcompile.frontend.export import export_graph
 from llcompile.frontend.functions import local_functions
 from llcompile.frontend.rotary import RotaryLimit
@@ -28,7 +29,7 @@ from llcompile.frontend.skeleton import (
 )
 from llcompile.frontend.source import locate
 from llcompile.frontend.tied import differing_copies
-from llcompile.frontend.tokenizer import tokenizer_files
+from llcompile.frontend.tokenizer import read_tokenizer, tokenizer_files
 from llcompile.frontend.weights import choose_names, require_stored, weight_sources
 from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.model import Model
@@ -45,10 +46,13 @@ def load_model(
 
     With `random_seed`, config.json alone is enough and no weight is read. `observe` is called after every
     pass. Raises CompileError: F10x source, F11x configuration, F12x and F13x a model that cannot be compiled,
-    F14x files of the checkpoint, F15x weights that do not fit the configuration.
+    F14x files of the checkpoint, F15x weights that do not fit the configuration, F16x tokenizer.
     """
     directory, name = locate(model, weights=random_seed is None)
     config = read_configuration(directory / "config.json")
+    files = tokenizer_files(directory)
+    tokenizer, tokenizer_notes = read_tokenizer(directory, files, config.vocab_size)
+    begin, ends = begin_and_ends(directory, config, tokenizer)
     stored = read_checkpoint(directory) if random_seed is None else None
     built = build_skeleton(config)
     skeleton = built.model
@@ -58,13 +62,8 @@ def load_model(
     if stored is not None:
         wanted = {names[own]: shape for own, shape in parameter_shapes(skeleton).items()}
         require_stored(wanted, stored, str(directory))
-    graph = export_graph(skeleton, built.mode)
-    passes = canonical_passes({f"model.{own}": stored_name for own, stored_name in names.items()})
-    graph = run_passes(graph, passes, VERIFIER, observe)
-    _require_attention(graph, config, type(skeleton).__name__)
+    graph = _canonical_graph(built, config, names, observe)
     sources = weight_sources(graph, stored, float(getattr(config, "initializer_range", 0.02)))
-    begin, ends = token_ids(directory, config)
-    tokenizer = tokenizer_files(directory)
     positions = _positions(config, built.rotary)
     return Model(
         name=name,
@@ -75,15 +74,24 @@ def load_model(
         hidden_size=config.hidden_size,
         max_positions=positions.most,
         positions_reason=positions.reason,
-        notes=notes,
+        notes=notes + tokenizer_notes,
         bos_token_id=begin,
         eos_token_ids=ends,
-        tokenizer_files=tokenizer,
-        tokenizer_bytes=sum(
-            Path(path).stat().st_size for path in tokenizer if path.endswith("tokenizer.json")
-        ),
+        tokenizer_files=files,
+        tokenizer_bytes=sum(Path(path).stat().st_size for path in files if path.endswith("tokenizer.json")),
         random_seed=random_seed,
     )
+
+
+def _canonical_graph(
+    built: Skeleton, config: PretrainedConfig, names: Mapping[str, str], observe: Observer[ir.Model] | None
+) -> ir.Model:
+    """`names`: the checkpoint's name of each parameter."""
+    graph = export_graph(built.model, built.mode)
+    passes = canonical_passes({f"model.{own}": stored_name for own, stored_name in names.items()})
+    graph = run_passes(graph, passes, VERIFIER, observe)
+    _require_attention(graph, config, type(built.model).__name__)
+    return graph
 
 
 def _untie_copies(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -20,6 +21,7 @@ from llcompile.ir.errors import CompileError
 
 _DESCRIPTION = (
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -37,18 +39,60 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def locate(model: str, weights: bool) -> tuple[Path, str]:
     """(directory, name) of `model`; a hub id is fetched first, with its weights if `weights` says so.
 
-    Raises CompileError F100 (no such directory) or F101 (hub).
+    Raises CompileError F100 (no such directory), F101 (hub), F102 (a LoRA adapter) or F103 (a link that leads out of
+    the directory).
     """
     path = Path(model).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise CompileError("F100", f"{path} holds no config.json: not a Hugging Face model directory.")
-        return path.resolve(), path.resolve().name
-    if path.exists():
+        directory, name = path.resolve(), path.resolve().name
+        _require_no_adapter(directory)
+        if not (directory / "config.json").is_file():
+            raise CompileError("F100", f"{path} holds no config.json: {_what_it_is(path)}.")
+    elif path.exists():
         raise CompileError("F100", f"{path} is a file; a model is a directory with config.json, or a hub id.")
-    if not _HUB_ID.fullmatch(model) or model.endswith((".git", ".safetensors", ".gguf")):
+    elif not _HUB_ID.fullmatch(model) or model.endswith((".git", ".safetensors", ".gguf")):
         raise CompileError("F100", f"{model}: no such directory, and not a hub id (owner/name).")
-    return _fetch(model, _DESCRIPTION + (_WEIGHTS if weights else ())), model
+    else:
+        directory, name = _fetch(model, _DESCRIPTION + (_WEIGHTS if weights else ())), model
+    _require_inside(directory)
+    return directory, name
+
+
+def _what_it_is(path: Path) -> str:
+    """What a directory without config.json is, and what to name instead where that can be told."""
+    snapshots = sorted(config.parent.name for config in path.glob("snapshots/*/config.json"))
+    if not snapshots:
+        return "not a Hugging Face model directory"
+    reference = path / "refs" / "main"
+    main = reference.read_text(errors="replace").strip() if reference.is_file() else ""
+    chosen = main if main in snapshots else snapshots[-1]
+    return f"it is a folder of the hub's cache. Use the snapshot in it: {path / 'snapshots' / chosen}"
+
+
+def _require_no_adapter(directory: Path) -> None:
+    if (directory / "adapter_config.json").is_file():
+        raise CompileError(
+            "F102",
+            f"{directory} holds a LoRA adapter (adapter_config.json), which changes another model's weights. Merge it "
+            "first (peft: merge_and_unload(), then save_pretrained(FOLDER)) and name that folder; if it is merged "
+            "already, take adapter_config.json out.",
+        )
+
+
+def _require_inside(directory: Path) -> None:
+    """No file that may be read is a link out of `directory`, or from a hub snapshot to elsewhere than its blobs."""
+    roots = [os.path.realpath(directory)]
+    if Path(roots[0]).parent.name == "snapshots":
+        roots.append(os.path.join(os.path.dirname(os.path.dirname(roots[0])), "blobs"))
+    for name in sorted(os.listdir(directory)):
+        target = os.path.realpath(directory / name)
+        read = any(fnmatchcase(name, pattern) for pattern in (*_DESCRIPTION, "*.safetensors*"))
+        if read and not any(target.startswith(root + os.sep) for root in roots):
+            raise CompileError(
+                "F103",
+                f"{directory / name} is a link to {target}, outside the model's folder, and is not read. Copy the file "
+                "into the folder.",
+            )
 
 
 def _fetch(model: str, patterns: tuple[str, ...]) -> Path:
@@ -67,6 +111,7 @@ def _fetch(model: str, patterns: tuple[str, ...]) -> Path:
     except (HfHubHTTPError, OSError) as error:
         problem = f"fetching it failed ({type(error).__name__}). Try again, or name a local directory"
     else:
+        _require_no_adapter(folder)
         if (folder / "config.json").is_file():
             return folder
         problem = "it holds no config.json"

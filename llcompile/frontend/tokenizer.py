@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
+
+from llcompile.ir.errors import CompileError
 
 _MAIN = "tokenizer.json"
 _OTHERS = (
@@ -27,10 +31,56 @@ def tokenizer_files(directory: Path) -> tuple[str, ...]:
     made from it and kept in the user's cache folder, under the hash of its text.
     """
     main = directory / _MAIN
-    older = any(all((directory / name).is_file() for name in names) for names in _SLOW)
-    converted = None if main.is_file() or not older else _convert(directory)
+    converted = None if main.is_file() or not _is_older(directory) else _convert(directory)
     found = [main if main.is_file() else converted, *(directory / name for name in _OTHERS)]
     return tuple(str(path) for path in found if path is not None and path.is_file())
+
+
+def _is_older(directory: Path) -> bool:
+    return any(all((directory / name).is_file() for name in names) for names in _SLOW)
+
+
+def open_tokenizer(path: str, remedy: str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json. Raises CompileError F161 when it is none, with this `remedy`."""
+    try:
+        return Tokenizer.from_file(path)
+    except Exception as error:
+        # The tokenizers library raises bare Exception for files it cannot read: that type exactly is meant.
+        if type(error) is not Exception:
+            raise
+        raise CompileError("F161", f"{path} cannot be read ({error}): {remedy}") from None
+
+
+def read_tokenizer(
+    directory: Path, files: Sequence[str], vocabulary: int
+) -> tuple[Tokenizer | None, tuple[str, ...]]:
+    """The tokenizer among the `files` of `directory`, None where there is none, and what the user should know of it.
+
+    Raises CompileError F161 (unreadable) or F163 (of another model: its tokens are more than the `vocabulary` of the
+    model). Tokens that were added to a tokenizer alone are common, so those may lie beyond.
+    """
+    path = next((path for path in files if Path(path).name == _MAIN), None)
+    if path is None:
+        unread = f"the tokenizer in {directory} cannot be made into a tokenizer.json: the model takes token ids alone"
+        return None, (unread,) if _is_older(directory) else ()
+    tokenizer = open_tokenizer(
+        path, "fetch it again, or take it out and use the model by token ids (--prompt-ids)"
+    )
+    most = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
+    if most >= vocabulary:
+        raise CompileError(
+            "F163",
+            f"{path} makes token ids up to {most}, the model has {vocabulary} (vocab_size): it belongs to another "
+            "model. Put the model's own there, or take it out and use the model by token ids (--prompt-ids)",
+        )
+    added = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items() if i >= vocabulary}
+    if not added:
+        return tokenizer, ()
+    first = min(added)
+    return tokenizer, (
+        f"{path} has {len(added)} added tokens beyond the model's {vocabulary} (the first: {added[first]!r}, {first}); "
+        "text that holds them cannot be used",
+    )
 
 
 def _convert(directory: Path) -> Path | None:

@@ -4,7 +4,6 @@ larger one. Each exported graph against transformers; and what a Model says besi
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -152,27 +151,6 @@ def test_the_bytes_do_not_depend_on_the_hash_seed() -> None:
         command = [sys.executable, "-c", PRINT_DIGEST, str(directory)]
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         assert done.stdout.strip() == hashlib.sha256(model.onnx).hexdigest()
-
-
-@pytest.mark.parametrize(
-    ("generation", "expected"),
-    [
-        (None, (1, (2,))),
-        ({"eos_token_id": [5, 6], "bos_token_id": 4}, (4, (5, 6))),
-        ({"eos_token_id": 5}, (1, (5,))),
-        ({"eos_token_id": None}, (1, ())),
-    ],
-)
-def test_beginning_and_ends_of_text(
-    tmp_path: Path, generation: dict[str, Any] | None, expected: object
-) -> None:
-    from llcompile.frontend.configuration import read_configuration, token_ids
-
-    config = SMALL | {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    if generation is not None:
-        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    assert token_ids(tmp_path, read_configuration(tmp_path / "config.json")) == expected
 
 
 def test_checkpoints_of_the_base_model_alone(tmp_path: Path) -> None:
