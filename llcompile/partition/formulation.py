@@ -15,69 +15,33 @@ leaving it at `stop` or later excludes returning before first_returns[stop].
 
 A link costs only through `move` (a hop: latency and bytes), and through `copy` and `skip`, for a tensor that more than
 the next block uses: copy[t,d,e] is 1 when d sends t to e (bytes), skip[t,d,e] when e is not the next stage (a latency
-of its own). Where all links are alike, `cut` stands for all moves at a block. `slowest` is the busiest device or link,
+of its own). Where all links are alike, `cut` stands for all moves at a block; where there are many devices, `hop` for
+those of two devices at any (llcompile.partition.links). `slowest` is the busiest device or link,
 `alone` a constant 1 that carries the head's fixed cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log2
 
-from llcompile.ir.cluster import Link
-from llcompile.ir.plan import Flow, Stage
+from llcompile.ir.plan import Stage
+from llcompile.partition.links import add_busy, add_copies, add_cuts, add_hops, add_moves, compact
 from llcompile.partition.mip import INFINITY, Mip
+from llcompile.partition.model import Model, Pair, add, flow_key
 from llcompile.partition.problem import HEAD, Problem
 from llcompile.partition.transmissions import messages
 
-Pair = tuple[int, int]
 TOLERANCE = 1e-7  # relative; what bounds from elsewhere are loosened by, against rounding
 UNITS = 1024.0  # about what the objective amounts to in the solver's eyes
-
-
-@dataclass
-class _Model:
-    problem: Problem
-    mip: Mip
-    limit: float
-    slowest: int = 0
-    constant: int = 0
-    begin: dict[Pair, int] = field(default_factory=dict)
-    end: dict[Pair, int] = field(default_factory=dict)
-    move: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    copy: dict[tuple[str, int, int], int] = field(default_factory=dict)
-    skip: dict[tuple[str, int, int], int] = field(default_factory=dict)
-
-    def has(self, device: int, block: int) -> dict[int, float]:
-        """1 when `block` is on `device`."""
-        terms = {self.begin[device, block]: 1.0, self.end[device, block]: -1.0}
-        return terms | {self.constant: 1.0} if device == HEAD else terms
-
-    def pairs(self) -> list[Pair]:
-        count = range(len(self.problem.devices))
-        return [(d, e) for d in count for e in count if d != e]
-
-
-def add(*parts: Mapping[int, float]) -> dict[int, float]:
-    """Sum of linear expressions."""
-    total: dict[int, float] = {}
-    for part in parts:
-        for column, value in part.items():
-            total[column] = total.get(column, 0.0) + value
-    return total
-
-
-def scaled(terms: Mapping[int, float], factor: float) -> dict[int, float]:
-    return {column: value * factor for column, value in terms.items()}
 
 
 def formulate(problem: Problem, limit: float = INFINITY, floor: float = 0.0) -> Mip:
     """The whole MIP of `problem`. `limit`: seconds that the slowest device and link stay within in any plan worth
     considering; it shortens the stages that need to be considered. `floor`: a bound on the objective that is known
     already, as a valid inequality."""
-    model = _Model(problem, Mip("plan", _scale(problem)), limit)
+    model = Model(problem, Mip("plan", _scale(problem)), limit)
     _columns(model)
     _steps(model)
     _one_device_each(model)
@@ -87,12 +51,14 @@ def formulate(problem: Problem, limit: float = INFINITY, floor: float = 0.0) -> 
     _cover(model)
     _twins(model)
     if problem.uniform:
-        _cuts(model)
+        add_cuts(model)
+    elif compact(problem):
+        add_hops(model)
     else:
-        _moves(model)
+        add_moves(model)
     for flow in problem.long_flows:
-        _copies(model, flow)
-    _busy(model)
+        add_copies(model, flow)
+    add_busy(model)
     if floor > 0:
         costs = {i: column.cost / model.mip.scale for i, column in enumerate(model.mip.columns)}
         model.mip.row("floor", costs, lower=floor * (1 - TOLERANCE) / model.mip.scale)
@@ -117,16 +83,12 @@ def values_of(problem: Problem, stages: Sequence[Stage], slowest: float) -> Mapp
     return values
 
 
-def flow_key(problem: Problem, flow: Flow) -> str:
-    return f"{flow.producer}_{problem.flows.index(flow)}"
-
-
 def _scale(problem: Problem) -> float:
     least = sum(min(costs) for costs in zip(*problem.block_cost, strict=True))
     return 2.0 ** round(log2(least / UNITS)) if least > 0 else 1.0
 
 
-def _columns(model: _Model) -> None:
+def _columns(model: Model) -> None:
     problem, mip = model.problem, model.mip
     costs = problem.block_cost
     for d in range(len(problem.devices)):
@@ -139,7 +101,7 @@ def _columns(model: _Model) -> None:
     model.slowest = mip.column("slowest", problem.weights.slowest * mip.scale, model.limit / mip.scale)
 
 
-def _steps(model: _Model) -> None:
+def _steps(model: Model) -> None:
     """Steps rise; a worker ends only after it began, the head returns only after it left; all ends with the head."""
     problem, mip = model.problem, model.mip
     for d in range(len(problem.devices)):
@@ -153,13 +115,13 @@ def _steps(model: _Model) -> None:
         mip.row(f"close_{d}", {begin[d, last]: 1.0, end[d, last]: -1.0}, 0.0, 0.0)
 
 
-def _one_device_each(model: _Model) -> None:
+def _one_device_each(model: Model) -> None:
     for b in range(model.problem.blocks):
         parts = [model.has(d, b) for d in range(len(model.problem.devices))]
         model.mip.row(f"place_{b}", add(*parts), 1.0, 1.0)
 
 
-def _reach(model: _Model) -> None:
+def _reach(model: Model) -> None:
     problem = model.problem
     for d in problem.workers:
         for b, first in enumerate(problem.first_starts(d, model.limit)):
@@ -168,7 +130,7 @@ def _reach(model: _Model) -> None:
                 model.mip.row(f"reach_{b}_{d}", terms, lower=0.0)
 
 
-def _head_memory(model: _Model) -> None:
+def _head_memory(model: Model) -> None:
     problem, mip = model.problem, model.mip
     begin, end = model.begin, model.end
     returns = problem.first_returns(model.limit)
@@ -190,7 +152,7 @@ def _head_memory(model: _Model) -> None:
         mip.row("share", {end[HEAD, last]: 1.0}, lower=1.0)
 
 
-def _wishes(model: _Model) -> None:
+def _wishes(model: Model) -> None:
     """--use-all and --pin."""
     problem, mip = model.problem, model.mip
     if problem.options.use_all:
@@ -203,7 +165,7 @@ def _wishes(model: _Model) -> None:
         mip.row(f"pin_{b}", model.has(numbers[name], b), 1.0, 1.0)
 
 
-def _cover(model: _Model) -> None:
+def _cover(model: Model) -> None:
     """Valid inequality: so many workers at least, as each takes no more blocks than its longest stage that fits."""
     problem = model.problem
     count = least_workers(problem, model.limit)
@@ -233,7 +195,7 @@ def least_workers(problem: Problem, limit: float = INFINITY) -> int:
     return max(count, 1) if left <= 0 else len(problem.workers) + 1
 
 
-def _twins(model: _Model) -> None:
+def _twins(model: Model) -> None:
     """Symmetry: of workers that differ in nothing, the first named begins first."""
     problem = model.problem
     for first, second in twins(problem):
@@ -276,97 +238,3 @@ def _interchangeable(problem: Problem, d: int, e: int) -> bool:
         and all(problem.link(d, o) == problem.link(e, o) for o in others)
         and all(problem.link(o, d) == problem.link(o, e) for o in others)
     )
-
-
-# --- links ---------------------------------------------------------------------------------------------------------
-
-
-def _hop_cost(problem: Problem, block: int, link: Link) -> float:
-    return problem.latency_cost(link) + problem.bytes_cost(problem.hop_flows[block], link)
-
-
-def _cuts(model: _Model) -> None:
-    """All links alike: a cut costs the same between any two devices, so that `begin` alone carries the cost."""
-    problem, mip = model.problem, model.mip
-    if len(problem.devices) == 1:
-        return
-    link = problem.link(0, 1)
-    for b in range(1, problem.blocks):
-        devices = range(len(problem.devices))
-        cost = _hop_cost(problem, b, link)
-        cut = mip.column(f"cut_{b}", cost)
-        here = ({model.begin[d, b]: -1.0, model.begin[d, b - 1]: 1.0} for d in devices)
-        mip.row(f"cuts_{b}", add({cut: 1.0}, *here), 0.0, 0.0)
-        busy = problem.busy(problem.hop_flows[b], link)
-        mip.row(f"line_{b}", {model.slowest: 1.0, cut: -busy / mip.scale}, lower=0.0)
-
-
-def _moves(model: _Model) -> None:
-    problem, mip = model.problem, model.mip
-    for b in range(1, problem.blocks):
-        for d, e in model.pairs():
-            cost = _hop_cost(problem, b, problem.link(d, e))
-            model.move[b, d, e] = mip.column(f"move_{b}_{d}_{e}", cost)
-        for d in range(len(problem.devices)):
-            others = [e for e in range(len(problem.devices)) if e != d]
-            left = {model.move[b, d, e]: 1.0 for e in others}
-            joined = {model.move[b, e, d]: 1.0 for e in others}
-            ends = {model.end[d, b]: -1.0, model.end[d, b - 1]: 1.0}
-            begins = {model.begin[d, b]: -1.0, model.begin[d, b - 1]: 1.0}
-            mip.row(f"from_{b}_{d}", add(left, ends), 0.0, 0.0)
-            mip.row(f"to_{b}_{d}", add(joined, begins), 0.0, 0.0)
-
-
-def _copies(model: _Model, flow: Flow) -> None:
-    """`copy` and `skip` of one flow that more than the next block uses."""
-    problem, mip = model.problem, model.mip
-    key = flow_key(problem, flow)
-    for d, e in model.pairs():
-        link = problem.link(d, e)
-        copy = mip.column(f"copy_{key}_{d}_{e}", problem.bytes_cost([flow], link))
-        skip = mip.column(f"skip_{key}_{d}_{e}", problem.latency_cost(link))
-        model.copy[flow.tensor, d, e], model.skip[flow.tensor, d, e] = copy, skip
-        for c in flow.consumers:
-            between = {model.move[b, d, e]: -1.0 for b in range(flow.producer + 1, c + 1)}
-            here = add(model.has(d, flow.producer), model.has(e, c), {model.constant: -1.0})
-            mip.row(f"copies_{key}_{d}_{e}_{c}", add({copy: 1.0}, scaled(here, -1.0)), lower=0.0)
-            mip.row(
-                f"skips_{key}_{d}_{e}_{c}",
-                add({skip: 1.0}, scaled(here, -1.0), scaled(between, -1.0)),
-                lower=0.0,
-            )
-        _direct_copies(model, flow, copy, (d, e))
-
-
-def _direct_copies(model: _Model, flow: Flow, copy: int, pair: Pair) -> None:
-    """Valid inequality: a hop from d to e before a consumer carries the tensor unless d began after its producer."""
-    d, e = pair
-    for c in flow.consumers:
-        hop, was = {model.move[c, d, e]: -1.0}, {model.begin[d, flow.producer]: -1.0}
-        terms = add({copy: 1.0}, hop, {model.begin[d, c - 1]: 1.0}, was)
-        model.mip.row(f"direct_{copy}_{c}", terms, lower=0.0)
-
-
-def _busy(model: _Model) -> None:
-    """`slowest` is no less than what each device and each link is busy."""
-    problem, mip = model.problem, model.mip
-    unit = {model.slowest: mip.scale}
-    blocks = range(problem.blocks)
-    for d in range(len(problem.devices)):
-        loads = (scaled(model.has(d, b), -problem.load[d][b]) for b in blocks)
-        mip.row(f"device_{d}", scaled(add(unit, *loads), 1 / mip.scale), lower=0.0)
-    for d, e in model.pairs() if model.move else ():
-        link = problem.link(d, e)
-        hops = {model.move[b, d, e]: -problem.busy(problem.hop_flows[b], link) for b in blocks if b}
-        copies = {model.copy[flow.tensor, d, e]: -problem.busy([flow], link) for flow in problem.long_flows}
-        mip.row(f"link_{d}_{e}", scaled(add(unit, hops, copies), 1 / mip.scale), lower=0.0)
-    if problem.weights.by_token:
-        _token_row(model)
-
-
-def _token_row(model: _Model) -> None:
-    """`slowest` is no less than a token's seconds / sequences. A token's seconds: the other costs / their weight."""
-    mip, problem = model.mip, model.problem
-    factor = 1 / (problem.weights.token * problem.weights.sequences)
-    costs = {i: -column.cost * factor for i, column in enumerate(mip.columns) if i != model.slowest}
-    mip.row("token", scaled(add({model.slowest: mip.scale}, costs), 1 / mip.scale), lower=0.0)

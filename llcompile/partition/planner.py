@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.plan import BlockCost, DeviceLoad, Flow, Plan, Stage
 from llcompile.partition.check import check_plan
+from llcompile.partition.clock import Clock
 from llcompile.partition.evaluate import Figures, memory
 from llcompile.partition.formulation import TOLERANCE, formulate, in_twin_order, values_of
+from llcompile.partition.many import outlook_of
 from llcompile.partition.mip import to_mps
 from llcompile.partition.options import PlanOptions, check_pins
 from llcompile.partition.problem import HEAD, INFINITY, Problem
 from llcompile.partition.reasons import reasons
 from llcompile.partition.refusal import check_possible, refuse
-from llcompile.partition.search import Found, Outlook, found_plan, search, slowest
+from llcompile.partition.search import Found, Outlook, found_plan, slowest
 from llcompile.partition.solver import Solution, SolverStatus, solve
 from llcompile.partition.transmissions import transmissions
 from llrun.schema import PlanStatus
 
 _BROKEN = "P222"
+SOLVE = 0.9  # share of the time after which the solver is not started any more
+LEAST_S = 1.0  # what it gets where nothing is known yet
+COLUMNS = 12_000
+HAIR = 1e-8
 
 
 def plan(costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, options: PlanOptions) -> Plan:
@@ -31,19 +36,21 @@ def plan(costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, op
     (exit 1) when the plan is not what it says it is: a fault of the planner.
     """
     check_pins(options.pins, cluster, len(costs))
+    clock = Clock(options.time_limit_s)
     problem = Problem(tuple(costs), tuple(flows), cluster, options)
     check_possible(problem)
-    start = time.perf_counter()
-    outlook = search(problem, options.gap)
+    # What is too large to be solved is written first: the search then has all the time that is left.
+    whole = None if solvable(problem) else to_mps(formulate(problem))
+    outlook = outlook_of(problem, options.gap, Clock(clock.left_s))
     if outlook.best is None and outlook.exact:
         raise refuse(problem, SolverStatus.INFEASIBLE)
-    text = to_mps(formulate(problem, slowest_limit(problem, outlook), outlook.bound))
-    solution = solve(text, options.time_limit_s, options.gap, options.seed, _hint(problem, outlook.best))
+    text = whole or to_mps(formulate(problem, slowest_limit(problem, outlook), outlook.bound))
+    solution = _solved(problem, outlook, text, clock)
     best = _best(problem, outlook.best, solution)
     if best is None:
         raise refuse(problem, solution.status)
     bound = max(outlook.bound, solution.bound)
-    made = _plan(problem, best, bound, outlook, text, time.perf_counter() - start)
+    made = _plan(problem, best, bound, outlook, text, clock.spent_s)
     verify(made, problem)
     return made
 
@@ -56,6 +63,23 @@ def verify(made: Plan, problem: Problem) -> None:
         raise CompileError(
             _BROKEN, f"the planner made a plan that is not one: {text}. Please report this", INTERNAL
         )
+
+
+def _solved(problem: Problem, outlook: Outlook, text: str, clock: Clock) -> Solution:
+    """What the solver makes of it in the time that is left, where there is something left to do and it may do it."""
+    options, best = problem.options, outlook.best
+    if best is not None:
+        proven = outlook.bound >= best.figures.objective * (1 - options.gap)
+        if proven or clock.beyond(SOLVE) or not solvable(problem):
+            return Solution(SolverStatus.UNKNOWN, INFINITY, -INFINITY, {})
+    return solve(text, max(clock.left_s, LEAST_S), options.gap, options.seed, _hint(problem, best))
+
+
+def solvable(problem: Problem) -> bool:
+    """Whether the problem is of a size at which the solver gets anywhere in seconds."""
+    count = len(problem.devices)
+    moves = 0 if problem.uniform else count * (count - 1)
+    return problem.blocks * (2 * count + moves) <= COLUMNS
 
 
 def slowest_limit(problem: Problem, outlook: Outlook) -> float:
@@ -75,17 +99,17 @@ def _hint(problem: Problem, best: Found | None) -> Mapping[str, float] | None:
 
 def _best(problem: Problem, known: Found | None, solution: Solution) -> Found | None:
     """The solver's plan, or the one it was given when it has none better."""
+    ordered = known and Found(in_twin_order(problem, known.stages), known.figures)
     if not solution.values:
-        return known
+        return ordered
     found = found_plan(problem, stages_of(problem, solution.values))
-    if known is not None and known.figures.objective < found.figures.objective:
-        return Found(in_twin_order(problem, known.stages), known.figures)
-    return found
+    return ordered if ordered and ordered.figures.objective < found.figures.objective else found
 
 
 def _plan(problem: Problem, best: Found, bound: float, outlook: Outlook, text: str, seconds: float) -> Plan:
     figures, options = best.figures, problem.options
-    bound = min(bound, figures.objective)
+    # The search tells plans apart by a limit a hair below the slowest device: so much is no gap.
+    bound = figures.objective if bound >= figures.objective * (1 - HAIR) else bound
     gap = (figures.objective - bound) / figures.objective if figures.objective else 0.0
     return Plan(
         # Objectives are compared across a text and a solver: what is a hair over the gap asked for is within it.

@@ -172,12 +172,33 @@ class Problem:
         return self.needed(ranges) <= self.free[device] and busy <= limit
 
     def first_starts(self, device: int, limit: float = INFINITY) -> tuple[int, ...]:
-        """[block]: the earliest start of a stage of `device` that includes the block; block + 1: there is none."""
+        """[block]: the earliest start of a stage of `device` that includes the block; block + 1: there is none.
+
+        What fits into memory and what is done within `limit` seconds both stay so when a block is taken away: the
+        later of two starts.
+        """
+        starts, loads = self._memory_starts[device], self._loads[device]
+        if limit == INFINITY:
+            return starts
+        found, start = [], 0
+        for block, first in enumerate(starts):
+            start = max(start, first)
+            while start <= block and loads[block + 1] - loads[start] > limit:
+                start += 1
+            found.append(start)
+        return tuple(found)
+
+    @cached_property
+    def _memory_starts(self) -> tuple[tuple[int, ...], ...]:
+        """[device][block]: `first_starts` without a limit."""
+        return tuple(self._starts_in_memory(device) for device in range(len(self.devices)))
+
+    def _starts_in_memory(self, device: int) -> tuple[int, ...]:
         found, start = [], 0
         for block, owner in enumerate(self.owners):
             if owner not in (None, device):
                 start = block + 1
-            while start <= block and not self.holds(device, [(start, block + 1)], limit):
+            while start <= block and self.needed([(start, block + 1)]) > self.free[device]:
                 start += 1
             found.append(start)
         return tuple(found)

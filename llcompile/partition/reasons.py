@@ -29,7 +29,7 @@ def _reason(problem: Problem, device: int, best: Found, outlook: Outlook) -> str
         return fault
     other = outlook.by_device.get(device)
     if other is None:
-        return "no plan that uses it was found"
+        return "no plan that uses it was found in the time given"
     difference = (other.figures.objective - best.figures.objective) / best.figures.objective
     if difference <= SAME:
         return f"brings nothing: {_figures(problem, best, other)}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llcompile.ir.errors import INFEASIBLE, CompileError
+from llcompile.partition.clock import Clock
 from llcompile.partition.formulation import least_workers, longest_stages
+from llcompile.partition.many import outlook_of
 from llcompile.partition.problem import HEAD, Problem
-from llcompile.partition.search import search
 from llcompile.partition.solver import SolverStatus
 from llrun.schema import WeightFormat
 
@@ -39,7 +40,8 @@ def refuse(problem: Problem, status: SolverStatus) -> CompileError:
     if status is SolverStatus.INFEASIBLE:
         return _error(_no_arrangement(problem))
     return _error(
-        f"none was found in {problem.options.time_limit_s:.0f} s, and none was ruled out. Use fewer devices or pins"
+        f"none was found in {problem.options.time_limit_s:g} s, and none was ruled out. Use fewer devices or pins, or "
+        "a longer --time-limit"
     )
 
 
@@ -130,7 +132,8 @@ def _no_arrangement(problem: Problem) -> str:
 
 def _fits_without_wishes(problem: Problem) -> bool:
     free = replace(problem.options, pins=(), use_all=False)
-    return search(Problem(problem.costs, problem.flows, problem.cluster, free), gap=1.0).best is not None
+    without = Problem(problem.costs, problem.flows, problem.cluster, free)
+    return outlook_of(without, 1.0, Clock(free.time_limit_s / 10)).best is not None
 
 
 def _model_text(problem: Problem) -> str:

@@ -10,24 +10,25 @@ stages may cost more), so that a sum found under a limit is a true lower bound f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llcompile.ir.cluster import Link
 from llcompile.ir.plan import Stage
+from llcompile.partition.clock import Clock
 from llcompile.partition.evaluate import Figures, evaluate
 from llcompile.partition.problem import HEAD, INFINITY, Problem
+from llcompile.partition.tables import Numbers, Table, Tables, window_minimum
 
-Table = NDArray[np.float64]
 State = tuple[int, int]  # bit set of the workers used, the last of them (0: none)
 
 ROUNDS = 100  # limits tried for the slowest device
 BEAM = 400  # states kept of each number of workers; fewer than 9 workers never have more
 TABLE_ENTRIES = 12_000_000  # of all tables of one limit together: 96 MB
+SHARE = 0.7  # of the time that planning may take
 EDGE = 1e-9  # a limit this much below a plan's slowest device excludes the plan
 
 
@@ -67,8 +68,30 @@ def found_plan(problem: Problem, stages: Sequence[Stage]) -> Found:
     return Found(tuple(stages), figures)
 
 
-def search(problem: Problem, gap: float) -> Outlook:
-    """Look for the best plan and a bound, until they are within `gap` (relative) of each other.
+class Sweep(Protocol):
+    """All plans under one limit on the slowest device, the slowest itself aside."""
+
+    exact: bool
+
+    def least(self) -> float:
+        """The least sum of any plan; infinite when there is none."""
+        ...
+
+    def cheapest(self) -> Found:
+        """The plan that has it."""
+        ...
+
+    def plans(self) -> Iterator[tuple[Found, tuple[int, ...]]]:
+        """Plans worth knowing, each with its workers."""
+        ...
+
+
+def search(
+    problem: Problem, gap: float, clock: Clock, sweep_of: Callable[[Problem, float], Sweep] | None = None
+) -> Outlook:
+    """Look for the best plan and a bound, until they are within `gap` (relative) of each other or time is short.
+
+    `sweep_of`: what looks at all plans under a limit; subsets of the workers unless told otherwise.
 
     Branch and bound over the seconds of the slowest device: the range that promises most is cut in half, the lower
     half gets its cheapest plan, and that plan's own slowest device says where the range below it ends. Above it
@@ -78,12 +101,15 @@ def search(problem: Problem, gap: float) -> Outlook:
     by_device: dict[int, Found] = {}
     exact, least_sum, closed = True, 0.0, INFINITY
     open_ = [_Range(0.0, 0.0, INFINITY, 0.0)]
-    for _ in range(ROUNDS):
+    make = sweep_of or Subsets
+    for round_ in range(ROUNDS):
+        if round_ and clock.beyond(SHARE):
+            break
         range_ = min(open_)
         if best is not None and range_.bound >= best.figures.objective * (1 - gap):
             break
         limit = range_.high if range_.high == INFINITY else (range_.low + range_.high) / 2
-        sweep = _Sweep(problem, limit)
+        sweep = make(problem, limit)
         exact, least = exact and sweep.exact, sweep.least()
         for found, workers in sweep.plans():
             best = _better(best, found)
@@ -101,8 +127,13 @@ def search(problem: Problem, gap: float) -> Outlook:
             break
     bound = min([closed, *(range_.bound for range_ in open_)])
     if not exact:
-        bound = least_sum = sum(min(costs) for costs in zip(*problem.block_cost, strict=True))
+        bound = least_sum = least_seconds(problem)
     return Outlook(best, by_device, min(bound, best.figures.objective) if best else bound, least_sum, exact)
+
+
+def least_seconds(problem: Problem) -> float:
+    """No plan has a lower sum: every block where it costs least, no hops."""
+    return float(sum(min(costs) for costs in zip(*problem.block_cost, strict=True)))
 
 
 def _bound(problem: Problem, least: float, low: float) -> float:
@@ -121,25 +152,24 @@ def slowest(problem: Problem, figures: Figures) -> float:
     return figures.slowest_token_s if problem.weights.by_token else figures.slowest_chunk_s
 
 
-class _Sweep:
-    """All tables under one limit."""
+class Subsets:
+    """All tables under one limit, a state for each subset of the workers and the last of them."""
 
     def __init__(self, problem: Problem, limit: float) -> None:
         self.problem = problem
         self.limit = limit
         self.exact = True
-        self.costs = np.array([np.concatenate([[0.0], np.cumsum(row)]) for row in problem.block_cost])
-        self.starts = {d: np.array((0, *problem.first_starts(d, limit))) for d in problem.workers}
-        self.returns = np.array(problem.first_returns(limit))
-        self.hops = _hops(problem, limit)
-        self.stops = self._head_stops()
+        tables = Tables(problem, limit)
+        self.costs, self.starts, self.hops = tables.costs, tables.starts, tables.hops
+        self.alone, self.returns = tables.alone, tables.returns
+        self.stops = self._thinned(tables.head_stops)
+        self.returning = tables.returning(self.stops)
         self.tables: dict[State, Table] = {}
         self._fill()
 
-    def _head_stops(self) -> NDArray[np.int64]:
-        """Ends of the head's first stage that leave room for the last block; thinned when tables would be large."""
+    def _thinned(self, stops: Numbers) -> Numbers:
+        """Ends of the head's first stage, fewer when tables would be large."""
         blocks, workers = self.problem.blocks, len(self.problem.workers)
-        stops = np.array([a for a in range(1, blocks) if self.returns[a] < blocks], dtype=np.int64)
         states = min(workers * 2 ** max(workers - 1, 0), BEAM * workers)
         most = max(4, TABLE_ENTRIES // max(1, states * (blocks + 1)))
         if len(stops) > most:
@@ -172,7 +202,7 @@ class _Sweep:
 
     def _stage(self, d: int, arrive: Table) -> Table:
         """cost[a, j] = P[j] + min over starts k of (arrive[a, k] - P[k]), P being d's costs of the blocks before."""
-        total: NDArray[np.float64] = self.costs[d]
+        total: Table = self.costs[d]
         stops = np.arange(self.problem.blocks + 1)
         found = window_minimum(arrive - total, self.starts[d], stops)
         found[:, -1] = INFINITY  # the last block is the head's
@@ -196,7 +226,7 @@ class _Sweep:
         possible = blocks >= self.returns[self.stops][:, None] if len(self.stops) else np.zeros((0, 0), bool)
         if not self.tables:
             return {}
-        rest = self.costs[HEAD][-1] - self.costs[HEAD] + _returns(self.problem, self.stops)
+        rest = self.costs[HEAD][-1] - self.costs[HEAD] + self.returning
         return {
             state: np.where(possible, table + self.hops[state[1]][HEAD] + rest, INFINITY)
             for state, table in self.tables.items()
@@ -209,13 +239,10 @@ class _Sweep:
         costs = [(float(self.ends[state].min()), state) for state in states]
         return sorted((cost, state) for cost, state in costs if cost < INFINITY)
 
-    def _alone(self) -> float:
-        return float(self.costs[HEAD][-1]) if self.problem.head_alone(self.limit) else INFINITY
-
     def least(self) -> float:
         """The least cost of any plan under the limit, the slowest device or link aside; infinite when there is none."""
         complete = self._complete()
-        return min(self._alone(), complete[0][0] if complete else INFINITY)
+        return min(self.alone, complete[0][0] if complete else INFINITY)
 
     def cheapest(self) -> Found:
         """The plan that costs `least`."""
@@ -227,7 +254,7 @@ class _Sweep:
         picks = dict.fromkeys(state for _, state in complete[:1])
         for d in self.problem.workers:
             picks |= dict.fromkeys([state for _, state in complete if state[0] >> d & 1][:1])
-        alone = self._alone()
+        alone = self.alone
         if alone < INFINITY and (not complete or alone <= complete[0][0]):
             yield self._found([(HEAD, 0, self.problem.blocks)]), ()
         for state in picks:
@@ -272,55 +299,3 @@ class _Sweep:
         start = np.full((len(self.stops), self.problem.blocks + 1), INFINITY)
         start[np.arange(len(self.stops)), self.stops] = self.costs[HEAD][self.stops]
         return start
-
-
-def window_minimum(values: Table, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Table:
-    """[a, j] = least of values[a, starts[j]:stops[j]], infinite where the window is empty.
-
-    A sparse table: minima over runs of 1, 2, 4 ... entries, two of which cover any window (Bender and
-    Farach-Colton, LATIN 2000).
-    """
-    widths = stops - starts
-    found = np.full((values.shape[0], len(stops)), INFINITY)
-    runs, size = values, 1
-    while size <= widths.max(initial=0):
-        here = np.nonzero((widths >= size) & (widths < 2 * size))[0]
-        found[:, here] = np.minimum(runs[:, starts[here]], runs[:, stops[here] - size])
-        runs = np.minimum(runs[:, :-size], runs[:, size:]) if runs.shape[1] > size else runs[:, :0]
-        size *= 2
-    return found
-
-
-def _hops(problem: Problem, limit: float) -> NDArray[np.float64]:
-    """[d][e][k]: the least that a cut before block k from device d to e costs; infinite when it keeps the link busy
-    for longer than `limit`. Tensors made before the last block of d may come from any device; those that the
-    head itself may have made are left to `_returns`."""
-    count, blocks = len(problem.devices), problem.blocks
-    found = np.full((count, count, blocks + 1), INFINITY)
-    for d in range(count):
-        for e in range(count):
-            if d == e:
-                continue
-            link, nearest = problem.link(d, e), _nearest(problem, e)
-            for k in range(1, blocks):
-                near, far = problem.entering[k]
-                if problem.busy(near, link) <= limit:
-                    cost = problem.latency_cost(link) + problem.bytes_cost(near, link)
-                    found[d, e, k] = cost + (problem.bytes_cost(far, nearest) if e != HEAD else 0.0)
-    return found
-
-
-def _returns(problem: Problem, stops: NDArray[np.int64]) -> Table:
-    """[a, k]: the least that older tensors cost when the head takes over again at block k, having left at a: those
-    made since come from a worker, those made before are there."""
-    found = np.zeros((len(stops), problem.blocks + 1))
-    for k in range(1, problem.blocks):
-        for flow in problem.entering[k][1]:
-            found[stops <= flow.producer, k] += problem.bytes_cost([flow], _nearest(problem, HEAD))
-    return found
-
-
-def _nearest(problem: Problem, device: int) -> Link:
-    """The fastest link to a device."""
-    links = [problem.link(other, device) for other in range(len(problem.devices)) if other != device]
-    return max(links, key=lambda link: link.bytes_per_s)

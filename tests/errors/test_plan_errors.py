@@ -10,6 +10,7 @@ import pytest
 from llcompile.ir.cluster import Cluster, Link
 from llcompile.ir.errors import INFEASIBLE, USAGE, CompileError
 from llcompile.partition import Pin, parse_pins, plan
+from llrun.schema import Precision
 from tests.unit.partition.cases import OPTIONS, chain, cost, device
 
 MIB = 2**20
@@ -48,7 +49,7 @@ def test_fewer_bits_are_a_remedy_where_there_are_fewer() -> None:
             tuple(cost(b, 3 * MIB, 0, 0) for b in range(6)),
             chain(6),
             cluster(1),
-            replace(OPTIONS, quant="q8"),
+            replace(OPTIONS, precision=Precision.of("q8", "f16")),
         )
     assert caught.value.message.endswith("Use --quant q4, or a head with more memory")
 

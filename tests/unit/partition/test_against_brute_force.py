@@ -8,6 +8,7 @@ from llcompile.ir.errors import INFEASIBLE, CompileError
 from llcompile.partition import plan, resolve
 from llcompile.partition.brute_force import brute_force
 from llcompile.partition.check import check_plan
+from llcompile.partition.clock import Clock
 from llcompile.partition.formulation import formulate
 from llcompile.partition.mip import to_mps
 from llcompile.partition.options import check_pins
@@ -82,7 +83,7 @@ def test_search_that_is_cut_short_still_bounds(monkeypatch: pytest.MonkeyPatch, 
     for seed in range(4000, 4100):
         case = random_case(seed)
         expected = brute_force(case.costs, case.flows, case.cluster, case.options)
-        outlook = search(Problem(case.costs, case.flows, case.cluster, case.options), 1e-9)
+        outlook = search(Problem(case.costs, case.flows, case.cluster, case.options), 1e-9, Clock(60))
         assert (outlook.best is None) == (expected is None)
         assert expected is None or outlook.bound <= expected[0] * (1 + CLOSE), seed
 
@@ -93,7 +94,7 @@ def test_search_bounds_hold() -> None:
         case = random_case(seed)
         expected = brute_force(case.costs, case.flows, case.cluster, case.options)
         problem = Problem(case.costs, case.flows, case.cluster, case.options)
-        outlook = search(problem, 1e-9)
+        outlook = search(problem, 1e-9, Clock(60))
         assert outlook.exact
         if expected is None:
             assert outlook.best is None, seed

@@ -10,6 +10,7 @@ from llcompile.ir.cluster import Cluster, Link
 from llcompile.ir.plan import Plan
 from llcompile.partition import Pin, plan, resolve
 from llcompile.partition.check import check_plan
+from llcompile.partition.clock import Clock
 from llcompile.partition.planner import slowest_limit
 from llcompile.partition.problem import Problem
 from llcompile.partition.search import search
@@ -169,7 +170,7 @@ def test_time_running_out_still_gives_a_plan() -> None:
 def test_limit_keeps_the_best_plan() -> None:
     devices = cluster(*((name, 200_000, 1e8 + 1e6 * i) for i, name in enumerate("habcde")), link=SLOW)
     problem = Problem(COSTS, FLOWS, devices, OPTIONS)
-    outlook = search(problem, 1e-9)
+    outlook = search(problem, 1e-9, Clock(60))
     assert outlook.best is not None
     assert slowest_limit(problem, outlook) >= outlook.best.figures.slowest_chunk_s
 
@@ -190,7 +191,7 @@ def test_seventy_billion_over_eight_devices() -> None:
     made_of = Cluster(
         "d0", devices, Link(3.75e7, 1e-3), {("d1", "d2"): Link(1e7, 4e-3), ("d2", "d1"): Link(1e7, 4e-3)}
     )
-    options = replace(OPTIONS, gap=1e-4)
+    options = replace(OPTIONS, gap=1e-4, time_limit_s=100)
     made = plan(costs, chain(blocks, 32_768), made_of, options)
     assert check_plan(made, costs, chain(blocks, 32_768), made_of, options) == []
     assert made.status == "optimal"

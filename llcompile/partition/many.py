@@ -1,0 +1,156 @@
+"""Plans and bounds for more workers than subsets can be looked at: knapsack, or local search and relaxation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llcompile.ir.plan import Stage
+from llcompile.partition.clock import Clock
+from llcompile.partition.knapsack import Knapsack, alternates
+from llcompile.partition.orders import Cutter, Order, Route, first_routes, improve, with_worker
+from llcompile.partition.problem import HEAD, INFINITY, Problem
+from llcompile.partition.relaxation import Relaxation
+from llcompile.partition.search import Found, Outlook, found_plan, least_seconds, search, slowest
+from llcompile.partition.tables import Tables
+
+SUBSETS = 8  # workers up to which llcompile.partition.search looks at every subset
+KNAPSACK = 5  # the same where the knapsack is there to do it faster
+# Limits on the slowest device that are tried, as shares of that of the cheapest plan.
+LIMITS = (0.85, 0.7, 0.55, 0.45, 0.35)
+CLOSER = (1.0, 0.95, 0.9)
+SPLIT = 0.92  # where plans are told apart for their bound, as a share of the best plan's slowest
+# Shares of the time at which parts end: the first plan, those under limits, three relaxations, what others would bring.
+FIRST, LIMITED, BOUNDED, BELOW, ABOVE, OTHERS = 0.15, 0.4, 0.6, 0.75, 0.9, 0.95
+
+
+def outlook_of(problem: Problem, gap: float, clock: Clock) -> Outlook:
+    """The best plan found, what each device would bring, and a bound, by what suits the problem's size."""
+    few = KNAPSACK if alternates(problem) else SUBSETS
+    if len(problem.workers) <= few:
+        outlook = search(problem, gap, clock)
+        if outlook.exact:
+            return outlook
+        return _joined(problem, outlook, _relaxed(problem, gap, clock, outlook.best))
+    if few == KNAPSACK:
+        outlook = search(problem, gap, clock, Knapsack)
+        if outlook.best is None:
+            return outlook
+        return Outlook(
+            outlook.best,
+            {**_with_others(problem, outlook.best, clock), **outlook.by_device},
+            outlook.bound,
+            outlook.least_sum,
+            True,
+        )
+    return _relaxed(problem, gap, clock, None)
+
+
+def _joined(problem: Problem, first: Outlook, second: Outlook) -> Outlook:
+    """The better of two plans, with the better of two bounds."""
+    best = min((o.best for o in (first, second) if o.best), key=lambda b: b.figures.objective, default=None)
+    bound = max(first.bound, second.bound)
+    return Outlook(best, {**second.by_device, **first.by_device}, bound, first.least_sum, second.exact)
+
+
+def _relaxed(problem: Problem, gap: float, clock: Clock, known: Found | None) -> Outlook:
+    """Local search for a plan, and the path relaxation for a bound. `exact` when nothing but the head alone fits."""
+    best = _searched(problem, clock, known)
+    target = best.figures.objective * (1 - gap) if best else INFINITY
+    bound = _bound(problem, best, target, clock)
+    alone = _alone(problem)
+    if alone:
+        bound = min(bound, alone.figures.objective)
+    return Outlook(
+        best,
+        _with_others(problem, best, clock) if best else {},
+        bound,
+        least_seconds(problem),
+        bound == INFINITY,
+    )
+
+
+def _alone(problem: Problem) -> Found | None:
+    if not problem.head_alone():
+        return None
+    return found_plan(problem, [Stage.on(problem.devices[HEAD].name, 0, problem.blocks)])
+
+
+def _searched(problem: Problem, clock: Clock, known: Found | None) -> Found | None:
+    """The best plan of local search: the cheapest, then the cheapest whose slowest device is faster and faster."""
+    best, seed = _better(known, _alone(problem)), problem.options.seed
+    cutter = Cutter(Tables(problem))
+    starts = first_routes(cutter, clock, FIRST / 2)
+    if not starts:
+        return best
+    cheapest = found_plan(problem, cutter.stages(improve(cutter, starts[0], clock, FIRST, seed)))
+    best = _better(best, cheapest)
+    shares = (
+        [(share, slowest(problem, cheapest.figures)) for share in LIMITS] if problem.weights.slowest else []
+    )
+    for number, (share, seconds) in enumerate(shares):
+        part = FIRST + (LIMITED - FIRST) * 0.7 * (number + 1) / len(shares)
+        best = _better(best, _limited(problem, seconds * share, best, clock, part))
+    for number, share in enumerate(CLOSER if problem.weights.slowest else ()):
+        if best is not None and len(best.stages) > 1:
+            part = LIMITED - (LIMITED - FIRST) * 0.3 * (1 - (number + 1) / len(CLOSER))
+            limit = slowest(problem, best.figures) * share * (1 + 1e-9)
+            best = _better(best, _limited(problem, limit, best, clock, part))
+    return best
+
+
+def _limited(problem: Problem, limit: float, best: Found | None, clock: Clock, share: float) -> Found | None:
+    """The best plan of local search whose slowest device takes no more than `limit` seconds."""
+    if clock.beyond(share):
+        return None
+    cutter = Cutter(Tables(problem, limit))
+    starts = first_routes(cutter, clock, share)
+    if best is not None and len(best.stages) > 1 and len(cutter.tables.head_stops):
+        order, stop = _order(problem, best)
+        again = [route for route in cutter.routes([order], [stop]) if route.sum < INFINITY]
+        starts = sorted([*again, *starts], key=lambda route: route.sum)
+    if not starts:
+        return None
+    return found_plan(problem, cutter.stages(improve(cutter, starts[0], clock, share, problem.options.seed)))
+
+
+def _order(problem: Problem, found: Found) -> tuple[Order, int]:
+    numbers = {device.name: d for d, device in enumerate(problem.devices)}
+    return tuple(numbers[stage.lead] for stage in found.stages[1:-1]), found.stages[0].stop
+
+
+def _better(old: Found | None, new: Found | None) -> Found | None:
+    if old is None or new is None:
+        return old or new
+    return new if new.figures.objective < old.figures.objective else old
+
+
+def _bound(problem: Problem, best: Found | None, target: float, clock: Clock) -> float:
+    """A bound on plans with workers: on all, or on those with a slow and those with a fast slowest device."""
+    tables = Tables(problem)
+    if best is None:
+        return Relaxation(tables).bound(least_seconds(problem), clock, BOUNDED)[0]
+    found, prices = Relaxation(tables).bound(target, clock, BOUNDED)
+    edge = slowest(problem, best.figures) * SPLIT
+    if found >= target or not problem.weights.slowest:
+        return found
+    below, _ = Relaxation(Tables(problem, edge)).bound(target, clock, BELOW, prices)
+    above, _ = Relaxation(tables, edge).bound(target, clock, ABOVE, prices)
+    return max(found, min(below, above))
+
+
+def _with_others(problem: Problem, best: Found, clock: Clock) -> Mapping[int, Found]:
+    """For each worker that `best` leaves out the best plan with it that is a step away."""
+    cutter = Cutter(Tables(problem))
+    if not len(cutter.tables.head_stops):
+        return {}
+    if len(best.stages) > 1:
+        route = Route(*_order(problem, best), 0.0)
+    else:
+        route = Route((), int(cutter.tables.head_stops[-1]), 0.0)
+    found = {}
+    for worker in problem.workers:
+        if worker not in route.order and not clock.beyond(OTHERS):
+            other = with_worker(cutter, route, worker)
+            if other is not None:
+                found[worker] = found_plan(problem, cutter.stages(other))
+    return found
