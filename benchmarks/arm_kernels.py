@@ -42,9 +42,11 @@ FLOATS = {"f16": "float16", "f32": "float32"}
 
 @dataclass(frozen=True)
 class Core:
-    """A processor: the instruction set used, what compilers call it, and the model that llvm-mca has of it or of its
-    nearest relative. `hertz`, `cores`, `memory`: of a board that has it (bytes/s: what it reaches, what its memory
-    chips could at most)."""
+    """A processor: instruction set, compilers' name, and llvm-mca's model of it or its nearest relative.
+
+    `hertz`, `cores`, `memory`: of a board that has it (bytes/s: what it reaches, what its memory
+    chips could at most).
+    """
 
     isa: str
     mcpu: str

@@ -116,8 +116,7 @@ def batch_rates(quant: str, threads: int, prompt: int, tokens: int, batches: Seq
 
 
 def parse_batched(text: str) -> Rates:
-    """Tokens a second of decoding all sequences together, by `x<sequences>`, from llama-batched-bench's JSON
-    lines."""
+    """Tokens a second of all sequences together, by `x<sequences>`, from llama-batched-bench's JSON."""
     rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     return {f"x{row['pl']}": float(row["speed_tg"]) for row in rows}
 

@@ -16,8 +16,7 @@ MANIFEST = "manifest.json"
 
 
 def check_destination(out: Path) -> None:
-    """Raise CompileError B101 unless `out` is free, an empty folder, or a bundle, which a new one may
-    replace."""
+    """Raise CompileError B101 unless `out` is free, an empty folder, or a bundle to replace."""
     place = _resolve(out)
     try:
         if not os.path.lexists(place):
@@ -40,8 +39,7 @@ def check_destination(out: Path) -> None:
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out`, that takes its place when the body ends well and is removed when it does
-    not.
+    """A fresh folder beside `out`: takes its place when the body ends well, else is removed.
 
     Left-overs of builds that were killed are removed first. A folder in the making is locked by the process
     that makes it, so those of other running builds are left alone. Raises CompileError B101, B102.

@@ -37,8 +37,7 @@ class FileSet:
         self.entries[name] = FileEntry(size_bytes=size, sha256=digest.hexdigest())
 
     def repeat(self, name: str, existing: str) -> None:
-        """A file with the content of `existing`: another name of it where the file system allows, else a
-        copy."""
+        """A file with the content of `existing`: another name of it where that is possible, else a copy."""
         try:
             os.link(self.root / existing, self._place(name))
         except OSError:

@@ -90,8 +90,7 @@ def model_info(model: Model, plan: Plan) -> schema.ModelInfo:
 
 
 def identity(manifest: schema.Manifest, slices: Iterable[schema.Slice]) -> str:
-    """Identity of a bundle: sha256 over all that its manifest and slices say, save identity and digests
-    themselves."""
+    """Identity of a bundle: sha256 over what its manifest and slices say, save identity and digests."""
     own = {name: entry for name, entry in manifest.files.items() if not is_slice(name)}
     bare: list[schema.Manifest | schema.Slice] = [
         msgspec.structs.replace(manifest, bundle="", digest="", files=own)
@@ -106,8 +105,7 @@ def is_slice(name: str) -> bool:
 
 
 def slice_files(files: Mapping[str, schema.FileEntry], device: str) -> dict[str, schema.FileEntry]:
-    """What of the bundle's `files` lies in the slice of `device`, relative to it, without slice.json
-    itself."""
+    """What of the bundle's `files` lies in the slice of `device`, relative to it; not slice.json."""
     prefix = f"devices/{device}/"
     return {
         name.removeprefix(prefix): entry

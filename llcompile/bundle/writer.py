@@ -147,8 +147,7 @@ def _write_payload(files: FileSet, contents: Contents) -> None:
 def _write_weights(
     files: FileSet, contents: Contents, graph: Graph, pack: PackBlock, progress: Progress | None
 ) -> None:
-    """Pack each block once for each layout; a second device that wants the same file gets the same
-    content."""
+    """Pack each block once for each layout; a second device with the same gets the same content."""
     done, total = 0, sum(_elements(p, graph) for p in {p.content: p for _, p in _placed(contents)}.values())
 
     def packed(count: int) -> None:

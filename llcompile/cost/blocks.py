@@ -1,5 +1,4 @@
-"""Operations and bytes of each block at a quantisation, context and chunk; and the tensors that flow between
-blocks."""
+"""Operations and bytes of each block at a precision, context and chunk; the tensors that flow between."""
 
 from __future__ import annotations
 
@@ -71,8 +70,7 @@ def _seen(cache: CacheSpec, cached: float) -> float:
 
 
 def _attention_flops(template: Template, cached: float) -> float:
-    """Multiply and add for each score and each weighted value: 2 heads (key_dim + value_dim) a cached
-    token."""
+    """Multiply and add for each score and weighted value: 2 heads (key_dim + value_dim) a cached token."""
     return sum(2 * c.heads * (c.key_dim + c.value_dim) * _seen(c, cached) for c in template.caches)
 
 

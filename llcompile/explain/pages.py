@@ -56,8 +56,7 @@ def template_counts(plan: schema.PlanRecord, stage: schema.StageRecord) -> str:
 
 
 def memory_bar(name: str, load: schema.LoadRecord) -> Bar:
-    """Weights, cache, and the rest of the peak (activations, the runtime itself) as parts of a device's
-    memory."""
+    """Weights, cache and the rest of the peak (activations, runtime) as parts of a device's memory."""
     rest = max(0, load.peak_bytes - load.weights_bytes - load.kv_bytes)
     offset, parts = 0.0, []
     for kind, size in (("weights", load.weights_bytes), ("cache", load.kv_bytes), ("rest", rest)):

@@ -77,8 +77,7 @@ def block_forms(
 
 
 def _check_roles(flow: Dataflow) -> None:
-    """A matrix packed for Linear cannot be read as a plain vector, in whatever block; a tied table is stored
-    twice."""
+    """A matrix packed for Linear cannot be read as a plain vector; a tied table is stored twice."""
     weight_roles([node for node in flow.nodes if node.op != EMBEDDING], flow)
 
 

@@ -135,8 +135,7 @@ def _with_key(form: Canonical, flow: Dataflow, specs: Mapping[str, TensorSpec]) 
 
 
 def normalize_layers(nodes: Sequence[Node]) -> list[Node]:
-    """Attention's `layer` becomes its number within the block, as all else about it is equal from layer to
-    layer."""
+    """Attention's `layer` becomes its number within the block: all else is equal from layer to layer."""
     result, layer = [], 0
     for node in nodes:
         if node.op == ATTENTION:

@@ -127,8 +127,7 @@ def _curve(order: Sequence[Node], flow: Dataflow, specs: Mapping[str, TensorSpec
 
 
 def _chains(order: Sequence[Node]) -> Iterator[int]:
-    """For each node that is a Linear fed by a Linear, at whatever distance, the nearest one's position; else
-    -1."""
+    """For each Linear fed by a Linear, at whatever distance, the nearest one's position; else -1."""
     nearest: dict[str, int] = {}
     for i, node in enumerate(order):
         before = max((nearest.get(name, -1) for name in node.inputs), default=-1)

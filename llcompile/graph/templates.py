@@ -1,5 +1,4 @@
-"""Templates: a block's subgraph as an ONNX model of its own, with canonical names, and its operations and
-bytes."""
+"""Templates: a block's subgraph as an ONNX model with canonical names, its operations and bytes."""
 
 from __future__ import annotations
 
@@ -137,16 +136,14 @@ def _cache(node: Node, specs: Mapping[str, TensorSpec]) -> CacheSpec:
 
 
 def _token_flops(node: Node, flow: Dataflow, specs: Mapping[str, TensorSpec]) -> int:
-    """Operations a new token: a multiply and an add for each of a Linear's weights, one an element
-    elsewhere."""
+    """Operations a new token: two for each of a Linear's weights, one an element elsewhere."""
     if node.op == LINEAR:
         return 2 * prod(flow.weights[node.inputs[1]])
     return sum(prod(d for d in specs[name].shape if isinstance(d, int)) for name in node.outputs if name)
 
 
 def _context_flops(node: Node, specs: Mapping[str, TensorSpec]) -> int:
-    """Operations a new token and cached token: a multiply and an add for each score and each weighted
-    value."""
+    """Operations a new and cached token: a multiply and an add for each score and weighted value."""
     if node.op != ATTENTION:
         return 0
     query, value = specs[node.inputs[0]].shape, specs[node.inputs[2]].shape
@@ -154,8 +151,7 @@ def _context_flops(node: Node, specs: Mapping[str, TensorSpec]) -> int:
 
 
 def _peak_bytes(form: Canonical, specs: Mapping[str, TensorSpec]) -> int:
-    """Most bytes of inputs, outputs and intermediates live at once for one token, nodes run in canonical
-    order."""
+    """Most bytes of tensors live at once for one token, nodes run in canonical order."""
     last = {name: i for i, node in enumerate(form.nodes) for name in node.inputs}
     last.update(dict.fromkeys(form.outputs, len(form.nodes)))
     sizes = {name: specs[name].bytes(1, 1) for name in form.inputs}

@@ -48,8 +48,7 @@ def pack(matrix: Floats, layout: Layout, name: str, factors: Factors | None = No
 
 
 def unpack(parts: Mapping[str, Array], layout: Layout, shape: tuple[int, ...]) -> Floats:
-    """Inverse of `pack` up to the format's rounding: the float32 tensor of `shape` that kernels compute
-    with."""
+    """Inverse of `pack` up to rounding: the float32 tensor of `shape` that kernels compute with."""
     if layout.kind == "plain":
         return parts["data"].astype(np.float32).reshape(shape)
     rows, columns = shape

@@ -1,5 +1,4 @@
-"""Memory that kernels may read: aligned to 64 bytes, committed when touched, on huge pages where it is
-large."""
+"""Memory that kernels may read: aligned to 64 bytes, taken when touched, large on huge pages."""
 
 from __future__ import annotations
 

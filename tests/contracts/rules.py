@@ -6,6 +6,7 @@ A rule takes a path relative to the repository and the parsed file, and returns 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
@@ -104,6 +105,19 @@ def talks_first(path: PurePosixPath, tree: ast.Module) -> list[str]:
         for line, module in imports(tree)
         if module.split(".")[0] in TALKATIVE and not (quiet and min(quiet) < line)
     ]
+
+
+def broken_first_sentences(path: PurePosixPath, tree: ast.Module) -> list[str]:
+    """Docstrings whose first sentence runs over a line for the sake of one word or two."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = []
+    for node in ast.walk(tree):
+        text = ast.get_docstring(node) if isinstance(node, kinds) else None
+        sentence = re.split(r"(?<=\.)\s|\n\n", text, maxsplit=1)[0].splitlines() if text else []
+        if len(sentence) > 1 and len(sentence[-1].split()) <= 2:
+            line = getattr(node, "lineno", 1)
+            found.append(f"{path}:{line}: the docstring's first sentence ends in a line of {sentence[-1]!r}")
+    return found
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:

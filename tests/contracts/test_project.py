@@ -20,6 +20,7 @@ from tests.contracts import rules
 REPOSITORY = Path(__file__).parents[2]
 PRODUCT = ("llcompile", "runtime/llrun")
 EVERYTHING = (*PRODUCT, "scripts", "tests", "benchmarks", "examples")
+AROUND = ("benchmarks", "docs", "examples", "scripts", "targets", "templates", "tests")
 RUNTIME_NEEDS = {"apache-tvm-ffi", "click", "msgspec", "numpy", "typing-extensions"}
 
 
@@ -49,6 +50,17 @@ def test_no_script_lets_a_library_report_before_it_is_silenced() -> None:
     assert violations(rules.talks_first, ("scripts", "benchmarks", "examples")) == []
 
 
+def test_the_map_names_every_folder() -> None:
+    """README's map: each stage of the compiler, each room of the runtime, each folder of the repository."""
+    text = (REPOSITORY / "README.md").read_text().partition("## A map")[2]
+    inits = [path for folder in PRODUCT for path in (REPOSITORY / folder).glob("*/__init__.py")]
+    packages = [path.parent.relative_to(REPOSITORY).as_posix() for path in inits]
+    missing = [path for path in [*packages, *AROUND] if f"]({path})" not in text]
+    assert missing == []
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
 def test_files_and_functions_are_short() -> None:
     found = [
         line
@@ -75,6 +87,12 @@ def test_files_and_functions_are_short() -> None:
         (rules.unsafe_code, "a.py", "np.load(p, allow_pickle=True)", "allow_pickle"),
         (rules.unsafe_code, "a.py", "subprocess.run(c, shell=flag)", "shell"),
         (rules.unsafe_code, "a.py", "torch.load(p)", "torch.load"),
+        (
+            rules.broken_first_sentences,
+            "a.py",
+            'def f():\n    """What it does, and in which\n    order. More."""',
+            "order.",
+        ),
         (rules.talks_first, "a.py", "import onnxruntime", "before llcompile"),
         (rules.talks_first, "a.py", "import transformers.utils\nimport llcompile", "a.py:1"),
         (rules.work_at_import, "a.py", "register(1)", "runs at import"),

@@ -18,8 +18,7 @@ from llrun.wire.transport import Tcp
 
 
 def together(scheduler: Scheduler, prompts: list[list[int]], count: int) -> list[list[int]]:
-    """Greedy tokens of every prompt, all asked at once: the prompts in turn, then one token of each in a
-    pass."""
+    """Greedy tokens of every prompt, all asked at once: prompts in turn, then a token of each a pass."""
     handles = [scheduler.submit(Request(ids, count)) for ids in prompts]
     return [list(scheduler.run_until(handle).tokens) for handle in handles]
 

@@ -45,8 +45,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class Sums:
-    """What a block has computed: products of `tile` (its place in the block's list) with `token` (counted from the
-    block's first)."""
+    """What a block has computed: products of `tile` (by place in its list) with `token` (from its first)."""
 
     acc: tirx.Buffer
     isa: Isa

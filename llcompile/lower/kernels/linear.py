@@ -216,8 +216,7 @@ class _Place:
 def _finish(
     isa: Isa, output: Output, get: _Sums, tile: Expr, first: Expr | int, tokens: int, place: _Place
 ) -> None:
-    """Write what `finish` makes of the sums of tile number `tile` of each matrix; of the last tile only the rows there
-    are."""
+    """Write what `finish` makes of tile `tile`'s sums of each matrix; of the last, the rows there are."""
     finish = output.finish or (lambda sums, token, row: sums[0])
     rest = output.rows % isa.rows
 

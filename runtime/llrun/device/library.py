@@ -29,8 +29,7 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Library:
-    """`functions` by name; `wrap` makes an array an argument without copying it, `unwrap` a result an
-    array."""
+    """`functions` by name; `wrap` makes an array an argument, uncopied, and `unwrap` a result an array."""
 
     functions: Mapping[str, Function]
     wrap: Callable[[Array], Any]

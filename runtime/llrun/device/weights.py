@@ -1,5 +1,4 @@
-"""Reads a block's safetensors file: hashed while it is read, never parsed beyond its header, never
-repacked."""
+"""Reads a block's safetensors file: hashed on the way, parsed no further than its header."""
 
 from __future__ import annotations
 

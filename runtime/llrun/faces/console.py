@@ -60,8 +60,7 @@ class Console:
         )
 
     def results(self, answers: Sequence[tuple[Result, str | None]]) -> None:
-        """The one JSON object: the last answer's fields, and all of them under `results` when there are
-        several."""
+        """The one JSON object: the last answer's fields, and all answers as `results` when several."""
         records = [_record(result, text) for result, text in answers]
         whole = {**records[-1], "results": records} if len(records) > 1 else records[-1]
         click.echo(msgspec.json.encode(whole).decode())

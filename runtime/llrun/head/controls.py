@@ -1,5 +1,4 @@
-"""The head's control connections: set-up of a session, what the workers say, and which of failures is
-the cause."""
+"""The head's control connections: set-up, what the workers say, which of failures is the cause."""
 
 from __future__ import annotations
 

@@ -229,9 +229,11 @@ class Session:
         self._replies.put([])
 
     def take(self, bounded: bool = True) -> Reply:
-        """Take one reply in, waiting for it: logits and figures are kept, chunks that are done make room for
-        others. `bounded`: something is under way, so one is due. Raises RunError when a device is lost or
-        nothing moves for too long."""
+        """Wait for a reply and take it in: logits and figures are kept, finished chunks make room.
+
+        `bounded`: something is under way, so one is due. Raises RunError when a device is lost or
+        nothing moves for too long.
+        """
         try:
             reply = self._replies.get(timeout=self._timeout_s if bounded else None)
         except Empty:
@@ -312,8 +314,7 @@ class Session:
     # --- setting up and ending ---
 
     def _connect(self) -> None:
-        """Control connections, then configuration, then data connections: each step on all devices at
-        once."""
+        """Control connections, configuration, data connections: each step on all devices at once."""
         controls, installed = self._controls, self._engine.installed
         controls.connect()
         self._compute.start()

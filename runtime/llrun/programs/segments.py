@@ -14,8 +14,10 @@ Work = Run | Send | AllReduce | Release  # the instructions of a segment
 
 @dataclass(frozen=True)
 class Segment:
-    """`waits`: tensors to have before running; `waits_last`: those of them that only a prompt's last
-    chunk brings. `instructions`: in order. A segment of the program's start may wait for nothing."""
+    """`waits`: tensors to have first; `waits_last`: those that only a prompt's last chunk brings.
+
+    `instructions`: in order. A segment of the program's start may wait for nothing.
+    """
 
     waits: frozenset[int]
     waits_last: frozenset[int]

@@ -22,8 +22,9 @@ class Receive(Strict, frozen=True, tag="receive", tag_field="op"):
 
 
 class Run(Strict, frozen=True, tag="run", tag_field="op"):
-    """Call `<template>_decode` (one row), `<template>_prefill`, or for one row of each of several sequences
-    `<template>_batch`. `block` is None for the positions template.
+    """Call a template's function: `_decode` (one row), `_prefill`, or `_batch` (a row of each of several).
+
+    `block` is None for the positions template.
 
     inputs, outputs: tensor ids in the template's order. `rows`: `last` if only the newest row is needed:
     then it runs on the last row of the last chunk of a prompt, and not at all on the chunks before.

@@ -123,8 +123,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
 
 
 class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a device has spent since the session began: seconds, bytes; memory is the most it ever had
-    resident."""
+    """What a device has spent since the session began: seconds, bytes; of memory, its most."""
 
     compute_s: float = 0.0
     wait_s: float = 0.0

@@ -58,8 +58,7 @@ class Connection(Protocol):
         """All reads from now on end `seconds` from now; None: never."""
 
     def close(self, drain_s: float = 0.0) -> None:
-        """End it both ways, after up to `drain_s` for what is queued; readers and senders get
-        ConnectionLost."""
+        """End it both ways, `drain_s` at most for what is queued; who reads or sends gets ConnectionLost."""
 
 
 class Listener(Protocol):

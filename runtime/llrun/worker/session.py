@@ -187,8 +187,7 @@ class WorkerSession:
         self._outside.reply(Configured(self._engine.installed.every_chunk, self._engine.capacity))
 
     def _connect(self) -> None:
-        """Dial the neighbours that come later in the alphabet; the earlier ones, and the head, dial this
-        device."""
+        """Dial the neighbours later in the alphabet; the earlier ones, and the head, dial this device."""
         try:
             if self._configuration is None:
                 raise ProtocolError("connect came before configure")

@@ -232,8 +232,7 @@ def test_a_device_without_a_slice(bundle: Path) -> None:
 
 
 def test_an_identity_that_is_not_the_content_s(bundle: Path) -> None:
-    """Two devices that agree on the identity must agree on everything: a slice edited alone changes nothing
-    else."""
+    """Devices that agree on the identity agree on everything: no slice can be edited alone."""
     record = schema.decode((bundle / "devices/pi/slice.json").read_bytes(), schema.Slice)
     replace_slice(bundle, "pi", max_payload_bytes=record.max_payload_bytes + 1)
     (violation,) = verify(bundle)

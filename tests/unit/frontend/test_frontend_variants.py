@@ -1,5 +1,7 @@
-"""What configurations of a family change: rotary scaling, head sizes, norms' places, a language model inside a
-larger one. Each exported graph against transformers; and what a Model says beside its graph."""
+"""What configurations change: rotary scaling, head sizes, norms' places, a model inside a larger one.
+
+Each exported graph against transformers; and what a Model says beside its graph.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Small canonical graphs written by hand: structures whose blocks are known, without torch and in
-milliseconds."""
+"""Small canonical graphs written by hand: structures whose blocks are known, without torch."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What depends on positions alone is computed where it is used: in its one block, or by the positions
-template."""
+"""What depends on positions alone is computed in its one block, or by the positions template."""
 
 from __future__ import annotations
 

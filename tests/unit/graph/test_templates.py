@@ -32,8 +32,7 @@ from tests.unit.graph.synthetic import (
 
 
 def as_networkx(form: Canonical, flow: Dataflow, specs: dict[str, TensorSpec]) -> nx.MultiDiGraph:
-    """The block as a labelled graph, built without the canonical numbering: networkx's matcher is the
-    oracle."""
+    """The block as a labelled graph without canonical numbers: networkx's matcher is the oracle."""
     graph = nx.MultiDiGraph()
     for name in (*form.inputs, *form.weights, *form.constants):
         spec = specs[name]
@@ -109,8 +108,7 @@ def test_equal_keys_are_isomorphic_graphs_and_no_others(change: str) -> None:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_templates_differ_only_where_blocks_do(change: str) -> None:
-    """Position tables are numbered by first use: a block that reads them the other way round binds them
-    so."""
+    """Position tables are numbered by first use: who reads them the other way round binds them so."""
     expected = 4 if change in ("none", "swapped tables") else 5
     assert len(build_graph(variant(change)).templates) == expected
 

@@ -1,6 +1,8 @@
-"""Runs in the arm64 Python under qemu: calls functions of compiled libraries as the lines of its input say, each
-{"library": path, "function": name, "arrays": path of their bytes, "kinds": [[dtype, shape], ..]}, and writes the
-arrays back."""
+"""Runs in the arm64 Python under qemu: calls functions of compiled libraries as its input says.
+
+A line each: {"library": path, "function": name, "arrays": path of their bytes, "kinds": [[dtype, shape], ..]};
+the arrays are written back.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Sends five bytes to the address given, `echo_dialer.py ADDRESS`, and prints what comes back, or why nothing
-does."""
+"""`echo_dialer.py ADDRESS`: sends five bytes there and prints what comes back, or why nothing does."""
 
 from __future__ import annotations
 

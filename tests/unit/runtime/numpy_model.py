@@ -1,5 +1,4 @@
-"""A small model in numpy, cut over any number of devices: what the runtime's tests execute without a
-compiler.
+"""A small model in numpy, cut over any number of devices: the runtime's tests need no compiler.
 
 Seven blocks: an embedding, four that append to a cache and mix in the mean of what it holds, one that
 subtracts half the embedding, and an output head; the last two are needed for a prompt's last row alone.
@@ -121,8 +120,7 @@ def library(**replaced: object) -> Library:
 
 
 def whole(seed: int = 3) -> Callable[[int], np.ndarray]:
-    """The whole model, one token at a time, in float32: called with the next token, gives logits
-    (vocabulary,)."""
+    """The whole model in float32: called with the next token, gives logits (vocabulary,)."""
     parts = weights(seed)
     caches = [np.zeros((1, 1, CONTEXT, WIDTH), np.float32) for _ in MIXERS]
     slots, positions_left = np.zeros(1, np.int64), iter(range(CONTEXT))
@@ -156,8 +154,7 @@ def greedy(ids: list[int], count: int) -> list[int]:
 
 
 def owners(devices: list[str]) -> list[str]:
-    """Device of each block: first and last on the head; of four devices, the last has the trimming block
-    alone."""
+    """Device of each block: first and last on the head; of four, the last has the trimming block."""
     middle = {
         1: [0, 0, 0, 0, 0],
         2: [0, 1, 1, 1, 1],

@@ -43,8 +43,7 @@ def test_a_conversation_goes_on_after_a_cancelled_answer(cluster, count, after):
 @pytest.mark.parametrize("count", [1, 3, 4])
 @pytest.mark.parametrize("steps", [2, 6, 14])
 def test_a_conversation_goes_on_after_a_cancelled_prompt(cluster, count, steps):
-    """Cancelled between a long prompt's chunks, of which some have been fed: the rest goes with what is asked
-    next."""
+    """Cancelled between a long prompt's chunks: the rest goes with what is asked next."""
     first, second = prompt(180, seed=1), prompt(9, seed=2)
     with cluster(NAMES[:count]).scheduler() as scheduler:
         talk = Conversation(scheduler)
@@ -147,8 +146,7 @@ def test_figures_of_requests_together_add_up_to_the_sessions(cluster):
 
 
 def test_a_request_is_charged_for_its_own_steps_whatever_runs_beside_it(cluster):
-    """The longer prompt's tensors are its own: bytes of chunks, and a share of the frames that carry a row of
-    each."""
+    """The longer prompt's tensors are its own: bytes of chunks, a share of the frames of rows."""
     with cluster(NAMES[:3]).scheduler() as scheduler:
         long = scheduler.submit(Request(prompt(61), 1))
         short = scheduler.submit(Request(prompt(2, seed=1), 1))

@@ -1,5 +1,4 @@
-"""Devices that die, freeze or leave: the request ends in time and names them; the others serve the next
-head."""
+"""Devices that die, freeze or leave: the request ends in time and names them; the others go on."""
 
 from __future__ import annotations
 

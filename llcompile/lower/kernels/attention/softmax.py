@@ -1,5 +1,4 @@
-"""Scores become weights, and tiles of keys become one result (online softmax: Milakov and Gimelshein, arXiv
-1805.02867).
+"""Scores become weights, tiles of keys one result (Milakov and Gimelshein, arXiv 1805.02867).
 
 A tile is summed under its own largest score and then merged into the total, tile after tile in their order, so
 it makes no difference who summed it. Scores are in units of ln 2: weights are powers of 2.
