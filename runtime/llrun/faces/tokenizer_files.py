@@ -14,7 +14,10 @@ CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 
 def read_tokenizer(place: Place) -> Tokenizer | None:
     """The model's tokenizer, None when the bundle has none."""
-    return Tokenizer(verified_bytes(place, TOKENIZER)) if TOKENIZER in place.record.files else None
+    if TOKENIZER not in place.record.files:
+        return None
+    data = verified_bytes(place, TOKENIZER)
+    return Tokenizer(str(place.folder / TOKENIZER), data, place.record.model.vocab_size)
 
 
 def has_chat_template(place: Place) -> bool:

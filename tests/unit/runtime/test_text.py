@@ -18,6 +18,12 @@ class Bytes:
     def decode(self, ids) -> str:
         return bytes(ids).decode("utf-8", errors="replace")
 
+    def hidden(self, token: int) -> bool:
+        return False
+
+    def byte(self, token: int) -> int | None:
+        return None
+
 
 class Spaced(Bytes):
     """Leaves out a space at the beginning of what it decodes, as sentencepiece models do."""
