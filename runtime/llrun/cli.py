@@ -3,6 +3,7 @@ rest."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import click
 
 from llrun import __version__
 from llrun.errors import INTERNAL, USAGE, RunError
+from llrun.faces import visible
 
 if TYPE_CHECKING:
     from llrun.device.slice import Place
@@ -47,6 +49,9 @@ def main() -> None:
     """Entry point."""
     # Before numpy loads: its BLAS threads would spin on the cores that kernels run on.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows its number
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(_guarded(llrun, sys.argv[1:]))
 
 
@@ -56,11 +61,11 @@ def _guarded(command: click.Command, arguments: Sequence[str]) -> int:
         code = command.main(list(arguments), prog_name="llrun", standalone_mode=False)
         sys.stdout.flush()
     except RunError as error:
-        click.echo(str(error), err=True)
+        click.echo(visible.line(str(error)), err=True)
         return error.exit_code
     except click.UsageError as error:
         name = _shown_name(error.ctx) if error.ctx else "llrun"
-        click.echo(f"error[R100]: {error.format_message()} See {name} --help.", err=True)
+        click.echo(visible.line(f"error[R100]: {error.format_message()} See {name} --help."), err=True)
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         return INTERNAL
@@ -109,7 +114,7 @@ def llrun() -> None:
 def _common(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--timeout", type=float, default=120.0, show_default=True, metavar="S",
-                     help="Give up when nothing comes from any device for this long."),
+                     help="Give up when a device is not reached, or nothing comes from any, for this long."),
         click.option("--no-verify", is_flag=True, help="Skip hashing the weights (sizes are still checked)."),
         click.option("--peer", "peers", multiple=True, metavar="NAME=HOST:PORT",
                      help="Where a worker listens, when not where the bundle says. On another host: tell the other"
@@ -251,7 +256,7 @@ def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequenc
     place = _place(path, None)
     where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
     plan = Plan(prompt, tokens, depth, repeats, sequences)
-    click.echo(measure(place, where, plan, output, Console(quiet=True)))
+    measure(place, where, plan, output == "json", Console(quiet=True))
 
 
 def _place(path: str, device: str | None) -> Place:

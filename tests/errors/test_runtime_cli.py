@@ -33,6 +33,7 @@ def refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 2, 
     assert done.stderr.count("\n") == lines
     assert done.stderr.startswith("error[R")
     assert done.stdout == ""
+    assert not any(character < " " and character != "\n" for character in done.stderr)
     for word in words:
         assert word in done.stderr, done.stderr
 
@@ -45,6 +46,9 @@ def refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 2, 
         (["--prompt-ids", "1.5"], ["'1.5'"]),
         (["--prompt-ids", ""], ["the prompt is empty"]),
         (["--prompt", ""], ["the prompt is empty"]),
+        (["--prompt-ids", "1", "--prompt-ids", ""], ["--prompt-ids 2 of 2: the prompt is empty"]),
+        (["--prompt", "def", "--prompt", ""], ["--prompt 2 of 2: the prompt is empty"]),
+        (["--prompt-ids", "1", "--device", "\x1b[2J\r"], [r"device \x1b[2J\r: it has"]),
         (["--prompt-ids", "5,1000"], ["token 1", "1000", "1000 ids"]),
         (["--prompt-ids", "-1"], ["token 0", "-1"]),
         (["--prompt-ids", "99999999999999999999"], ["99999999999999999999"]),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from llrun.device.slice import Place
@@ -16,7 +17,7 @@ from llrun.faces.where import Where, session_on
 from llrun.requests.conversation import generate
 from llrun.requests.request import Result, check_ids, tokens_allowed
 from llrun.requests.scheduler import Scheduler
-from llrun.requests.tokenizer import Tokenizer
+from llrun.requests.tokenizer import NO_TOKENIZER, UNREADABLE, Tokenizer
 from llrun.schema import ModelInfo
 
 
@@ -28,19 +29,27 @@ class Given:
     ids: Sequence[Sequence[int]]
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, and where they come from, as the user counts it: `--prompt 2 of 3`."""
+
+    ids: Sequence[int]
+    source: str
+
+
 def answer_all(
     place: Place, where: Where, wanted: Wanted, given: Given, as_json: bool, console: Console
 ) -> None:
     """The head's work: every prompt given, or those on stdin, or a conversation at the terminal."""
-    tokenizer = read_tokenizer(place)
     if given.texts and given.ids:
         raise RunError("R108", "give --prompt or --prompt-ids, not both")
+    tokenizer = tokenizer_for_ids(place, wanted, console) if given.ids else read_tokenizer(place)
     if wanted.stops and tokenizer is None:
-        raise RunError("R106", "--stop needs a tokenizer, and this bundle has none")
+        raise RunError(NO_TOKENIZER, "--stop needs a tokenizer, and this bundle has none")
     if not given.texts and not given.ids and at_terminal() and not as_json:
         talk(place, where, wanted, tokenizer, console)
         return
-    prompts = [list(ids) for ids in given.ids] or encode(given.texts or lines_of_stdin(), tokenizer)
+    prompts = prompts_of(given, tokenizer)
     if not prompts:
         raise RunError("R103", "no prompt: give --prompt or --prompt-ids, or lines on standard input")
     check_prompts(prompts, wanted, place.record.model)
@@ -48,7 +57,7 @@ def answer_all(
     with session_on(place, where, console) as session:
         scheduler = Scheduler(session)
         for prompt in prompts:
-            answers.append(answer(scheduler, prompt, wanted, tokenizer, console))
+            answers.append(answer(scheduler, prompt.ids, wanted, tokenizer, console))
             console.show("\n")
             if not as_json:
                 console.figures(answers[-1][0])
@@ -56,10 +65,21 @@ def answer_all(
         console.results(answers)
 
 
+def tokenizer_for_ids(place: Place, wanted: Wanted, console: Console) -> Tokenizer | None:
+    """The tokenizer for prompts that are ids already: None, with a note, where it cannot be used."""
+    try:
+        return read_tokenizer(place)
+    except RunError as error:
+        if wanted.stops or error.code not in (NO_TOKENIZER, UNREADABLE):
+            raise
+        console.note(f"Tokens are shown as ids, without their text: {error.message}")
+        return None
+
+
 def talk(place: Place, where: Where, wanted: Wanted, tokenizer: Tokenizer | None, console: Console) -> None:
     """A conversation at the terminal, from starting the devices to the end of input."""
     if tokenizer is None:
-        raise RunError("R106", "this bundle has no tokenizer to talk with: use --prompt-ids 1,2,3")
+        raise RunError(NO_TOKENIZER, "this bundle has no tokenizer to talk with: use --prompt-ids 1,2,3")
     with session_on(place, where, console) as session:
         if has_chat_template(place):
             console.note("The model has a chat template, which is not applied: lines are continued as text.")
@@ -75,30 +95,59 @@ def answer(
     return result, printer.finish()
 
 
-def encode(texts: Sequence[str], tokenizer: Tokenizer | None) -> list[list[int]]:
-    """Token ids of each text. Raises RunError R106 without a tokenizer."""
-    if tokenizer is None:
-        raise RunError("R106", "this bundle has no tokenizer: give token ids, --prompt-ids 1,2,3")
-    return [tokenizer.encode(text) for text in texts]
+def prompts_of(given: Given, tokenizer: Tokenizer | None) -> list[Prompt]:
+    """The ids of all that is to be answered. Raises RunError R106 for text without a tokenizer."""
+    if given.ids:
+        return [Prompt(ids, _source("--prompt-ids", i, given.ids)) for i, ids in enumerate(given.ids)]
+    texts = [(_source("--prompt", i, given.texts), text) for i, text in enumerate(given.texts)]
+    texts = texts or lines_of_stdin()
+    if tokenizer is None and texts:
+        raise RunError(NO_TOKENIZER, "this bundle has no tokenizer: give token ids, --prompt-ids 1,2,3")
+    prompts = []
+    for source, text in texts:
+        with _told_of(source):
+            prompts.append(Prompt(tokenizer.encode(text) if tokenizer else [], source))
+    return prompts
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], wanted: Wanted, model: ModelInfo) -> None:
+def check_prompts(prompts: Sequence[Prompt], wanted: Wanted, model: ModelInfo) -> None:
     """Refuse bad input before anything is loaded or started."""
-    for ids in prompts:
-        check_ids(ids, model)
-        tokens_allowed(len(ids), wanted.tokens, model)
+    for prompt in prompts:
+        with _told_of(prompt.source):
+            check_ids(prompt.ids, model)
+            tokens_allowed(len(prompt.ids), wanted.tokens, model)
+
+
+@contextmanager
+def _told_of(source: str) -> Iterator[None]:
+    """Name the prompt that an error is about."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(error.code, f"{source}: {error.message}", error.exit_code) from error
+
+
+def _source(option: str, index: int, given: Sequence[object]) -> str:
+    return f"{option} {index + 1} of {len(given)}" if len(given) > 1 else option
 
 
 def at_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def lines_of_stdin() -> list[str]:
-    """One prompt a line; empty lines are none."""
+def lines_of_stdin() -> list[tuple[str, str]]:
+    """One prompt a line, with its source; lines without text are none.
+
+    A line ends where an editor says so, not at the other characters that may separate text.
+    """
     if sys.stdin is None:
         return []
     try:
-        lines = sys.stdin.buffer.read().decode("utf-8").splitlines()
+        lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise RunError("R107", f"standard input is not UTF-8 text: {error}") from error
-    return [line for line in lines if line.strip()]
+    return [
+        (f"line {number} of standard input", line.removesuffix("\r"))
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]

@@ -45,15 +45,16 @@ class Row(msgspec.Struct, frozen=True):
     runs: int
 
 
-def measure(place: Place, where: Where, plan: Plan, output: str, console: Console) -> str:
-    """The bench's rows as text, Markdown or JSON."""
+def measure(place: Place, where: Where, plan: Plan, as_json: bool, console: Console) -> None:
+    """Run the bench and print its rows, Markdown or JSON."""
     check_plan(plan, place.record.model)
     with session_on(place, where, console) as session:
         rows = run_bench(Scheduler(session), plan)
-    if output == "json":
-        return msgspec.json.encode(rows).decode()
+    if as_json:
+        console.json(rows)
+        return
     model = place.record.model
-    return table(rows, f"{model.name} {model.precision.weights}", len(place.record.devices))
+    console.table(table(rows, f"{model.name} {model.precision.weights}", len(place.record.devices)))
 
 
 def check_plan(plan: Plan, model: ModelInfo) -> None:

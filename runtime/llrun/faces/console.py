@@ -1,16 +1,25 @@
-"""The terminal: text and results on stdout, everything else on stderr."""
+"""The terminal: text and results on stdout, everything else on stderr, control characters on neither."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from llrun.requests.request import Result
+from llrun.errors import RunError
+from llrun.faces import visible
+
+if TYPE_CHECKING:
+    from llrun.requests.request import Result
 
 MIB = 1 << 20
+PROMPT = "> "
+# What a terminal keeps of a line that is read by lines; the rest it throws away unseen.
+TERMINAL_LINE_BYTES = 4095
 
 
 class Console:
@@ -19,18 +28,29 @@ class Console:
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._to_terminal = sys.stdout is not None and sys.stdout.isatty()
         self._percent = -1
 
     def show(self, text: str) -> None:
-        """A piece of the answer, at once."""
+        """A piece of the answer, at once: as it is to a file, without what a terminal would obey to one."""
         if text and not self._quiet:
-            click.echo(text, nl=False)
+            # Without `color`, click would leave out of a file what looks like a terminal's colours.
+            click.echo(visible.text(text) if self._to_terminal else text, nl=False, color=True)
 
     def note(self, text: str) -> None:
-        click.echo(text, err=True)
+        """A message, one line on stderr."""
+        click.echo(visible.line(text), err=True)
 
     def silent(self, text: str) -> None:
         """A note that somebody else gives."""
+
+    def table(self, text: str) -> None:
+        """Lines of our own for stdout."""
+        click.echo(visible.text(text))
+
+    def json(self, value: object) -> None:
+        """One JSON object or list on stdout."""
+        click.echo(visible.json(msgspec.json.encode(value).decode()))
 
     def progress(self, done: int, total: int) -> None:
         """A line that is overwritten, on a terminal only."""
@@ -40,30 +60,76 @@ class Console:
             end = "\r\x1b[K" if percent == 100 else ""
             click.echo(f"\rreading weights {percent}% of {total / MIB:.0f} MiB{end}", nl=False, err=True)
 
-    def ask(self) -> str | None:
-        """A line of the user, None at the end of input."""
+    @contextmanager
+    def conversation(self) -> Iterator[None]:
+        """Keep the terminal from reading by lines meanwhile, which would cut what is pasted into an answer."""
+        if not self._edits():
+            yield
+            return
+        import termios
+
+        before = termios.tcgetattr(sys.stdin)
+        during = termios.tcgetattr(sys.stdin)
+        during[3] &= ~termios.ICANON
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, during)
         try:
-            return input("> ")
+            yield
+        finally:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+    def ask(self) -> str | None:
+        """A line of the user, None at the end of input.
+
+        Raises RunError R107 for what is not text, or longer than the terminal lets through.
+        """
+        try:
+            if self._edits():
+                return input(PROMPT)
+            click.echo(PROMPT, nl=False, err=not self._to_terminal)
+            line = sys.stdin.readline()
         except EOFError:
             return None
+        except UnicodeDecodeError as error:
+            raise RunError("R107", f"this line is not UTF-8 text: {error}") from error
+        except KeyboardInterrupt:
+            click.echo()  # what comes next begins a line
+            raise
+        if len(line.encode(errors="surrogateescape")) >= TERMINAL_LINE_BYTES:
+            raise RunError(
+                "R107",
+                f"the terminal cuts lines at {TERMINAL_LINE_BYTES} bytes, and this one is as long: give it by"
+                " --prompt, or write it to standard input",
+            )
+        return line.removesuffix("\n") if line else None
+
+    def _edits(self) -> bool:
+        """Whether lines are read by an editor, which takes them at any length, and tabs as they are."""
+        if not (self._to_terminal and sys.stdin is not None and sys.stdin.isatty()):
+            return False
+        try:
+            import readline
+        except ImportError:  # a Python that was built without it
+            return False
+        readline.parse_and_bind("tab: self-insert")
+        return True
 
     def figures(self, result: Result) -> None:
         """One line of what a request took."""
         first = "no token" if result.ttft_s is None else f"first token after {result.ttft_s:.3f} s"
         rate = "" if result.tpot_s is None else f", then {1 / result.tpot_s:.1f} tokens/s"
+        stopped = ", stopped" if result.cancelled else ""
         memory = ", ".join(
             f"{name} {figures.peak_memory_bytes / MIB:.0f} MiB" for name, figures in result.devices.items()
         )
         self.note(
             f"[{result.prompt_tokens} prompt tokens, {first}{rate}"
-            f" ({len(result.tokens)} tokens); memory {memory}]"
+            f" ({len(result.tokens)} tokens{stopped}); memory {memory}]"
         )
 
     def results(self, answers: Sequence[tuple[Result, str | None]]) -> None:
         """The one JSON object: the last answer's fields, and all answers as `results` when several."""
         records = [_record(result, text) for result, text in answers]
-        whole = {**records[-1], "results": records} if len(records) > 1 else records[-1]
-        click.echo(msgspec.json.encode(whole).decode())
+        self.json({**records[-1], "results": records} if len(records) > 1 else records[-1])
 
 
 def _record(result: Result, text: str | None) -> dict[str, object]:

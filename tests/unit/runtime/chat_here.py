@@ -1,0 +1,59 @@
+"""A conversation with the numpy model at this terminal: `chat_here.py TOKENIZER SECONDS_A_STEP TOKENS`; or, without
+them, the console alone: lines are read and told, until the end."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import sys
+import termios
+import time
+from pathlib import Path
+
+import numpy_model
+
+from llrun.faces.chat import chat
+from llrun.faces.console import Console
+from llrun.faces.printer import Wanted
+from llrun.head.session import Session
+from llrun.requests.sampling import Sampling
+from llrun.requests.scheduler import Scheduler
+from llrun.requests.tokenizer import Tokenizer
+from llrun.wire.transport import Tcp
+
+
+def converse(path: Path, seconds: float, tokens: int) -> None:
+    def slow(*arguments):
+        time.sleep(seconds)
+        return numpy_model.mix(*arguments)
+
+    part = numpy_model.device("d0", ["d0"], numpy_model.library(t1=slow))
+    with Session(part, Tcp(), {}, 20.0) as session:
+        wanted = Wanted(tokens, Sampling(), ())
+        chat(
+            Scheduler(session),
+            wanted,
+            Tokenizer(str(path), path.read_bytes(), numpy_model.VOCABULARY),
+            Console(quiet=False),
+        )
+
+
+def tell_lines() -> None:
+    console = Console(quiet=False)
+    with console.conversation():
+        while (line := console.ask()) is not None:
+            if line == "wait":
+                console.note("waiting")
+                time.sleep(1.0)
+            console.note(f"{len(line)} {hashlib.sha256(line.encode()).hexdigest()}.")
+
+
+if __name__ == "__main__":
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    try:
+        if sys.argv[1:]:
+            converse(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
+        else:
+            tell_lines()
+    except KeyboardInterrupt:
+        sys.exit(1)
