@@ -274,7 +274,8 @@ def test_a_lost_worker_ends_the_run_in_time_and_by_name(bundle, how):
         _, errors = process.communicate(timeout=20)
         seconds = time.monotonic() - start
         assert process.returncode == 1
-        assert seconds < 5
+        # A process that ends says so; of a frozen one, silence is borne for five seconds.
+        assert seconds < (5 if how == signal.SIGKILL else 10)
         lines = [line for line in errors.decode().splitlines() if line.startswith("error[")]
         assert len(lines) == 1
         assert "device d2 was lost" in lines[0]

@@ -1,4 +1,4 @@
-"""A worker's life: load, listen, serve one head after another until interrupted."""
+"""A worker's life: listen, load, serve one head after another until interrupted."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ def serve(
     check_peers(place, peers)
     if announcer:
         announcer.end_with_parent()
-    device = load_device(place, verify, console.progress)
     listener = transport.listen(listen or place.record.devices[place.device].address)
-    note = console.silent if announcer else (lambda text: console.note(f"{device.name}: {text}"))
+    note = console.silent if announcer else (lambda text: console.note(f"{place.device}: {text}"))
+    worker = Worker(place.record, transport, listener, note, peers)
+    worker.load(lambda: load_device(place, verify, console.progress))
     if announcer:
         announcer.listening(listener.address)
     else:
-        console.note(f"{device.name}: listening on {listener.address}")
-    Worker(device, transport, listener, note, peers).serve()
+        console.note(f"{place.device}: listening on {listener.address}")
+    worker.serve()

@@ -17,7 +17,17 @@ from llrun.errors import INTERNAL, LOST, RunError, lost
 from llrun.programs.installed import Installed
 from llrun.wire.handshake import Refusal, dial, read_message, send_message
 from llrun.wire.links import Links
-from llrun.wire.protocol import AnyMessage, Failed, Goodbye, Heartbeat, Hello, Message, ProtocolError
+from llrun.wire.protocol import (
+    BUSY,
+    LOADING,
+    AnyMessage,
+    Failed,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Message,
+    ProtocolError,
+)
 from llrun.wire.pulse import Pulse
 from llrun.wire.transport import Connection, ConnectionLost, Transport
 
@@ -27,7 +37,6 @@ FIRST_ATTEMPT_S, ATTEMPT_S = 0.5, 2.0  # the first one is short: who waits is to
 RETRY_S = 0.2
 GOODBYE_S = 0.5
 GRACE_S = 0.25
-BUSY = "R306"
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class Controls:
         self._connections.clear()
 
     def _reach(self, device: str, hello: Hello, until: float) -> Connection:
-        """Dial, and dial again while nobody listens yet or the worker still ends another head's session."""
+        """Dial, and dial again while nobody listens yet, the worker loads, or still serves another head."""
         address, attempt_s, told = self.addresses[device], FIRST_ATTEMPT_S, set[str]()
         while True:
             left_s = max(until - time.monotonic(), RETRY_S)
@@ -139,8 +148,10 @@ class Controls:
                 )
                 reason = str(error)
             except Refusal as error:
-                if error.code != BUSY:
+                if error.code not in (BUSY, LOADING):
                     raise
+                if error.code == LOADING:  # it lives: what is waited for comes nearer
+                    until = max(until, time.monotonic() + self._timeout_s)
                 failure, reason = error, error.reason
             if time.monotonic() + RETRY_S > until:
                 raise failure

@@ -21,6 +21,7 @@ MAGIC, VERSION = b"LLRN", 2
 CONTROL, TENSOR, ROWS = 1, 2, 3
 CONTROL_LIMIT = 1 << 20
 REASON_CHARS = 256
+BUSY, LOADING = "R306", "R310"  # codes of refusals that pass: the head asks again
 LAST_CHUNK, ALL_ROWS, ONE_ROW = 1, 2, 4
 FLAGS = LAST_CHUNK | ALL_ROWS | ONE_ROW
 HEADER = struct.Struct("<4sBBBBIIIIII")

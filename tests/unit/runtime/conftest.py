@@ -36,7 +36,9 @@ class Cluster:
         listener = Tcp().listen(address)
         self.listeners.append(listener)
         self.addresses[name] = listener.address
-        worker = Worker(self.parts[name], Tcp(), listener, self.notes.append)
+        part = self.parts[name]
+        worker = Worker(part.record, Tcp(), listener, self.notes.append)
+        worker.load(lambda: part)
         threading.Thread(target=worker.serve, daemon=True, name=f"worker {name}").start()
 
     def session(self, timeout_s: float = 20.0, note: Callable[[str], None] = silent) -> Session:

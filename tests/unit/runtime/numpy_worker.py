@@ -26,4 +26,6 @@ if __name__ == "__main__":
     part = numpy_model.device(name, devices.split(","), functions, addresses=addresses)
     sys.stdout.write(listener.address + "\n")
     sys.stdout.flush()
-    Worker(part, Tcp(), listener, lambda text: sys.stderr.write(f"{text}\n") and None).serve()
+    worker = Worker(part.record, Tcp(), listener, lambda text: sys.stderr.write(f"{text}\n") and None)
+    worker.load(lambda: part)
+    worker.serve()
