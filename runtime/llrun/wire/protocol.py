@@ -264,7 +264,7 @@ def decode_control(payload: bytes | bytearray) -> AnyMessage:
         message: AnyMessage = _DECODER.decode(payload)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ProtocolError(f"malformed control message: {printable(str(error))[:REASON_CHARS]}") from error
-    if isinstance(message, Refused | Failed):
+    if isinstance(message, Refused | Rejected | Failed):
         return msgspec.structs.replace(message, reason=printable(message.reason))
     return message
 

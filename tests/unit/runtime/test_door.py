@@ -16,6 +16,7 @@ import pytest
 from llrun.errors import RunError
 from llrun.requests.conversation import generate
 from llrun.requests.sampling import Sampling
+from llrun.requests.scheduler import Scheduler
 from llrun.wire.handshake import Refusal, dial, read_message
 from llrun.wire.protocol import (
     CONTROL,
@@ -59,7 +60,7 @@ def test_the_owner_gets_in_past_strangers_of_the_same_address(cluster, strangers
     for address in workers.addresses.values():
         strangers(address, kind, count)
     with workers.session(10.0, notes.append) as owner:
-        result = generate(owner, [5, 6, 7], 4, Sampling(), lambda token: True)
+        result = generate(Scheduler(owner), [5, 6, 7], 4, Sampling(), lambda token: True)
     assert list(result.tokens) == numpy_model.greedy([5, 6, 7], 4)
     assert len(notes) <= 2
 

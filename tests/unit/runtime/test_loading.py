@@ -11,6 +11,7 @@ from llrun.errors import RunError
 from llrun.head.session import Session
 from llrun.requests.conversation import generate
 from llrun.requests.sampling import Sampling
+from llrun.requests.scheduler import Scheduler
 from llrun.wire.transport import Tcp
 from llrun.worker.worker import Worker
 
@@ -60,7 +61,7 @@ def test_a_worker_that_loads_is_waited_for():
     worker = Loading(lambda: numpy_model.device("anna", NAMES))
     with worker.session(1.0) as session:
         session._timeout_s = 20.0
-        result = generate(session, [5, 6, 7], 4, Sampling(), lambda token: True)
+        result = generate(Scheduler(session), [5, 6, 7], 4, Sampling(), lambda token: True)
     assert list(result.tokens) == numpy_model.greedy([5, 6, 7], 4)
     assert worker.notes == [
         f"waiting for device anna at {worker.address}: it is still loading its part of the model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import get_args
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from llrun.wire.protocol import (
     ROWS,
     TABLE_ENTRY_BYTES,
     TENSOR,
+    AnyMessage,
     Configure,
     Failed,
     Figures,
@@ -26,6 +28,7 @@ from llrun.wire.protocol import (
     Opened,
     ProtocolError,
     Refused,
+    Rejected,
     StepDone,
     StepsDone,
     decode_control,
@@ -131,7 +134,10 @@ def test_control_of_another_shape_is_refused(value):
 def test_what_is_said_to_people_is_printable():
     said = "no\x1b[2J\x07 room\nfor\u202e\x9b it: übrig é"
     plain = "no?[2J? room?for?? it: übrig é"
-    for message in (Refused("R1", said), Failed("R1", said)):
+    spoken = [Refused("R1", said), Rejected(1, "R1", said), Failed("R1", said)]
+    texts = {kind for kind in get_args(AnyMessage) if "reason" in kind.__struct_fields__}
+    assert {type(message) for message in spoken} == texts
+    for message in spoken:
         decoded = decode_control(encode_control(message)[HEADER_BYTES:])
         assert decoded == msgspec.structs.replace(message, reason=plain)
 
