@@ -206,7 +206,9 @@ def write(
             path, lowered, template, block, model.weights, seed, progress, jobs, calibration
         )
 
-    programs, tensors = partition.device_programs(planned.graph, planned.plan, planned.cluster)
+    record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
+    described = bundle.graph_record(planned.graph)
+    programs = partition.device_programs(described, record.stages, record.transmissions, planned.cluster.head)
     bundle.write_bundle(
         out,
         model=model,
@@ -218,7 +220,7 @@ def write(
         libraries=compiled.libraries,
         runtime_libraries=compiled.runtime,
         programs=programs,
-        tensors=tensors,
+        described=described,
         pack=pack,
         pages=explain.pages,
         progress=progress,

@@ -8,6 +8,7 @@
 """
 
 from llcompile.bundle.destination import check_destination
+from llcompile.bundle.graph_record import graph_record
 from llcompile.bundle.records import plan_json, plan_record
 from llcompile.bundle.runtime_library import runtime_library
 from llcompile.bundle.verifier import read_manifest, verify
@@ -18,6 +19,7 @@ __all__ = [
     "PackBlock",
     "Progress",
     "check_destination",
+    "graph_record",
     "plan_json",
     "plan_record",
     "read_manifest",

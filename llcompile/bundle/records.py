@@ -10,7 +10,7 @@ import msgspec
 
 from llcompile.ir.graph import Graph
 from llcompile.ir.model import Model
-from llcompile.ir.plan import BlockCost, Plan
+from llcompile.ir.plan import BlockCost, Plan, Stage, Transmission
 from llrun import schema
 
 
@@ -33,18 +33,10 @@ def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.
         sequences=plan.sequences,
         chunk_s=plan.chunk_s,
         slowest_chunk_s=plan.slowest_chunk_s,
-        stages=tuple(
-            schema.StageRecord(devices=s.devices, shares=s.shares, blocks=(s.start, s.stop), window=s.window)
-            for s in plan.stages
-        ),
+        stages=stage_records(plan.stages),
         devices={name: _load(plan, name) for name in plan.devices},
         unused=dict(plan.unused),
-        transmissions=tuple(
-            schema.TransmissionRecord(
-                tensor=t.tensor, kind=t.kind, source=t.source, destination=t.destination, bytes=t.bytes
-            )
-            for t in plan.transmissions
-        ),
+        transmissions=transmission_records(plan.transmissions),
         blocks=tuple(
             schema.BlockRecord(
                 id=b.id,
@@ -58,6 +50,22 @@ def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.
     )
     # A whole number where the schema has a float must become one: 256 and 256.0 are different bytes.
     return msgspec.convert(msgspec.to_builtins(record), schema.PlanRecord)
+
+
+def stage_records(stages: Iterable[Stage]) -> tuple[schema.StageRecord, ...]:
+    return tuple(
+        schema.StageRecord(devices=s.devices, shares=s.shares, blocks=(s.start, s.stop), window=s.window)
+        for s in stages
+    )
+
+
+def transmission_records(transmissions: Iterable[Transmission]) -> tuple[schema.TransmissionRecord, ...]:
+    return tuple(
+        schema.TransmissionRecord(
+            tensor=t.tensor, kind=t.kind, source=t.source, destination=t.destination, bytes=t.bytes
+        )
+        for t in transmissions
+    )
 
 
 def _load(plan: Plan, name: str) -> schema.LoadRecord:

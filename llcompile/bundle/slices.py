@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from math import prod
 
 from llcompile.ir.cluster import Cluster
-from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.graph import DTYPE_BYTES, Block, Graph, Template
 from llcompile.ir.packing import LoweredTemplate
 from llcompile.ir.plan import Plan
 from llrun import schema
+from llrun.programs.effects import all_effects, loaded_blocks
 
 LIBRARY = "lib/model.so"
 RUNTIME_LIBRARY = "lib/libtvm_runtime.so"
@@ -41,7 +41,7 @@ def placed_blocks(
 ) -> tuple[Placed, ...]:
     """The blocks that `program` loads, in the order of their ids."""
     templates = {t.template: t for t in lowered}
-    ids = sorted({each.block for each in program.instructions if isinstance(each, schema.Load)})
+    ids = sorted(loaded_blocks(program.instructions))
     blocks = [graph.blocks[i] for i in ids]
     return tuple(Placed(b, templates[b.template], _by_token(graph.templates[b.template])) for b in blocks)
 
@@ -85,10 +85,11 @@ def max_payload_bytes(
 ) -> int:
     """Bytes of the largest tensor message when a whole chunk is processed; 1 when nothing is ever sent."""
     moved = {
-        instruction.tensor
+        tensor
         for program in programs.values()
-        for instruction in program.instructions
-        if isinstance(instruction, schema.Send | schema.AllReduce)
+        for does in all_effects(program.instructions)
+        if does.tells
+        for tensor in does.uses
     }
     sizes = [
         DTYPE_BYTES[t.dtype] * prod(chunk if d == -1 else d for d in t.shape)
@@ -104,7 +105,8 @@ def make_slice(
     head: str,
     devices: Mapping[str, schema.DeviceInfo],
     programs: Mapping[str, schema.DeviceProgram],
-    tensors: tuple[schema.Tensor, ...],
+    graph: schema.GraphRecord,
+    plan: schema.PlanRecord,
     blocks: Sequence[Placed],
     files: Mapping[str, schema.FileEntry],
 ) -> schema.Slice:
@@ -119,19 +121,11 @@ def make_slice(
         devices=dict(devices),
         library=LIBRARY,
         runtime_library=RUNTIME_LIBRARY,
-        tensors=tensors,
-        input_ids=_tensor_id(tensors, "input_ids"),
-        position_ids=_tensor_id(tensors, "position_ids"),
-        logits=_tensor_id(tensors, "logits"),
+        graph=graph,
+        stages=plan.stages,
+        transmissions=plan.transmissions,
         blocks=tuple(block_entry(b) for b in blocks),
         program=programs[device],
-        max_payload_bytes=max_payload_bytes(programs, tensors, model.shapes.chunk),
+        max_payload_bytes=max_payload_bytes(programs, graph.tensors, model.shapes.chunk),
         files=dict(files),
     )
-
-
-def _tensor_id(tensors: Sequence[schema.Tensor], name: str) -> int:
-    found = next((t.id for t in tensors if t.name == name), None)
-    if found is None:
-        raise CompileError("B130", f"the device programs know no tensor {name}", INTERNAL)
-    return found

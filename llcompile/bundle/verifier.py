@@ -14,6 +14,7 @@ from llcompile.ir.errors import CompileError
 from llrun import files, schema
 from llrun.device.claims import slice_faults
 from llrun.errors import RunError, printable
+from llrun.programs.effects import loaded_blocks
 
 
 def read_manifest(bundle: Path) -> schema.Manifest:
@@ -103,9 +104,11 @@ def _check_slice(device: str, record: schema.Slice, manifest: schema.Manifest) -
     }
     differing = [key for key, value in expected.items() if getattr(record, key) != value]
     yield from (f"{key} differs from the manifest" for key in differing)
+    if (record.stages, record.transmissions) != (manifest.plan.stages, manifest.plan.transmissions):
+        yield "stages or transmissions differ from the manifest's plan"
     if set(record.devices) != set(manifest.programs):
         yield "devices differ from the manifest's programs"
     yield from slice_faults(record)
-    loaded = {each.block for each in record.program.instructions if isinstance(each, schema.Load)}
-    if loaded != {block.id for block in record.blocks}:
-        yield "its blocks are not those that its program loads"
+    missing = set(loaded_blocks(record.program.instructions)) - {block.id for block in record.blocks}
+    if missing:
+        yield f"its program loads block {min(missing)}, which it lacks"

@@ -86,17 +86,17 @@ def write_bundle(
     libraries: Mapping[str, Path],
     runtime_libraries: Mapping[str, Path],
     programs: Mapping[str, schema.DeviceProgram],
-    tensors: tuple[schema.Tensor, ...],
+    described: schema.GraphRecord,
     pack: PackBlock,
     pages: MakePages,
     progress: Progress | None = None,
 ) -> schema.Manifest:
     """Write the bundle of `plan` at `out`; an older bundle there is replaced once the new one is whole.
 
-    `lowered`, `libraries` and `runtime_libraries` are by target, `programs` by device. A device gets the
-    blocks that its program loads. `progress` is told (weights packed, weights to pack). The same arguments
-    give the same bytes: wall-clock figures are left out. Raises CompileError B101-B104 and what `pack`
-    raises; then, as on Ctrl-C, nothing is left behind.
+    `lowered`, `libraries` and `runtime_libraries` are by target, `programs` by device, `described` is `graph` as
+    a record. A device gets the blocks that its program loads. `progress` is told (weights packed, weights to
+    pack). The same arguments give the same bytes: wall-clock figures are left out. Raises CompileError
+    B101-B104 and what `pack` raises; then, as on Ctrl-C, nothing is left behind.
     """
     record = msgspec.structs.replace(plan_record(plan, graph, costs), solve_s=0.0)
     contents = Contents(
@@ -122,7 +122,7 @@ def write_bundle(
             files.write(name, data, executable)
         _write_payload(files, contents)
         _write_weights(files, contents, graph, pack, progress)
-        return _write_records(files, contents, tensors)
+        return _write_records(files, contents, described)
 
 
 def _check_names(contents: Contents) -> None:
@@ -181,7 +181,7 @@ def _elements(placed: Placed, graph: Graph) -> int:
     return sum(prod(weight.shape) for weight in graph.templates[placed.block.template].weights)
 
 
-def _write_records(files: FileSet, contents: Contents, tensors: tuple[schema.Tensor, ...]) -> schema.Manifest:
+def _write_records(files: FileSet, contents: Contents, described: schema.GraphRecord) -> schema.Manifest:
     """slice.json of every device and manifest.json, bound together by the bundle's identity."""
     slices = {
         name: make_slice(
@@ -190,7 +190,8 @@ def _write_records(files: FileSet, contents: Contents, tensors: tuple[schema.Ten
             contents.head,
             contents.devices,
             contents.programs,
-            tensors,
+            described,
+            contents.plan,
             contents.placed[name],
             slice_files(files.entries, name),
         )

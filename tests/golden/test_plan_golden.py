@@ -9,6 +9,8 @@ import os
 from dataclasses import fields, replace
 from pathlib import Path
 
+from llcompile.bundle import graph_record
+from llcompile.bundle.records import stage_records, transmission_records
 from llcompile.ir.cluster import Cluster, Link
 from llcompile.ir.plan import Flow, Plan
 from llcompile.partition import device_programs, plan
@@ -63,7 +65,8 @@ def printed(made: Plan) -> str:
 
 def test_plan_and_programs() -> None:
     made = plan(COSTS, FLOWS, CLUSTER, OPTIONS)
-    programs, _ = device_programs(GRAPH, made, CLUSTER)
+    sent = transmission_records(made.transmissions)
+    programs = device_programs(graph_record(GRAPH), stage_records(made.stages), sent, CLUSTER.head)
     compare("\n".join([printed(made), *text(programs, GRAPH), ""]), "plan_small.txt")
 
 

@@ -12,7 +12,9 @@ from math import prod
 
 from llrun.device.weights import DTYPES
 from llrun.files import name_fault
-from llrun.schema import BlockEntry, Load, ModelInfo, Receive, Send, Slice
+from llrun.programs.effects import all_effects, loaded_blocks
+from llrun.programs.graph import check_graph
+from llrun.schema import BlockEntry, ModelInfo, Slice
 
 # Far beyond any real slice, and small enough for everything made in these numbers.
 MOST = {
@@ -44,6 +46,7 @@ def slice_faults(record: Slice) -> Iterator[str]:
     yield from _tensors(record)
     yield from _blocks(record)
     yield from _payload(record)
+    yield from _stages(record)
 
 
 def _beyond(what: str, value: int, key: str) -> Iterator[str]:
@@ -54,8 +57,8 @@ def _beyond(what: str, value: int, key: str) -> Iterator[str]:
 def _counts(record: Slice) -> Iterator[str]:
     counts = {
         "devices": len(record.devices),
-        "blocks": len(record.blocks),
-        "tensors": len(record.tensors),
+        "blocks": max(len(record.blocks), len(record.graph.blocks)),
+        "tensors": len(record.graph.tensors),
         "instructions": len(record.program.instructions),
         "files": len(record.files),
     }
@@ -69,7 +72,7 @@ def _texts(record: Slice) -> Iterator[str]:
     model = record.model
     texts = [record.bundle, record.device, record.head, model.name, model.architecture, *record.devices]
     texts += [text for d in record.devices.values() for text in (d.name, d.target, d.address)]
-    texts += [tensor.name for tensor in record.tensors]
+    texts += [tensor.name for tensor in record.graph.tensors]
     texts += [text for block in record.blocks for text in (block.template, *(p.name for p in block.params))]
     for text in texts:
         if not text.isprintable() or len(text) > LONGEST_TEXT:
@@ -120,23 +123,17 @@ def _files(record: Slice) -> Iterator[str]:
 
 
 def _tensors(record: Slice) -> Iterator[str]:
-    for id in _twice(tensor.id for tensor in record.tensors):
-        yield f"two tensors have the id {id}"
-    for tensor in record.tensors:
+    yield from check_graph(record.graph)
+    for tensor in record.graph.tensors:
         rows = tuple(record.model.shapes.chunk if size == -1 else size for size in tensor.shape)
         yield from _array(f"tensor {tensor.name}", tensor.dtype, rows, ITEM_BYTES, MOST_BYTES)
         yield from _beyond(f"the id of tensor {tensor.name}", tensor.id, "id")
-    ids = {tensor.id for tensor in record.tensors}
-    for what in ("input_ids", "position_ids", "logits"):
-        if getattr(record, what) not in ids:
-            yield f"{what} is tensor {getattr(record, what)}, which is not described"
 
 
 def _blocks(record: Slice) -> Iterator[str]:
     for id in _twice(block.id for block in record.blocks):
         yield f"two blocks have the id {id}"
-    loads = [step.block for step in record.program.instructions if isinstance(step, Load)]
-    for block_id in _twice(loads):
+    for block_id in _twice(loaded_blocks(record.program.instructions)):
         yield f"its program loads block {block_id} twice"
     for block in record.blocks:
         yield from _beyond("the id of a block", block.id, "id")
@@ -178,15 +175,28 @@ def _payload(record: Slice) -> Iterator[str]:
     sizes = [
         prod(record.model.shapes.chunk if size == -1 else size for size in tensor.shape)
         * ITEM_BYTES.get(tensor.dtype, 0)
-        for tensor in record.tensors
+        for tensor in record.graph.tensors
         if len(tensor.shape) <= MOST_DIMENSIONS
     ]
     if record.max_payload_bytes > max([1, *sizes]):
         yield f"a message has up to {record.max_payload_bytes} bytes, a chunk of its largest tensor {max([1, *sizes])}"
-    peers = [step.destination for step in record.program.instructions if isinstance(step, Send)]
-    peers += [step.source for step in record.program.instructions if isinstance(step, Receive)]
-    for peer in sorted(set(peers) - record.devices.keys()):
+    peers = {peer for does in all_effects(record.program.instructions) for peer in (*does.hears, *does.tells)}
+    for peer in sorted(peers - record.devices.keys()):
         yield f"its program speaks to {peer[:40]!r}, which is not a device of it"
+
+
+def _stages(record: Slice) -> Iterator[str]:
+    """What programs are written from: stages of blocks that there are, on devices that there are."""
+    last = 0
+    for stage in record.stages:
+        start, stop = stage.blocks
+        if start != last or not start < stop <= len(record.graph.blocks):
+            yield f"a stage has the blocks {start} to {stop} of {len(record.graph.blocks)}, {last} is next"
+        last = stop
+    named = {device for stage in record.stages for device in stage.devices}
+    named |= {device for sent in record.transmissions for device in (sent.source, sent.destination)}
+    for device in sorted(named - record.devices.keys()):
+        yield f"its stages or transmissions name {device[:40]!r}, which is not a device of it"
 
 
 def _twice(values: Iterable[int | str]) -> list[int | str]:

@@ -17,9 +17,10 @@ from llrun.device.table import Table
 from llrun.device.weights import Source, read_weights
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array, side_by_side
+from llrun.programs.graph import token_arguments
 from llrun.programs.installed import Installed, install
 from llrun.programs.layouts import Limits
-from llrun.schema import BlockEntry, Run, Slice
+from llrun.schema import BlockEntry, Slice
 
 Progress = Callable[[int, int], None]
 # Read as any block: its memory is less than a small model's time for asking for each row (10 us of a token's 1.5 ms).
@@ -72,7 +73,7 @@ def load_device(place: Place, verify: bool, progress: Progress) -> Device:
     library = load_library(
         runtime,
         compiled,
-        installed.templates,
+        installed.templates | {block.template for block in record.blocks},
         {block.template for block in record.blocks if block.caches},
         me.threads,
     )
@@ -129,7 +130,7 @@ def _read_blocks(
         done += count
         progress(done, total)
 
-    ids = _token_arguments(place.record)
+    ids = token_arguments(place.record.graph)
     by_token = {
         block.id
         for block in blocks
@@ -159,13 +160,3 @@ def _room(sizes: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
     except (OSError, OverflowError, ValueError) as error:
         reason = f"this system gives no memory for {sum(sizes)} bytes of weights: {error}"
         raise RunError("R208", reason, INTERNAL) from error
-
-
-def _token_arguments(record: Slice) -> dict[int, int]:
-    """For each block that is run on token ids, which argument of its functions they are."""
-    runs = [step for step in record.program.instructions if isinstance(step, Run)]
-    return {
-        run.block: run.inputs.index(record.input_ids)
-        for run in runs
-        if run.block is not None and record.input_ids in run.inputs
-    }

@@ -13,7 +13,7 @@ from llrun.errors import INTERNAL, RunError
 from llrun.programs.effects import Effects, all_effects
 from llrun.programs.installed import Installed
 from llrun.programs.segments import Segment, Work
-from llrun.schema import AllReduce, Release, Run, Send
+from llrun.schema import AllReduce, Release, Rows, Run, Send
 
 KINDS = ("decode", "prefill", "batch")  # a template's functions, in the order of Call.functions
 
@@ -134,6 +134,6 @@ def _call_of(run: Run, installed: Installed, parts: Parts) -> Call:
         outputs=run.outputs,
         params=block.params if block else (),
         caches=caches,
-        last=run.rows == "last",
+        last=run.rows == Rows.LAST,
         logits=installed.logits in run.outputs,
     )

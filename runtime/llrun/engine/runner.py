@@ -15,7 +15,7 @@ from llrun.engine.stores import StepState
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array, aligned_copy, empty
 from llrun.programs.installed import Installed
-from llrun.schema import Release, Send
+from llrun.schema import Release, Rows, Send
 from llrun.wire.protocol import (
     ALL_ROWS,
     LAST_CHUNK,
@@ -177,7 +177,7 @@ class Runner:
     def _send(self, send: Send, current: Pass) -> None:
         layout = self._installed.layouts[send.tensor]
         array = self._library.unwrap(current.values[send.tensor])
-        if current.narrow and send.rows == "last":
+        if current.narrow and send.rows == Rows.LAST:
             array = _last(array, layout.axis)
         array = np.ascontiguousarray(array)
         rows, count = array.shape[layout.axis], len(current.steps)

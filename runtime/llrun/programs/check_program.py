@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 from llrun.errors import RunError
 from llrun.programs.effects import Effects, effects
 from llrun.programs.layouts import Layout
-from llrun.schema import AllReduce, DeviceProgram, Instruction, Run, Send, Slice
+from llrun.schema import AllReduce, DeviceProgram, Instruction, Rows, Run, Send, Slice
 
 
 def check_program(record: Slice, program: DeviceProgram, layouts: Mapping[int, Layout]) -> None:
@@ -18,7 +18,9 @@ def check_program(record: Slice, program: DeviceProgram, layouts: Mapping[int, L
     """
     if program.device != record.device:
         raise RunError("R207", f"a program of device {program.device} in the slice of {record.device}")
-    there = {record.position_ids} | ({record.input_ids} if record.device == record.head else set())
+    there = {record.graph.position_ids} | (
+        {record.graph.input_ids} if record.device == record.head else set()
+    )
     loaded: set[int] = set()
     held = {block.id for block in record.blocks}
     for index, instruction in enumerate(program.instructions):
@@ -38,7 +40,7 @@ def check_program(record: Slice, program: DeviceProgram, layouts: Mapping[int, L
 def _unknown(instruction: Instruction, does: Effects, layouts: Mapping[int, Layout]) -> str | None:
     if isinstance(instruction, AllReduce):
         return "all_reduce is not in this version"
-    if isinstance(instruction, Run | Send) and instruction.rows not in ("all", "last"):
+    if isinstance(instruction, Run | Send) and instruction.rows not in tuple(Rows):
         return f"rows is {instruction.rows!r}: all or last"
     unknown = [tensor for tensor in does.tensors if tensor not in layouts]
     return f"tensor {unknown[0]} is not described" if unknown else None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import assert_never
 
-from llrun.schema import AllReduce, Instruction, Load, Receive, Release, Run, Send
+from llrun.schema import AllReduce, Instruction, Load, Receive, Release, Rows, Run, Send
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ def effects(instruction: Instruction) -> Effects:
                 makes=instruction.outputs,
                 runs=instruction.block,
                 calls=instruction.template,
-                newest_row=instruction.rows == "last",
+                newest_row=instruction.rows == Rows.LAST,
             )
         case Send():
             return Effects(
                 uses=(instruction.tensor,),
                 tells=(instruction.destination,),
-                newest_row=instruction.rows == "last",
+                newest_row=instruction.rows == Rows.LAST,
             )
         case AllReduce():
             return Effects(

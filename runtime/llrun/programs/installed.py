@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from llrun.errors import RunError
 from llrun.programs.check_program import check_program
 from llrun.programs.effects import all_effects
+from llrun.programs.graph import check_graph
 from llrun.programs.layouts import Layout, layout_of
 from llrun.programs.segments import Segment, split
 from llrun.schema import DeviceProgram, Receive, Slice
@@ -48,7 +50,10 @@ class Installed:
 def install(record: Slice, program: DeviceProgram | None = None) -> Installed:
     """`program` (None: the slice's own), checked against the slice. Raises RunError R207 that names the fault."""
     program = program or record.program
-    layouts = {tensor.id: layout_of(tensor) for tensor in record.tensors}
+    graph = record.graph
+    if faults := check_graph(graph):
+        raise RunError("R207", f"{record.device}'s slice: {faults[0]}")
+    layouts = {tensor.id: layout_of(tensor) for tensor in graph.tensors}
     check_program(record, program, layouts)
     done = all_effects(program.instructions)
     segments = split(program.instructions)
@@ -63,7 +68,7 @@ def install(record: Slice, program: DeviceProgram | None = None) -> Installed:
         neighbours=frozenset(peer for each in done for peer in (*each.hears, *each.tells)),
         blocks=tuple(each.runs for each in done if each.runs is not None),
         templates=frozenset(each.calls for each in done if each.calls is not None),
-        input_ids=record.input_ids,
-        position_ids=record.position_ids,
-        logits=record.logits,
+        input_ids=graph.input_ids,
+        position_ids=graph.position_ids,
+        logits=graph.logits,
     )

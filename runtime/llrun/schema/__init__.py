@@ -5,6 +5,7 @@ canonical text with an empty digest, so that a flipped byte is found before anyt
 """
 
 from llrun.schema.base import MAX_BATCH, SCHEMA, FileEntry, Positive, Size, Strict
+from llrun.schema.graph import GraphBlock, GraphPositions, GraphRecord
 from llrun.schema.instructions import (
     AllReduce,
     DeviceProgram,
@@ -43,6 +44,9 @@ __all__ = [
     "DeviceInfo",
     "DeviceProgram",
     "FileEntry",
+    "GraphBlock",
+    "GraphPositions",
+    "GraphRecord",
     "Instruction",
     "Isa",
     "Load",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from llrun.schema.base import FileEntry, Positive, Size, Strict
-from llrun.schema.instructions import DeviceProgram, Tensor
+from llrun.schema.graph import GraphRecord
+from llrun.schema.instructions import DeviceProgram
+from llrun.schema.plan import StageRecord, TransmissionRecord
 from llrun.schema.values import Isa, Precision, Shapes
 
 
@@ -57,10 +59,10 @@ class DeviceInfo(Strict, frozen=True):
 
 class Slice(Strict, frozen=True):
     """All that one device needs to know. `bundle`: identity shared by all slices of one bundle: devices
-    of different bundles refuse each other. `devices`: every device of the plan by name. `inputs` and
-    `logits`: tensor ids of the model's inputs (`input_ids`, `position_ids`) and of its output.
-    `max_payload_bytes` bounds a tensor message. `files`: every other file of the slice, relative to its
-    folder."""
+    of different bundles refuse each other. `devices`: every device of the plan by name. `graph`, `stages`,
+    `transmissions`: what all devices' programs were written from. `blocks`: those that the device holds, at
+    least what `program` runs. `max_payload_bytes` bounds a tensor message. `files`: every other file of the
+    slice, relative to its folder."""
 
     schema: int
     digest: str
@@ -71,10 +73,9 @@ class Slice(Strict, frozen=True):
     devices: dict[str, DeviceInfo]
     library: str
     runtime_library: str
-    tensors: tuple[Tensor, ...]
-    input_ids: Size
-    position_ids: Size
-    logits: Size
+    graph: GraphRecord
+    stages: tuple[StageRecord, ...]
+    transmissions: tuple[TransmissionRecord, ...]
     blocks: tuple[BlockEntry, ...]
     program: DeviceProgram
     max_payload_bytes: Positive

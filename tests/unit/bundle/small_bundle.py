@@ -9,18 +9,21 @@ from typing import Any
 
 import msgspec
 
-from llcompile.bundle import write_bundle
+from llcompile.bundle import graph_record, write_bundle
+from llcompile.bundle.records import stage_records, transmission_records
 from llcompile.explain import pages
 from llcompile.ir.cluster import Cluster, Device, Link, Processor
 from llcompile.ir.graph import Block, CacheSpec, Graph, Template, TensorSpec, WeightParam
 from llcompile.ir.model import Model, WeightSource
 from llcompile.ir.packing import LoweredTemplate, layout_of, packed_params
 from llcompile.ir.plan import BlockCost, DeviceLoad, Plan, Stage, Transmission
+from llcompile.partition import device_programs
 from llcompile.quantize import write_block
 from llrun import schema
 from llrun.schema import Isa, PlanStatus, Precision, Shapes, TransmissionKind
 
 HIDDEN = TensorSpec("hidden", "float32", (1, "n", 32))
+LOGITS = TensorSpec("logits", "float32", (1, "n", 40))
 PROCESSORS = {
     "big": Processor("x86_64-linux-gnu", "x86-64-v3", (), Isa.AVX2),
     "small": Processor("aarch64-linux-gnu", "cortex-a76", (), Isa.NEON_DOTPROD),
@@ -28,8 +31,13 @@ PROCESSORS = {
 TILES = {"big": 8, "small": 4}
 
 
-def template(id: str, weights: tuple[WeightParam, ...], caches: tuple[CacheSpec, ...] = ()) -> Template:
-    return Template(id, b"", (HIDDEN,), weights, (HIDDEN,), caches, ("Linear", "Add"), 2048, 64, 256)
+def template(
+    id: str,
+    weights: tuple[WeightParam, ...],
+    caches: tuple[CacheSpec, ...] = (),
+    output: TensorSpec = HIDDEN,
+) -> Template:
+    return Template(id, b"", (HIDDEN,), weights, (output,), caches, ("Linear", "Add"), 2048, 64, 256)
 
 
 TEMPLATES = {
@@ -39,7 +47,7 @@ TEMPLATES = {
         (WeightParam("w", (40, 32), "linear"), WeightParam("norm", (32,), "plain")),
         (CacheSpec(1, 1, 16, 16),),
     ),
-    "t2": template("t2", (WeightParam("head", (40, 32), "linear"),)),
+    "t2": template("t2", (WeightParam("head", (40, 32), "linear"),), output=LOGITS),
 }
 GRAPH = Graph(
     blocks=(
@@ -56,19 +64,7 @@ WEIGHTS = {name: WeightSource(name, (40, 32), "f32") for name in ("embed", "laye
     name: WeightSource(name, (32,), "f32", init="ones") for name in ("layer.norm", "layer2.norm")
 }
 COSTS = tuple(BlockCost(i, 1000 * (i + 1), 64, 256, 4096, 1500, 90_000, 10_000) for i in range(4))
-TENSORS = tuple(
-    schema.Tensor(id=i, name=name, dtype=dtype, shape=shape)
-    for i, (name, dtype, shape) in enumerate(
-        [
-            ("input_ids", "int64", (1, -1)),
-            ("position_ids", "int64", (1, -1)),
-            ("h0", "float32", (1, -1, 32)),
-            ("h1", "float32", (1, -1, 32)),
-            ("h2", "float32", (1, -1, 32)),
-            ("logits", "float32", (1, -1, 40)),
-        ]
-    )
-)
+DESCRIBED = graph_record(GRAPH)
 PLAN = Plan(
     status=PlanStatus.OPTIMAL,
     objective=0.25,
@@ -115,36 +111,9 @@ CLUSTER = Cluster(
 )
 
 
-def run(template: str, block: int, inputs: tuple[int, ...], output: int, rows: str = "all") -> schema.Run:
-    return schema.Run(template=template, block=block, inputs=inputs, outputs=(output,), rows=rows)
-
-
-PROGRAMS = {
-    "laptop": schema.DeviceProgram(
-        device="laptop",
-        epoch=0,
-        instructions=(
-            schema.Load(block=0),
-            schema.Load(block=3),
-            run("t0", 0, (0,), 2),
-            schema.Send(tensor=2, destination="pi"),
-            schema.Receive(tensor=4, source="pi"),
-            run("t2", 3, (4,), 5, rows="last"),
-        ),
-    ),
-    "pi": schema.DeviceProgram(
-        device="pi",
-        epoch=0,
-        instructions=(
-            schema.Load(block=1),
-            schema.Load(block=2),
-            schema.Receive(tensor=2, source="laptop"),
-            run("t1", 1, (2, 1), 3),
-            run("t1", 2, (3, 1), 4),
-            schema.Send(tensor=4, destination="laptop", rows="last"),
-        ),
-    ),
-}
+PROGRAMS = device_programs(
+    DESCRIBED, stage_records(PLAN.stages), transmission_records(PLAN.transmissions), CLUSTER.head
+)
 
 
 def lower(target: str, quant: str = "q4") -> tuple[LoweredTemplate, ...]:
@@ -197,7 +166,7 @@ def arguments(folder: Path, **changes: Any) -> dict[str, Any]:
         "libraries": {target: folder / f"{target}.so" for target in PROCESSORS},
         "runtime_libraries": {target: folder / "runtime.so" for target in PROCESSORS},
         "programs": PROGRAMS,
-        "tensors": TENSORS,
+        "described": DESCRIBED,
         "pack": pack,
         "pages": pages,
         **changes,

@@ -215,7 +215,14 @@ def test_a_slice_whose_library_is_not_among_its_files(bundle: Path) -> None:
 
 def test_a_slice_without_a_block_that_its_program_loads(bundle: Path) -> None:
     replace_slice(bundle, "pi", blocks=())
-    assert verify(bundle) == ["devices/pi/slice.json: its blocks are not those that its program loads"]
+    assert verify(bundle) == ["devices/pi/slice.json: its program loads block 1, which it lacks"]
+
+
+def test_a_slice_with_another_map_than_the_plan_s(bundle: Path) -> None:
+    replace_slice(bundle, "pi", transmissions=())
+    assert verify(bundle) == [
+        "devices/pi/slice.json: stages or transmissions differ from the manifest's plan"
+    ]
 
 
 def test_a_slice_that_is_no_slice(bundle: Path) -> None:

@@ -18,6 +18,7 @@ from llrun.device.slice import entry_of, find, open_file, verified_bytes
 from llrun.device.table import Table
 from llrun.device.weights import Source, read_weights
 from llrun.memory import reserve
+from llrun.programs.write import write_programs
 from tests.unit.bundle import small_bundle
 from tests.unit.bundle.small_bundle import build
 
@@ -85,7 +86,8 @@ def test_a_slice_says_all_that_its_device_needs(tmp_path: Path) -> None:
     assert (pi.bundle, pi.head, pi.device) == (manifest.bundle, "laptop", "pi")
     assert pi.program == small_bundle.PROGRAMS["pi"] == manifest.programs["pi"]
     assert set(pi.devices) == {"laptop", "pi"}
-    assert (pi.input_ids, pi.position_ids, pi.logits) == (0, 1, 5)
+    assert (pi.graph.input_ids, pi.graph.position_ids, pi.graph.logits) == (0, 1, 5)
+    assert write_programs(pi.graph, pi.stages, pi.transmissions) == manifest.programs  # any device can
     assert pi.max_payload_bytes == 16 * 32 * 4  # a chunk of hidden states
     assert [b.id for b in pi.blocks] == [1, 2]
     assert [p.name for p in pi.blocks[0].params] == ["w.data", "w.scales", "norm.data"]

@@ -8,20 +8,27 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from llcompile.bundle import graph_record
+from llcompile.bundle.records import stage_records, transmission_records
+from llcompile.cost import flows
 from llcompile.ir.check import check_graph
 from llcompile.ir.cluster import Cluster, Link
+from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.graph import Graph
 from llcompile.ir.plan import DeviceLoad, Plan, Stage
 from llcompile.partition import device_programs
 from llcompile.partition.brute_force import candidates
-from llcompile.partition.check_programs import check_programs
-from llcompile.partition.programs import tensor_table
+from llcompile.partition.programs import verify_programs
+from llcompile.partition.transmissions import transmissions
 from llrun import schema
+from llrun.programs.check_programs import check_programs
+from llrun.programs.write import write_programs
 from llrun.schema import PlanStatus, Precision, Shapes
 from tests.unit.partition.cases import OPTIONS, device
 from tests.unit.partition.graphs import layered
 
 Programs = dict[str, schema.DeviceProgram]
+Records = tuple[schema.GraphRecord, tuple[schema.StageRecord, ...], tuple[schema.TransmissionRecord, ...]]
 CLUSTER = Cluster("h", tuple(device(name) for name in ("h", "a", "b", "c")), Link(1e6, 1e-3), {})
 SPLIT = (("h", 0, 1), ("a", 1, 2), ("b", 2, 4), ("h", 4, 6))
 
@@ -37,13 +44,27 @@ def plan_of(stages: tuple[tuple[str, int, int], ...]) -> Plan:
     )
 
 
+def records_of(graph: Graph, stages: tuple[tuple[str, int, int], ...]) -> Records:
+    made = plan_of(stages).stages
+    return (
+        graph_record(graph),
+        stage_records(made),
+        transmission_records(transmissions(made, flows(graph, 1))),
+    )
+
+
 def programs_of(graph: Graph, stages: tuple[tuple[str, int, int], ...]) -> Programs:
-    return device_programs(graph, plan_of(stages), CLUSTER)[0]
+    return device_programs(*records_of(graph, stages), "h")
+
+
+def faults(programs: Programs, graph: Graph, stages: tuple[tuple[str, int, int], ...]) -> list[str]:
+    described, _, sent = records_of(graph, stages)
+    return check_programs(programs, described, sent, "h")
 
 
 def text(programs: Programs, graph: Graph) -> list[str]:
     """Programs as people read them."""
-    names = {tensor.id: tensor.name for tensor in tensor_table(graph)}
+    names = {tensor.id: tensor.name for tensor in graph_record(graph).tensors}
     lines = []
     for name, program in programs.items():
         lines.append(f"{name}:")
@@ -119,11 +140,12 @@ def test_residual_tensor_goes_straight_to_each_consumer() -> None:
 
 def test_head_alone_has_one_segment() -> None:
     graph = layered(1)
-    program = programs_of(graph, (("h", 0, 4),))["h"]
+    alone = (("h", 0, 4),)
+    program = programs_of(graph, alone)["h"]
     assert not any(
         isinstance(instruction, schema.Send | schema.Receive) for instruction in program.instructions
     )
-    assert check_programs({"h": program}, tensor_table(graph), graph, "h") == []
+    assert faults({"h": program}, graph, alone) == []
 
 
 def test_tables_are_made_anew_in_each_segment_that_uses_them() -> None:
@@ -132,7 +154,7 @@ def test_tables_are_made_anew_in_each_segment_that_uses_them() -> None:
         instruction.template for instruction in program.instructions if isinstance(instruction, schema.Run)
     ]
     assert runs.count("positions") == 2
-    cos = next(tensor.id for tensor in tensor_table(layered(3)) if tensor.name == "cos")
+    cos = next(tensor.id for tensor in graph_record(layered(3)).tensors if tensor.name == "cos")
     assert sum(instruction == schema.Release(tensor=cos) for instruction in program.instructions) == 2
 
 
@@ -143,13 +165,13 @@ def test_every_cut_gives_right_programs(parallel: bool) -> None:
     for stages in candidates(len(graph.blocks), CLUSTER, OPTIONS):
         runs = tuple((stage.lead, stage.start, stage.stop) for stage in stages)
         programs = programs_of(graph, runs)
-        assert check_programs(programs, tensor_table(graph), graph, "h") == [], runs
+        assert faults(programs, graph, runs) == [], runs
         seen += 1
     assert seen > 200
 
 
 def test_tensor_table_is_numbered_and_marks_new_tokens() -> None:
-    table = tensor_table(layered(1))
+    table = graph_record(layered(1)).tensors
     assert [tensor.id for tensor in table] == list(range(len(table)))
     assert [t.name for t in table] == ["input_ids", "position_ids", "cos", "sin", "x0", "a0", "x1", "logits"]
     assert table[4].shape == (1, -1, 8)
@@ -159,8 +181,11 @@ def test_tensor_of_the_cache_length_is_refused() -> None:
     graph = layered(1)
     t0 = graph.templates["t0"]
     long = replace(t0, outputs=(replace(t0.outputs[0], shape=(1, "c")),))
-    with pytest.raises(ValueError, match="cache's length"):
-        tensor_table(replace(graph, templates={**graph.templates, "t0": long}))
+    with pytest.raises(
+        CompileError, match="x0 is of the cache's length and crosses a block boundary"
+    ) as caught:
+        graph_record(replace(graph, templates={**graph.templates, "t0": long}))
+    assert (caught.value.code, caught.value.exit_code) == ("B130", 1)
 
 
 # --- the checker, given broken programs ---------------------------------------------------------------------------
@@ -227,7 +252,10 @@ def send_late(programs: Programs) -> Programs:
     [
         (drop(schema.Load, "a"), "block 1 is loaded 0 times"),
         (drop(schema.Run, "h"), "block 0 is run 0 times"),
-        (drop(schema.Send, "h"), "x0 from h to a is sent 0 and received 1 times"),
+        (
+            drop(schema.Send, "h"),
+            "x0 from h to a is sent 0 and received 1 times, the transmission map has it 1 times",
+        ),
         (drop(schema.Receive, "a"), "x0 from h to a is sent 1 and received 0 times"),
         (drop(schema.Release, "a"), "a: x0 is never released"),
         (double(schema.Send, "a"), "a0 from a to b is sent 2 and received 1 times"),
@@ -249,7 +277,7 @@ def send_late(programs: Programs) -> Programs:
 def test_checker_finds(damage: Callable[[Programs], Programs], complaint: str) -> None:
     graph = layered(2, parallel=True)
     broken = damage(programs_of(graph, SPLIT))
-    found = check_programs(broken, tensor_table(graph), graph, "h")
+    found = faults(broken, graph, SPLIT)
     assert any(complaint in fault for fault in found), found
 
 
@@ -261,7 +289,61 @@ def test_random_damage_never_passes_unseen() -> None:
         for index in range(len(programs[name].instructions)):
             instructions = instructions_of(programs, name)
             removed = instructions.pop(index)
-            found = check_programs(
-                with_instructions(programs, name, instructions), tensor_table(graph), graph, "h"
-            )
+            found = faults(with_instructions(programs, name, instructions), graph, SPLIT)
             assert found, (name, removed)
+
+
+# --- against the map, and in the product --------------------------------------------------------------------------
+
+
+def test_programs_follow_the_map_that_is_given_and_no_other() -> None:
+    """A tensor that the map sends twice is sent twice; one that it lacks is not sent, and both are found."""
+    graph, stages, sent = records_of(layered(2, parallel=True), SPLIT)
+    twice = write_programs(graph, stages, (*sent, sent[0]))
+    assert sum(isinstance(each, schema.Send) for each in twice["h"].instructions) == 3
+    found = check_programs(twice, graph, sent, "h")
+    assert "x0 from h to a is sent 2 and received 2 times, the transmission map has it 1 times" in found
+    less = write_programs(graph, stages, sent[1:])
+    found = check_programs(less, graph, sent, "h")
+    assert "x0 from h to a is sent 0 and received 0 times, the transmission map has it 1 times" in found
+    assert check_programs(write_programs(graph, stages, sent), graph, sent[1:], "h") == [
+        "x0 from h to a is sent 1 and received 1 times, the transmission map has it 0 times"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tensor": "nothing"}, "nothing from h to a is not made there"),
+        ({"source": "b"}, "x0 from b to a is not made there"),
+        ({"destination": "c"}, "x0 from h to c is not used there"),
+    ],
+)
+def test_a_map_that_is_not_of_these_stages_is_refused(changes: dict[str, str], reason: str) -> None:
+    graph, stages, sent = records_of(layered(2), SPLIT)
+    with pytest.raises(CompileError, match=reason) as caught:
+        device_programs(graph, stages, (msgspec.structs.replace(sent[0], **changes), *sent[1:]), "h")
+    assert (caught.value.code, caught.value.exit_code) == ("P223", INTERNAL)
+
+
+def test_a_stage_of_several_devices_is_refused() -> None:
+    graph, stages, sent = records_of(layered(2), SPLIT)
+    shared = msgspec.structs.replace(stages[1], devices=("a", "c"))
+    with pytest.raises(CompileError, match="blocks 1 to 1 have 2 devices, not one"):
+        device_programs(graph, (stages[0], shared, *stages[2:]), sent, "h")
+
+
+def test_programs_that_are_wrong_end_in_their_name() -> None:
+    graph, _, sent = records_of(layered(2), SPLIT)
+    broken = drop(schema.Send, "a")(programs_of(layered(2), SPLIT))
+    with pytest.raises(CompileError, match="a0 from a to b is sent 0 and received 1 times") as caught:
+        verify_programs(broken, graph, sent, "h")
+    assert (caught.value.code, caught.value.exit_code) == ("P223", INTERNAL)
+
+
+def test_all_reduce_is_not_in_this_version() -> None:
+    programs = programs_of(layered(2), SPLIT)
+    tensor = next(t.id for t in graph_record(layered(2)).tensors if t.name == "x0")
+    summed = schema.AllReduce(tensor=tensor, group=("a", "b"))
+    broken = with_instructions(programs, "a", [*instructions_of(programs, "a"), summed])
+    assert any("all_reduce is not in this version" in fault for fault in faults(broken, layered(2), SPLIT))

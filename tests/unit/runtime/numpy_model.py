@@ -24,6 +24,9 @@ from llrun.schema import (
     DeviceInfo,
     DeviceProgram,
     FileEntry,
+    GraphBlock,
+    GraphPositions,
+    GraphRecord,
     Isa,
     Load,
     ModelInfo,
@@ -34,7 +37,9 @@ from llrun.schema import (
     Send,
     Shapes,
     Slice,
+    StageRecord,
     Tensor,
+    TransmissionRecord,
 )
 
 VOCABULARY, WIDTH, CONTEXT, CHUNK, BLOCKS = 97, 16, 256, 8, 7
@@ -164,10 +169,9 @@ def owners(devices: list[str]) -> list[str]:
     return [devices[0], *(devices[i] for i in middle), devices[0]]
 
 
-def programs(devices: list[str], owner: list[str] | None = None) -> dict[str, tuple]:
-    """Every device's instructions; `owner`: the device of each block. The embedding's output skips to the trimming
-    block."""
-    owner = owner or owners(devices)
+def programs(devices: list[str]) -> dict[str, tuple]:
+    """Every device's instructions. The embedding's output skips to the trimming block."""
+    owner = owners(devices)
     instructions: dict[str, list] = {
         d: [Load(block=b) for b in range(BLOCKS) if owner[b] == d] for d in devices
     }
@@ -205,9 +209,7 @@ def _run(block: int) -> Run:
     return Run(template="t3", block=block, inputs=(last,), outputs=(LOGITS,), rows="last")
 
 
-def record(
-    device: str, devices: list[str], addresses: dict[str, str] | None = None, **changes: object
-) -> Slice:
+def graph() -> GraphRecord:
     hidden = (1, -1, WIDTH)
     tensors = [
         Tensor(id=IDS, name="input_ids", dtype="int64", shape=(1, -1)),
@@ -216,6 +218,44 @@ def record(
         Tensor(id=TABLE, name="table", dtype="float32", shape=hidden),
     ]
     tensors += [Tensor(id=FIRST + i, name=f"h{i}", dtype="float32", shape=hidden) for i in range(BLOCKS - 1)]
+    runs = [_run(block) for block in range(BLOCKS)]
+    return GraphRecord(
+        tensors=tuple(tensors),
+        blocks=tuple(
+            GraphBlock(id=i, template=run.template, inputs=run.inputs, outputs=run.outputs, rows=run.rows)
+            for i, run in enumerate(runs)
+        ),
+        positions=GraphPositions(template="positions", inputs=(POSITIONS,), outputs=(TABLE,)),
+        input_ids=IDS,
+        position_ids=POSITIONS,
+        logits=LOGITS,
+    )
+
+
+def stages(owner: list[str]) -> tuple[StageRecord, ...]:
+    """The stages of blocks on the devices `owner`."""
+    edges = [b for b in range(BLOCKS) if b == 0 or owner[b] != owner[b - 1]]
+    return tuple(
+        StageRecord(devices=(owner[start],), shares=(1.0,), blocks=(start, stop), window=0)
+        for start, stop in zip(edges, [*edges[1:], BLOCKS], strict=True)
+    )
+
+
+def transmissions(owner: list[str]) -> tuple[TransmissionRecord, ...]:
+    """What travels between blocks on the devices `owner`: each output to the next block, the embedding's to the
+    trimming block as well."""
+    ways = [(block, block + 1) for block in range(BLOCKS - 1)]
+    ways.insert(1, (0, BLOCKS - 2))
+    sent = dict.fromkeys((a, owner[a], owner[b]) for a, b in ways if owner[a] != owner[b])
+    return tuple(
+        TransmissionRecord(tensor=f"h{a}", kind="sequential", source=source, destination=to, bytes=WIDTH * 4)
+        for a, source, to in sent
+    )
+
+
+def record(
+    device: str, devices: list[str], addresses: dict[str, str] | None = None, **changes: object
+) -> Slice:
     caches = (CacheArray(dtype="float32", shape=(1, CONTEXT, WIDTH)),)
     templates = ["t0", *["t1" for _ in MIXERS], "t2", "t3"]
     fields = {
@@ -237,10 +277,9 @@ def record(
         },
         "library": "lib/model.so",
         "runtime_library": "lib/libtvm_runtime.so",
-        "tensors": tuple(tensors),
-        "input_ids": IDS,
-        "position_ids": POSITIONS,
-        "logits": LOGITS,
+        "graph": graph(),
+        "stages": stages(owners(devices)),
+        "transmissions": transmissions(owners(devices)),
         "blocks": tuple(
             BlockEntry(id=i, template=t, file=f"weights/{i}.safetensors", params=(),
                        caches=caches if t == "t1" else ())

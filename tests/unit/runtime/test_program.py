@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy_model
 import pytest
 from numpy_model import FIRST, IDS, LOGITS, POSITIONS, TABLE
 
 from llrun.errors import RunError
+from llrun.programs.graph import token_arguments
 from llrun.programs.installed import install
-from llrun.schema import AllReduce, DeviceProgram, Load, Receive, Release, Run, Send, Tensor
+from llrun.schema import AllReduce, DeviceProgram, GraphPositions, Load, Receive, Release, Run, Send, Tensor
 
 NAMES = ["head", "anna", "bert"]
 MIX = Run(template="t1", block=3, inputs=(FIRST + 2, TABLE, POSITIONS), outputs=(FIRST + 3,))
@@ -42,6 +44,10 @@ def test_only_tensors_of_last_rows_need_not_come_early():
     head = install(numpy_model.record("head", NAMES))
     assert head.segments[1].waits_last == {FIRST + 4}
     assert install(numpy_model.record("bert", NAMES)).segments[1].waits_last == set()
+
+
+def test_tables_that_token_ids_index_are_known():
+    assert token_arguments(numpy_model.graph()) == {0: 0}
 
 
 @pytest.mark.parametrize(
@@ -80,5 +86,37 @@ def test_faults_are_named(instructions, reason):
     ],
 )
 def test_tensors_without_a_size_are_refused(tensor, reason):
+    others = [other for other in numpy_model.graph().tensors if other.id != tensor.id]
+    graph = msgspec.structs.replace(numpy_model.graph(), tensors=(tensor, *others))
     with pytest.raises(RunError, match=reason):
-        build(tensors=(tensor,))
+        build(graph=graph)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"logits": 99}, "the graph names tensor 99, which is not in the table"),
+        (
+            {"tensors": (*numpy_model.graph().tensors, numpy_model.graph().tensors[0])},
+            "a number or a name twice",
+        ),
+        ({"blocks": numpy_model.graph().blocks[1:]}, "block 1 stands at 0 of the graph"),
+        (
+            {"blocks": (msgspec.structs.replace(numpy_model.graph().blocks[0], inputs=(77,)),)},
+            "block 0 names tensor 77",
+        ),
+        (
+            {"positions": GraphPositions(template="positions", inputs=(1,), outputs=(5,))},
+            "positions template names tensor 5",
+        ),
+    ],
+)
+def test_a_graph_that_is_none_is_refused(changes, reason):
+    with pytest.raises(RunError, match=reason) as caught:
+        build(graph=msgspec.structs.replace(numpy_model.graph(), **changes))
+    assert caught.value.code == "R207"
+
+
+def test_a_program_of_another_device_is_refused():
+    with pytest.raises(RunError, match="a program of device anna in the slice of bert"):
+        install(numpy_model.record("bert", NAMES, program=numpy_model.record("anna", NAMES).program))

@@ -19,7 +19,8 @@ from llrun.engine.stores import SequenceStore
 from llrun.errors import RunError
 from llrun.programs.installed import Installed, install
 from llrun.programs.layouts import Limits
-from llrun.schema import DeviceProgram, Load, Receive, Run
+from llrun.programs.write import write_programs
+from llrun.schema import DeviceProgram, Load
 from llrun.wire.frames import check_tensor
 from llrun.wire.links import Links
 from llrun.wire.protocol import HEADER_BYTES, LAST_CHUNK, ONE_ROW, ProtocolError, unpack_header
@@ -35,8 +36,10 @@ Mail = tuple[str, str, bytes, bytes]  # from, to, header, payload
 
 
 def next_program(part: Device, owner: list[str], epoch: int = 2) -> Installed:
-    instructions = numpy_model.programs(NAMES, owner)[part.name]
-    return install(part.record, DeviceProgram(device=part.name, epoch=epoch, instructions=instructions))
+    """Written from what every slice holds, as a head would."""
+    stages, sent = numpy_model.stages(owner), numpy_model.transmissions(owner)
+    idle = DeviceProgram(device=part.name, epoch=epoch, instructions=())
+    return install(part.record, write_programs(part.record.graph, stages, sent, epoch).get(part.name, idle))
 
 
 class Station(Recorder):
@@ -305,5 +308,5 @@ def test_the_model_is_cut_as_these_tests_say():
     assert [MIXERS.start, MIXERS.stop] == [1, 5]
     assert {POSITIONS, FIRST} == {1, 10}
     assert Load(block=3) in numpy_model.programs(NAMES)[BERT]
-    assert Receive(tensor=FIRST + 1, source=BERT) in numpy_model.programs(NAMES, MIXERS_ELSEWHERE)[ANNA]
-    assert not any(isinstance(each, Run) for each in numpy_model.programs(NAMES, ANNA_IDLE)[ANNA])
+    assert FIRST + 1 in next_program(numpy_model.device(ANNA, NAMES), MIXERS_ELSEWHERE).sources
+    assert next_program(numpy_model.device(ANNA, NAMES), ANNA_IDLE).blocks == ()
