@@ -150,7 +150,13 @@ def build(options: BuildOptions, out: Path, trace: Trace, progress: bundle.Progr
             with trace.stage("calibrate"):
                 weights, folder = planned.model.weights, Path(scratch) / "calibration"
                 calibration = quantize.calibrate(
-                    planned.graph, weights, sequences, folder, progress, options.jobs
+                    planned.graph,
+                    weights,
+                    sequences,
+                    folder,
+                    progress,
+                    options.jobs,
+                    planned.plan.precision.cache,
                 )
         with trace.stage("pack"):
             write(planned, compiled, out, progress, options.jobs, calibration)

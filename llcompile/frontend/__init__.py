@@ -21,6 +21,9 @@ A weight matrix is read by Linear and Embedding only. RotaryEmbedding(X (1, H, n
 has no position_ids input; rotary_embedding_dim = r when only the first r features turn (absent: all d),
 interleaved = 0. RMSNormalization has axis -1 and may read a scale that is computed (Gemma: Add(weight, 1)).
 The other operators are those of canonical/check.py.
+
+The graph is right for texts of up to `max_positions` tokens: rotary frequencies that change with a text's length are
+constant up to there (rotary.py). What ends a text is in ends.py, which stored tables are used in tied.py.
 """
 
 from llcompile.frontend.calibration_text import read_text, text_ids

@@ -12,6 +12,12 @@ from llcompile.ir.errors import CompileError
 from llcompile.ir.model import WeightSource
 
 _SHOWN = 5
+_OUTPUT_TABLES = ("lm_head.weight", "embed_out.weight")
+# What tensors beside or instead of "weight" are called by GPTQ, AWQ, bitsandbytes, MLX, FP8 and compressed-tensors.
+_QUANTISED = (
+    ".qweight", ".qzeros", ".g_idx", ".scales", ".absmax", ".quant_map", ".SCB", ".weight_packed", ".weight_scale",
+    ".weight_scale_inv",
+)  # fmt: skip
 
 
 def _spellings(name: str, prefix: str) -> Iterator[str]:
@@ -48,15 +54,44 @@ def require_stored(
     """Check that the checkpoint holds every parameter, in its shape and a dtype that can be read.
 
     `shapes`: each parameter's shape by checkpoint name; `place` names the checkpoint in errors. Raises
-    CompileError F150 (missing), F151 (shape), F142 (dtype).
+    CompileError F150 (missing), F151 (shape), F142 (dtype), F152 (any of these, and names as quantisers write them).
     """
-    missing = [name for name in shapes if name not in stored]
-    if missing:
+    try:
+        _require_names(shapes, stored, place)
+        _require_shapes(shapes, stored, place)
+        for name in shapes:
+            stored_dtype(name, stored[name])
+    except CompileError:
+        quantised = min((name for name in stored if name.endswith(_QUANTISED)), default=None)
+        if quantised is None:
+            raise
         raise CompileError(
-            "F150",
-            f"{place}: the checkpoint lacks {len(missing)} of {len(shapes)} weights: {_listed(missing)}. "
-            "Fetch it again, or correct config.json.",
+            "F152",
+            f"{place}: the checkpoint is quantised (it holds {quantised}, as GPTQ, AWQ and their kind write). Use the "
+            "original one (F32, F16 or BF16) with --quant.",
+        ) from None
+
+
+def _require_names(shapes: Iterable[str], stored: Mapping[str, StoredTensor], place: str) -> None:
+    wanted = list(shapes)
+    missing = [name for name in wanted if name not in stored]
+    if not missing:
+        return
+    remedy = "Fetch it again, or correct config.json"
+    if all(name.endswith(_OUTPUT_TABLES) for name in missing):
+        remedy = (
+            'If the output shares the embedding\'s table, write "tie_word_embeddings": true into config.json; else '
+            "fetch the checkpoint again"
         )
+    raise CompileError(
+        "F150",
+        f"{place}: the checkpoint lacks {len(missing)} of {len(wanted)} weights: {_listed(missing)}. {remedy}.",
+    )
+
+
+def _require_shapes(
+    shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], place: str
+) -> None:
     misfits = [
         f"{name} is {list(stored[name].shape)}, config.json asks for {list(shape)}"
         for name, shape in shapes.items()
@@ -66,8 +101,6 @@ def require_stored(
         raise CompileError(
             "F151", f"{place}: {_listed(misfits)}. config.json and the weights are of different models."
         )
-    for name in shapes:
-        stored_dtype(name, stored[name])
 
 
 def weight_sources(

@@ -21,9 +21,11 @@ from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import Block, Graph, Template
 from llcompile.ir.model import WeightSource
 from llcompile.quantize.blas import one_thread_a_product
+from llcompile.quantize.cached import Cached
 from llcompile.quantize.feedback import SPAN, Factors
 from llcompile.quantize.reader import Floats
 from llcompile.quantize.walk import Ids, Walk
+from llrun.schema import CacheFormat
 
 TOKENS, SEQUENCE = 2048, 256
 # What is added to the second moments' diagonal, times itself and times its mean: the less, the more the sample is
@@ -72,12 +74,14 @@ def calibrate(
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
     jobs: int = 1,
+    cache: CacheFormat = CacheFormat.F32,
 ) -> Calibration:
     """Run `graph` in float32 on `sequences` of token ids, int64 (n,) each, and keep factors for its matrices.
 
     They go to files in `folder`: float32 (spans, 129, 128), `spread` and below it `importance` of each span.
-    `progress` is told how many of all matrices' elements are done. Raises CompileError Q101-Q104 for weights that
-    cannot be read or are not finite, Q108 where activations are not finite.
+    `progress` is told how many of all matrices' elements are done. `cache`: the format that keys and values will be
+    kept in. Raises CompileError Q101-Q104 for weights that cannot be read or are not finite, Q108 where activations are
+    not finite, Q109 for keys or values that the cache cannot hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
     total = sum(_linear_elements(graph.templates[block.template]) for block in graph.blocks)
@@ -109,7 +113,7 @@ def calibrate(
         np.errstate(all="ignore"),
         ThreadPoolExecutor(jobs, initializer=silent) as pool,
     ):
-        Walk(graph, weights, observe, told, pool).run(sequences)
+        Walk(graph, weights, observe, told, pool, watch=Cached(cache)).run(sequences)
     return Calibration(files)
 
 

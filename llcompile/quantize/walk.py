@@ -37,9 +37,16 @@ class Observer(Protocol):
     def __call__(self, block: Block, tensor: str, weight: int, rows: Floats, /) -> None: ...
 
 
+class Watcher(Protocol):
+    """Is told of the keys and values that an attention node adds to its cache: (1, Hkv, n, d) for each sequence."""
+
+    def __call__(self, block: Block, keys: Tensor, values: Tensor, /) -> None: ...
+
+
 @dataclass(frozen=True)
 class Walk:
     """How to walk over `graph` with `weights`. `progress` is told how many weights each band of a matrix held.
+    `watch` is told of what is cached, layer by layer.
 
     What neither a tensor in `wanted` nor any product reads is not computed. Raises CompileError Q101-Q104.
     """
@@ -50,6 +57,7 @@ class Walk:
     progress: Callable[[int], None]
     pool: ThreadPoolExecutor
     wanted: Collection[str] = ()
+    watch: Watcher | None = None
 
     def run(self, sequences: Sequence[Ids]) -> dict[str, Tensor]:
         """The wanted tensors for `sequences` of token ids, int64 (n,) each."""
@@ -102,6 +110,8 @@ class Walk:
             if param.role == "plain":
                 values[param.name] = [finite_rows(self.weights[name], 0, param.shape[0])] * count
         for step in todo.steps:
+            if step.name == "Attention" and block is not None and self.watch is not None:
+                self.watch(block, values[step.inputs[1]], values[step.inputs[2]])
             if block is None or step.function is not None:
                 made = self._evaluate(step, values)
             elif step.name == "Linear":

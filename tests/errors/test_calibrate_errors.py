@@ -15,6 +15,7 @@ from llcompile.ir.errors import CompileError
 from llcompile.ir.model import Model
 from llcompile.pipeline import BuildOptions, calibration_sequences, calibration_text
 from llcompile.quantize import calibrate
+from llrun.schema import CacheFormat
 from tests.models import build, loaded
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "python-llama"
@@ -42,6 +43,48 @@ def test_activations_that_are_not_finite_name_the_block(tmp_path: Path) -> None:
     assert "block 4" in error.message
     assert "model.layers.1.mlp.down_proj.weight" in error.message
     assert "--calibrate none" in error.message
+
+
+def with_large(folder: Path, name: str, largest: float) -> Model:
+    """A Llama whose rows of `name`, keys or values of layer 1, are scaled until they reach `largest` on 9 tokens."""
+    model = build("llama")
+    with torch.no_grad():
+        seen: list[torch.Tensor] = []
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        model(input_ids=torch.arange(9)[None])
+        model.get_parameter(name).mul_(largest / seen[0].abs().max())
+        layer._forward_hooks.clear()
+    model.save_pretrained(folder / "model")
+    return load_model(str(folder / "model"))
+
+
+@pytest.mark.parametrize(
+    ("what", "largest", "refusals"),
+    [
+        ("v", 66_000.0, {"f16": "--cache q8, which holds up to 8319008"}),
+        ("v", 9e6, {"f16": "--quant f32", "q8": "--quant f32"}),
+        ("k", 3e5, {"f16": "--cache q8"}),
+    ],
+)
+def test_what_the_cache_cannot_hold_names_the_layer(
+    tmp_path: Path, what: str, largest: float, refusals: dict[str, str]
+) -> None:
+    model = with_large(tmp_path, f"model.layers.1.self_attn.{what}_proj.weight", largest)
+    graph = build_graph(model)
+    for cache in CacheFormat:
+        folder = tmp_path / cache
+        if cache not in refusals:
+            assert calibrate(graph, model.weights, [np.arange(9)], folder, cache=cache).files
+            continue
+        with pytest.raises(CompileError) as caught:
+            calibrate(graph, model.weights, [np.arange(9)], folder, cache=cache)
+        assert caught.value.code == "Q109"
+        named = {"k": "keys", "v": "values"}[what]
+        assert f"layer 1 (block 3): its {named} reach" in caught.value.message
+        assert refusals[cache] in caught.value.message
+        if what == "v":
+            assert f"reach {largest:.6g}," in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,51 @@ def test_missing_weights_are_listed(checkpoint: tuple[Path, dict[str, np.ndarray
     assert "and 4 more" in error.message
 
 
+def test_an_output_table_that_is_missing_may_be_tied(checkpoint: tuple[Path, dict[str, np.ndarray]]) -> None:
+    directory, tensors = checkpoint
+    error = refused_weights(directory, {name: t for name, t in tensors.items() if name != "lm_head.weight"})
+    assert error.code == "F150"
+    assert "lacks 1 of 30 weights: lm_head.weight" in error.message
+    assert '"tie_word_embeddings": true' in error.message
+
+
+def packed(tensors: dict[str, np.ndarray], how: str) -> dict[str, np.ndarray]:
+    """The checkpoint as quantisers write it: GPTQ without "weight", MLX with one of another shape, FP8 of another
+    dtype."""
+    name = "model.layers.0.mlp.up_proj"
+    rest = {key: t for key, t in tensors.items() if key != f"{name}.weight"}
+    return (
+        rest
+        | {
+            "gptq": {
+                f"{name}.qweight": np.zeros((12, 160), np.int32),
+                f"{name}.qzeros": np.zeros(2, np.int32),
+            },
+            "mlx": {
+                f"{name}.weight": np.zeros((160, 12), np.uint32),
+                f"{name}.scales": np.zeros((160, 2), np.float16),
+            },
+            "fp8": {
+                f"{name}.weight": np.zeros((160, 96), np.uint8),
+                f"{name}.weight_scale_inv": np.ones(2, np.float32),
+            },
+        }[how]
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [("gptq", "up_proj.qweight"), ("mlx", "up_proj.scales"), ("fp8", "up_proj.weight_scale_inv")],
+)
+def test_a_quantised_checkpoint_is_called_one(
+    checkpoint: tuple[Path, dict[str, np.ndarray]], how: str, named: str
+) -> None:
+    directory, tensors = checkpoint
+    error = refused_weights(directory, packed(tensors, how))
+    assert error.code == "F152"
+    assert f"the checkpoint is quantised (it holds model.layers.0.mlp.{named}" in error.message
+
+
 def test_misfitting_and_wrongly_typed_weights_are_named(
     checkpoint: tuple[Path, dict[str, np.ndarray]],
 ) -> None:
