@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llrun import __version__
-from llrun.errors import INTERNAL, USAGE, RunError
-from llrun.faces import visible
+from llrun.errors import INTERNAL, USAGE, RunError, printable
 
 if TYPE_CHECKING:
     from llrun.device.slice import Place
@@ -61,11 +60,11 @@ def _guarded(command: click.Command, arguments: Sequence[str]) -> int:
         code = command.main(list(arguments), prog_name="llrun", standalone_mode=False)
         sys.stdout.flush()
     except RunError as error:
-        click.echo(visible.line(str(error)), err=True)
+        click.echo(str(error), err=True)
         return error.exit_code
     except click.UsageError as error:
         name = _shown_name(error.ctx) if error.ctx else "llrun"
-        click.echo(visible.line(f"error[R100]: {error.format_message()} See {name} --help."), err=True)
+        click.echo(printable(f"error[R100]: {error.format_message()} See {name} --help."), err=True)
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         return INTERNAL

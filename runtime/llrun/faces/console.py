@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from llrun.errors import RunError
+from llrun.errors import RunError, printable
 from llrun.faces import visible
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Console:
 
     def note(self, text: str) -> None:
         """A message, one line on stderr."""
-        click.echo(visible.line(text), err=True)
+        click.echo(printable(text), err=True)
 
     def silent(self, text: str) -> None:
         """A note that somebody else gives."""
