@@ -96,7 +96,7 @@ def planning(command: Any) -> Any:
         click.option("--sequences", type=click.IntRange(1, 64), default=8, show_default=True,
                      help="Sequences at once that --objective throughput plans for."),
         click.option("--time-limit", type=float, default=10.0, show_default=True, metavar="S",
-                     help="Seconds that planning may take, all told."),
+                     help="Seconds that planning may take. Where they run out, another run may give another plan."),
         click.option("--use-all", is_flag=True, help="Give every device at least one block."),
         click.option("--pin", "pins", multiple=True, metavar="A:B=DEVICE", help="Blocks A to B-1 on DEVICE."),
         click.option("--random-weights", "random_seed", type=click.IntRange(min=0), metavar="SEED",

@@ -27,20 +27,31 @@ from itertools import pairwise
 from math import log2
 
 from llcompile.ir.plan import Stage
-from llcompile.partition.links import add_busy, add_copies, add_cuts, add_hops, add_moves, compact
+from llcompile.partition.links import (
+    add_busy,
+    add_copies,
+    add_cuts,
+    add_hops,
+    add_moves,
+    compact,
+    too_many_copies,
+)
 from llcompile.partition.mip import INFINITY, Mip
 from llcompile.partition.model import Model, Pair, add, flow_key
 from llcompile.partition.problem import HEAD, Problem
 from llcompile.partition.transmissions import messages
 
 TOLERANCE = 1e-7  # relative; what bounds from elsewhere are loosened by, against rounding
+WITHOUT_COPIES = "a relaxation: what tensors cost that skip blocks is left out, as the devices are too many"
 UNITS = 1024.0  # about what the objective amounts to in the solver's eyes
 
 
 def formulate(problem: Problem, limit: float = INFINITY, floor: float = 0.0) -> Mip:
     """The whole MIP of `problem`. `limit`: seconds that the slowest device and link stay within in any plan worth
     considering; it shortens the stages that need to be considered. `floor`: a bound on the objective that is known
-    already, as a valid inequality."""
+    already, as a valid inequality.
+
+    Of many devices and tensors that skip blocks it is a relaxation, and says so: these cost nothing in it."""
     model = Model(problem, Mip("plan", _scale(problem)), limit)
     _columns(model)
     _steps(model)
@@ -56,8 +67,11 @@ def formulate(problem: Problem, limit: float = INFINITY, floor: float = 0.0) -> 
         add_hops(model)
     else:
         add_moves(model)
-    for flow in problem.long_flows:
-        add_copies(model, flow)
+    if too_many_copies(problem):
+        model.mip.note = WITHOUT_COPIES
+    else:
+        for flow in problem.long_flows:
+            add_copies(model, flow)
     add_busy(model)
     if floor > 0:
         costs = {i: column.cost / model.mip.scale for i, column in enumerate(model.mip.columns)}

@@ -7,6 +7,8 @@ from llcompile.ir.plan import Flow
 from llcompile.partition.model import Model, Pair, add, flow_key, scaled
 from llcompile.partition.problem import Problem
 
+# Uses of tensors that skip blocks, by pairs of devices: with more, the text would take longer than the search.
+COPIES = 20_000
 # Columns of one block and pair of devices each; with more, `hop` stands for `move`.
 MOVES = 16_000
 
@@ -51,6 +53,12 @@ def compact(problem: Problem) -> bool:
     """Whether a column for every block and pair of devices would be too many."""
     count = len(problem.devices)
     return not problem.uniform and count * (count - 1) * problem.blocks > MOVES
+
+
+def too_many_copies(problem: Problem) -> bool:
+    """Whether a row for every pair of devices and every use of a tensor that skips blocks would be too many."""
+    count, uses = len(problem.devices), sum(len(flow.consumers) for flow in problem.long_flows)
+    return count * (count - 1) * uses > COPIES
 
 
 def add_hops(model: Model) -> None:
@@ -148,7 +156,8 @@ def add_busy(model: Model) -> None:
         else:
             sizes = (problem.busy(problem.hop_flows[same[0]], link) for same in classes)
             hops = {model.hop[c, d, e]: -size for c, size in enumerate(sizes)}
-        copies = {model.copy[flow.tensor, d, e]: -problem.busy([flow], link) for flow in problem.long_flows}
+        sent = [flow for flow in problem.long_flows if (flow.tensor, d, e) in model.copy]
+        copies = {model.copy[flow.tensor, d, e]: -problem.busy([flow], link) for flow in sent}
         mip.row(f"link_{d}_{e}", scaled(add(unit, hops, copies), 1 / mip.scale), lower=0.0)
     if problem.weights.by_token:
         _token_row(model)

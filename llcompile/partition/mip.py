@@ -35,10 +35,12 @@ class Row:
 @dataclass
 class Mip:
     """A minimisation under construction, costs in seconds. `scale`, a power of two, is the unit in seconds that it
-    is best solved in: then solver tolerances mean the same for a tiny model as for a large one."""
+    is best solved in: then solver tolerances mean the same for a tiny model as for a large one. `note`: a line for who
+    reads the text."""
 
     name: str
     scale: float
+    note: str = ""
     columns: list[Column] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
 
@@ -71,6 +73,8 @@ def scale_of(text: str) -> float:
 
 def _header(mip: Mip) -> Iterator[str]:
     yield f"{_SCALE}{mip.scale!r}"
+    if mip.note:
+        yield f"* {mip.note}"
     yield f"NAME {mip.name}"
 
 

@@ -11,6 +11,7 @@ from llcompile.partition.check import check_plan
 from llcompile.partition.clock import Clock
 from llcompile.partition.evaluate import Figures, memory
 from llcompile.partition.formulation import TOLERANCE, formulate, in_twin_order, values_of
+from llcompile.partition.links import too_many_copies
 from llcompile.partition.many import outlook_of
 from llcompile.partition.mip import to_mps
 from llcompile.partition.options import PlanOptions, check_pins
@@ -31,6 +32,9 @@ HAIR = 1e-8
 
 def plan(costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, options: PlanOptions) -> Plan:
     """The best assignment of blocks to devices: consecutive stages, the first and the last on the head.
+
+    Same input, same plan, unless `options.time_limit_s` ends a search: then the plan is the best found till then, its
+    bound a true one, and both may differ from run to run.
 
     Raises CompileError: P201 (exit 3) when nothing fits, P21x (exit 2) when the pins contradict each other, P222
     (exit 1) when the plan is not what it says it is: a fault of the planner.
@@ -79,7 +83,7 @@ def solvable(problem: Problem) -> bool:
     """Whether the problem is of a size at which the solver gets anywhere in seconds."""
     count = len(problem.devices)
     moves = 0 if problem.uniform else count * (count - 1)
-    return problem.blocks * (2 * count + moves) <= COLUMNS
+    return problem.blocks * (2 * count + moves) <= COLUMNS and not too_many_copies(problem)
 
 
 def slowest_limit(problem: Problem, outlook: Outlook) -> float:

@@ -237,6 +237,22 @@ def test_hops_say_the_same_as_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert skipping > 5
 
 
+def test_saved_problem_without_copies_says_so_and_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llcompile.partition.links.COPIES", 0)
+    told = 0
+    for seed in range(8000, 8040):
+        case = random_case(seed)
+        expected = brute_force(case.costs, case.flows, case.cluster, case.options)
+        text = to_mps(formulate(problem_of(case)))
+        skips = bool(problem_of(case).long_flows) and len(case.cluster.devices) > 1
+        assert ("* a relaxation: what tensors cost that skip blocks is left out" in text) == skips, seed
+        if expected is not None:
+            _, objective = resolve(text, 60.0, 1e-9)
+            assert objective <= expected[0] * (1 + CLOSE), seed
+            told += skips and objective < expected[0] * (1 - CLOSE)
+    assert told > 3
+
+
 def test_saved_problem_of_many_devices_has_the_same_optimum() -> None:
     cluster = wide_cluster(11, 300_000)
     costs = tuple(cost(b, 50_000 if b % 2 else 90_000) for b in range(16))
