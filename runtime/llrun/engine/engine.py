@@ -257,12 +257,14 @@ class Engine:
         compute_s, sent_bytes = runner.compute_s, runner.sent_bytes
         runner.run(segment, steps)
         compute_s, sent_bytes = runner.compute_s - compute_s, runner.sent_bytes - sent_bytes
+        idle_s, self._idle_s = self._idle_s, 0.0
+        if count > 1:
+            steps[0].sent_bytes += sent_bytes % count
+            compute_s, idle_s, sent_bytes = compute_s / count, idle_s / count, sent_bytes // count
         for step in steps:
-            step.compute_s += compute_s / count
-            step.wait_s += self._idle_s / count
-            step.sent_bytes += sent_bytes // count
-        steps[0].sent_bytes += sent_bytes % count
-        self._idle_s = 0.0
+            step.compute_s += compute_s
+            step.wait_s += idle_s
+            step.sent_bytes += sent_bytes
 
     def _together(self) -> list[StepState]:
         """The step that has waited longest; with it others whose single row the same segment computes, in

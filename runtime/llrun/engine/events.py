@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from llrun.errors import RunError
 from llrun.memory import Array
@@ -23,8 +24,7 @@ class Arrived:
     array: Array
 
 
-@dataclass(frozen=True)
-class Feed:
+class Feed(NamedTuple):
     """New tokens of a sequence, on the head: token ids int64 (1, n)."""
 
     sequence: int

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +40,7 @@ GOODBYE_S = 0.5
 GRACE_S = 0.25
 
 
-@dataclass(frozen=True)
-class Logits:
+class Logits(NamedTuple):
     """Logits (rows, vocabulary) of a sequence's step that began at `position`."""
 
     sequence: int

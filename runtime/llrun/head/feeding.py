@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from llrun.engine.events import Feed
 from llrun.errors import RunError
 from llrun.head.history import History
-from llrun.memory import empty
+from llrun.memory import ALIGNMENT, Array, empty
 from llrun.schema import ModelInfo
 from llrun.wire.protocol import ALL_ROWS, LAST_CHUNK
 
 CHUNKS_A_DEVICE = 2
+ROWS = 256
 
 
 class Feeding:
@@ -24,11 +25,12 @@ class Feeding:
     """
 
     def __init__(self, model: ModelInfo, devices: int) -> None:
-        self._model = model
+        self._context, self._chunk = model.shapes.context, model.shapes.chunk
         self._devices = devices
         self._histories: dict[int, History] = {}
         self._waiting: deque[Feed] = deque()
         self._due: dict[tuple[int, int], int] = {}  # chunks under way: devices that have not done them
+        self._rows: list[Array] = []  # for tokens yet to come: making each anew takes longer than feeding it
         self._partial: set[str] = set()
         self.newest: tuple[int, int] | None = None
 
@@ -59,21 +61,19 @@ class Feeding:
     def add(self, numbers: Iterable[int], all_rows: bool) -> list[Feed]:
         """Of each sequence, all that was not asked for before: what goes at once. Raises RunError R105
         beyond the context."""
-        histories = {number: self._histories[number] for number in numbers}
-        longest = max(map(len, histories.values()), default=0)
-        if longest > self._model.shapes.context:
-            raise RunError(
-                "R105", f"{longest} tokens are more than the context of {self._model.shapes.context}"
-            )
+        histories = [(number, self._histories[number]) for number in numbers]
+        for _, history in histories:
+            if len(history.ids) > self._context:
+                raise RunError(
+                    "R105", f"{len(history.ids)} tokens are more than the context of {self._context}"
+                )
         going = []
-        for number, history in histories.items():
-            at_once = history.fed == history.queued
-            feeds = self._chunked(number, history.queued, history.take(), all_rows)
-            if at_once and len(feeds) == 1 and feeds[0].ids.shape[1] == 1:
-                going.append(self._gone(feeds[0]))
+        for number, history in histories:
+            if history.fed == history.queued == len(history.ids) - 1 and not all_rows:
+                going.append(self._token(number, history))
             else:
-                self._waiting.extend(feeds)
-        return going + self.release()
+                self._waiting.extend(self._chunked(number, history.queued, history.take(), all_rows))
+        return going + self.release() if self._waiting else going
 
     def release(self) -> list[Feed]:
         """Waiting chunks that may go now."""
@@ -100,6 +100,18 @@ class Feeding:
         """Chunks that the devices have been given and not done."""
         return len(self._due)
 
+    def _token(self, number: int, history: History) -> Feed:
+        """The one token that is not fed yet: decoding does nothing else, so it is quick."""
+        position = history.fed
+        if not self._rows:
+            lines = empty((ROWS, ALIGNMENT // 8), "int64")
+            self._rows = [line.reshape(1, 1) for line in lines[:, :1]]
+        array = self._rows.pop()
+        array[0, 0] = history.ids[position]
+        history.queued = history.fed = position + 1
+        self.newest = number, position
+        return Feed(number, position, LAST_CHUNK, array)
+
     def _gone(self, feed: Feed) -> Feed:
         """Keep count of a feed that goes to the devices."""
         self.newest = feed.sequence, feed.position
@@ -111,7 +123,7 @@ class Feeding:
         return feed
 
     def _chunked(self, number: int, position: int, ids: list[int], all_rows: bool) -> list[Feed]:
-        chunk, feeds = self._model.shapes.chunk, []
+        chunk, feeds = self._chunk, []
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
             array = empty((1, len(part)), "int64")

@@ -239,7 +239,9 @@ class Session:
         except Empty:
             raise self._standstill() from None
         if isinstance(reply, list):
-            self._ready.extend(logits for logits in reply if logits.sequence in self._feeding)
+            for logits in reply:
+                if logits.sequence in self._feeding:
+                    self._ready.append(logits)
             return reply
         failure = failure_of(reply)
         if failure:
@@ -253,8 +255,8 @@ class Session:
             case StepsDone():
                 self.figures[device] = message.figures
                 self._done[device] = message.steps
-                if any([self._feeding.done((step.sequence, step.position)) for step in message.steps]):
-                    self._go(self._feeding.release())
+                if self._feeding.under_way:
+                    self._chunks_done(message.steps)
             case Measured():
                 self.figures[device] = message.figures
                 self._answered[device] += 1
@@ -267,6 +269,11 @@ class Session:
                 self.sequences = min(self.sequences, message.sequences)
                 if not message.every_chunk:
                     self._feeding.only_last(device)
+
+    def _chunks_done(self, steps: Sequence[StepDone]) -> None:
+        for step in steps:
+            if self._feeding.done((step.sequence, step.position)):
+                self._go(self._feeding.release())
 
     def _opened(self, device: str, number: int) -> None:
         if number in self._opening:  # else it was refused by another, or is not wanted any more

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -71,6 +71,15 @@ class State(StrEnum):
     DONE = "done"
 
 
+@dataclass(slots=True)
+class Spent:
+    """What a request has cost a device so far."""
+
+    compute_s: float = 0.0
+    wait_s: float = 0.0
+    sent_bytes: int = 0
+
+
 class Handle:
     """A request that was submitted, as it goes. `times`: of each token, and `prompt_at`: of the prompt's
     logits, by time.perf_counter. `error`: why the request ended without a result."""
@@ -80,6 +89,7 @@ class Handle:
         self.state = State.WAITING
         self.tokens: list[int] = []
         self.allowed = 0
+        self.ends: frozenset[int] = frozenset()
         self.submitted_at = time.perf_counter()
         self.prompt_at: float | None = None
         self.times: list[float] = []
@@ -89,7 +99,7 @@ class Handle:
         self._cancel = cancel
         self._given = iter(request.given)
         self._random = generator(request.sampling)
-        self._spent: dict[str, Figures] = {}
+        self._spent: dict[str, Spent] = {}
         self._began_at = self.submitted_at
 
     @property
@@ -103,10 +113,10 @@ class Handle:
 
     # --- for the scheduler ---
 
-    def begin(self, allowed: int) -> None:
-        """Its prompt is fed now; `allowed` tokens are to be produced at most."""
+    def begin(self, allowed: int, ends: frozenset[int]) -> None:
+        """Its prompt is fed now; `allowed` tokens are to be produced at most, up to one of `ends`."""
         self.state = State.RUNNING
-        self.allowed = allowed
+        self.allowed, self.ends = allowed, ends
         self._began_at = time.perf_counter()
 
     def choose(self, logits: NDArray[np.float32]) -> int:
@@ -118,18 +128,16 @@ class Handle:
         self.times.append(time.perf_counter())
         return token
 
-    def is_last(self, token: int, ends: Container[int]) -> bool:
-        """Whether nothing follows `token`, whatever the sink says."""
-        return len(self.tokens) >= self.allowed or (not self.request.given and token in ends)
-
     def charge(self, device: str, cost: StepDone) -> None:
         """Add what a step cost a device. How long it had been idle before the request began is no cost."""
-        spent, wait_s = self._spent.get(device), cost.wait_s
+        spent = self._spent.get(device)
         if spent is None:
-            spent, wait_s = Figures(), min(wait_s, time.perf_counter() - self._began_at)
-        self._spent[device] = Figures(
-            spent.compute_s + cost.compute_s, spent.wait_s + wait_s, spent.sent_bytes + cost.sent_bytes
-        )
+            wait_s = min(cost.wait_s, time.perf_counter() - self._began_at)
+            self._spent[device] = Spent(cost.compute_s, wait_s, cost.sent_bytes)
+        else:
+            spent.compute_s += cost.compute_s
+            spent.wait_s += cost.wait_s
+            spent.sent_bytes += cost.sent_bytes
 
     def finish(self, figures: dict[str, Figures]) -> None:
         """The result, with the devices' memory of `figures`."""
@@ -149,7 +157,7 @@ class Handle:
         self.state = State.DONE
 
     def _spent_by(self, name: str, now: Figures) -> Figures:
-        spent = self._spent.get(name, Figures())
+        spent = self._spent.get(name, Spent())
         return Figures(spent.compute_s, spent.wait_s, spent.sent_bytes, now.peak_memory_bytes)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from llrun.errors import INTERNAL, RunError
 from llrun.head.controls import Logits, Reply
+from llrun.head.history import History
 from llrun.head.session import Session
 from llrun.requests.request import Handle, Request, Result, State, check_ids, tokens_allowed
 from llrun.wire.protocol import Measured, Opened, Rejected, StepsDone
@@ -26,12 +27,13 @@ class Line:
     opened: bool = False
     closed: bool = False
     current: Handle | None = None
+    history: History = field(default_factory=History)
     claims: list[tuple[int, Handle]] = field(default_factory=list)
 
     def payer(self, position: int) -> Handle:
         """Whose step it is that began at `position`."""
-        older = [handle for start, handle in self.claims if start <= position]
-        return older[-1] if older else self.claims[0][1]
+        start, newest = self.claims[-1]
+        return newest if start <= position else self.claims[0][1]
 
 
 class Scheduler:
@@ -97,16 +99,16 @@ class Scheduler:
         """Let requests begin, wait for one reply, and carry on whom it is for. False, at once, when there is
         nothing to do; with `wait`, after something was asked for. Raises RunError when the session ends."""
         try:
-            self._take_wishes()
-            self._take_logits()  # what a sink's interrupt or a cancelled request has left
-            if not self._is_busy():
-                if self._waiting:
-                    self._refuse_first()
-                    return True
-                if not wait:
-                    return False
-            self._handle(self._session.take(bounded=self._is_busy()))
-            return True
+            if self._changed or self._submitted or self._cancels:
+                self._take_wishes()
+                self._take_logits()  # what an interrupted sink or a cancelled request has left
+            busy = bool(self._running or self._ending or self._opening)  # so that a reply is due
+            if not busy and self._waiting:
+                self._refuse_first()
+                return True
+            if busy or wait:
+                self._handle(self._session.take(bounded=busy))
+            return busy or wait
         except RunError as error:
             self._end_all(error)
             raise
@@ -141,10 +143,6 @@ class Scheduler:
             raise
 
     # --- who may begin ---
-
-    def _is_busy(self) -> bool:
-        """Whether a reply is due."""
-        return bool(self._running or self._ending or self._opening)
 
     def _take_wishes(self) -> None:
         while self._submitted:
@@ -189,11 +187,11 @@ class Scheduler:
         except RunError as error:
             self._fail(handle, line, error)
             return []
-        line.current = handle
+        line.current, line.history = handle, history
         self._running[handle] = line
         line.claims = [*line.claims[-1:], (history.queued, handle)]
         history.extend(request.ids)
-        handle.begin(allowed)
+        handle.begin(allowed, frozenset() if request.given else self._ends)
         if history.queued == len(history):
             self._end(handle, line)  # an empty one
             return []
@@ -209,17 +207,20 @@ class Scheduler:
     # --- what comes back ---
 
     def _handle(self, reply: Reply) -> None:
-        match reply:
-            case list():
-                self._take_logits()
-            case (device, StepsDone(steps)):
-                for step in steps:
-                    if step.sequence in self._lines:
-                        self._lines[step.sequence].payer(step.position).charge(device, step)
-            case (_, Opened(number) | Rejected(number)):
-                self._opened(number)
-            case (_, Measured()):
-                self._finish_those_measured()
+        if isinstance(reply, list):
+            self._take_logits()
+        elif isinstance(reply, tuple):
+            device, message = reply
+            match message:
+                case StepsDone():
+                    for step in message.steps:
+                        line = self._lines.get(step.sequence)
+                        if line:
+                            line.payer(step.position).charge(device, step)
+                case Opened() | Rejected():
+                    self._opened(message.sequence)
+                case Measured():
+                    self._finish_those_measured()
 
     def _opened(self, number: int) -> None:
         """A device has said whether it has room."""
@@ -267,7 +268,7 @@ class Scheduler:
             return
         try:
             token = handle.choose(logits.rows[-1])
-            self._session.history(logits.sequence).extend((token,))
+            line.history.ids.append(token)
             go_on = handle.request.sink(token)
         except RunError as error:
             self._fail(handle, line, error)
@@ -275,7 +276,7 @@ class Scheduler:
         except BaseException:  # an interrupt, or a terminal that is gone: the driver's, but the request ends
             self._end(handle, line)
             raise
-        if go_on and not handle.is_last(token, self._ends):
+        if go_on and len(handle.tokens) < handle.allowed and token not in handle.ends:
             self._ready.append(logits.sequence)
         else:
             self._end(handle, line)

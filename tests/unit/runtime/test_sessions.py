@@ -83,7 +83,14 @@ def test_every_device_computes_a_pass_as_one_and_its_logits_come_together(cluste
     library = Library({**inner.functions, "t1_batch": watched}, inner.wrap, inner.unwrap)
     parts = {name: synthetic.device(name, NAMES[:3], library) for name in NAMES[:3]}
     with cluster(NAMES[:3], parts).scheduler() as scheduler:
-        produced(scheduler, [prompt(1, seed=i) for i in range(5)], 4)
+        talks = [Conversation(scheduler) for _ in range(5)]
+        for talk in talks:
+            talk.submit(Request((), 0))  # opened: what is asked then begins together
+        while scheduler.step():
+            pass
+        handles = [talk.submit(Request(prompt(1, seed=i), 4)) for i, talk in enumerate(talks)]
+        for handle in handles:
+            scheduler.run_until(handle)
     assert widths == [5] * (4 * 4)  # four mixing blocks, four passes
 
 
