@@ -15,17 +15,13 @@ MAX_EARLY = 256  # frames; the head lets no more chunks go than keep every devic
 class Turnstile:
     """Keeps a program that waits for the step boundary, and what came for its epoch before it.
 
-    Not safe for threads: an engine's own.
+    `waiting`: whether there is one; tokens fed meanwhile are the next epoch's. Not safe for threads: an engine's own.
     """
 
     def __init__(self) -> None:
+        self.waiting = False  # looked at for every event: no call
         self._switch: Switch | None = None
         self._early: list[Arrived | Fed] = []
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a program waits for the step boundary: tokens fed meanwhile are the next epoch's."""
-        return self._switch is not None
 
     def announce(
         self, switch: Switch, current: Installed, resident: Container[int], sequences: Iterable[int]
@@ -61,7 +57,7 @@ class Turnstile:
                 f"the program of epoch {following.epoch} does not say where open sequence {unsaid[0]} goes on",
                 INTERNAL,
             )
-        self._switch = switch
+        self._switch, self.waiting = switch, True
 
     def keep(self, event: Arrived | Fed) -> None:
         """Keep what is for the next epoch. Raises ProtocolError when MAX_EARLY are kept already."""
@@ -86,5 +82,5 @@ class Turnstile:
         if self._switch is None:
             return None
         switch, early = self._switch, self._early
-        self._switch, self._early = None, []
+        self._switch, self.waiting, self._early = None, False, []
         return switch, early
