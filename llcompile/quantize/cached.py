@@ -23,8 +23,10 @@ LIMITS = {
 
 @dataclass
 class Cached:
-    """A walk's watcher: counts layers, and raises CompileError Q109 at the first whose keys or values `cache` cannot
-    hold. Layers count from 0, in the order of the model."""
+    """A walk's watcher: raises CompileError Q109 at the first layer that `cache` cannot hold.
+
+    Layers count from 0, in the order of the model.
+    """
 
     cache: CacheFormat
     _blocks: list[int] = field(default_factory=list)

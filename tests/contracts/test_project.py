@@ -50,6 +50,10 @@ def test_no_script_lets_a_library_report_before_it_is_silenced() -> None:
     assert violations(rules.talks_first, ("scripts", "benchmarks", "examples")) == []
 
 
+def test_a_docstrings_first_sentence_does_not_end_in_a_line_of_a_word() -> None:
+    assert violations(rules.broken_first_sentences, EVERYTHING) == []
+
+
 def test_the_map_names_every_folder() -> None:
     """README's map: each stage of the compiler, each room of the runtime, each folder of the repository."""
     text = (REPOSITORY / "README.md").read_text().partition("## A map")[2]

@@ -257,8 +257,7 @@ def test_an_output_table_that_is_missing_may_be_tied(checkpoint: tuple[Path, dic
 
 
 def packed(tensors: dict[str, np.ndarray], how: str) -> dict[str, np.ndarray]:
-    """The checkpoint as quantisers write it: GPTQ without "weight", MLX with one of another shape, FP8 of another
-    dtype."""
+    """The checkpoint as quantisers write it: GPTQ without "weight", MLX of another shape, FP8."""
     name = "model.layers.0.mlp.up_proj"
     rest = {key: t for key, t in tensors.items() if key != f"{name}.weight"}
     return (

@@ -59,8 +59,7 @@ def _fault(reason: str) -> RunError:
 
 @dataclass(frozen=True)
 class _Message:
-    """A transmission among the blocks: the one that makes `tensor`, the stage that receives it, and the rows that are
-    needed there."""
+    """A transmission among the blocks: who makes `tensor`, what stage receives it, and the rows needed there."""
 
     tensor: int
     producer: int
