@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from llcompile.ir.plan import Stage
 from llcompile.partition.clock import Clock
 from llcompile.partition.knapsack import Knapsack, alternates
 from llcompile.partition.orders import Cutter, Order, Route, first_routes, improve, with_worker
 from llcompile.partition.problem import HEAD, INFINITY, Problem
-from llcompile.partition.relaxation import Relaxation
+from llcompile.partition.relaxation import Prices, Relaxation
 from llcompile.partition.search import Found, Outlook, found_plan, least_seconds, search, slowest
 from llcompile.partition.tables import Tables
 
@@ -19,8 +20,10 @@ KNAPSACK = 5  # the same where the knapsack is there to do it faster
 LIMITS = (0.85, 0.7, 0.55, 0.45, 0.35)
 CLOSER = (1.0, 0.95, 0.9)
 SPLIT = 0.92  # where plans are told apart for their bound, as a share of the best plan's slowest
-# Shares of the time at which parts end: the first plan, those under limits, three relaxations, what others would bring.
-FIRST, LIMITED, BOUNDED, BELOW, ABOVE, OTHERS = 0.15, 0.4, 0.6, 0.75, 0.9, 0.95
+# Shares of the time at which parts end: the first plan, those under limits, relaxations, what others would bring.
+FIRST, LIMITED, BOUNDED, SPLITTING, OTHERS = 0.15, 0.4, 0.6, 0.9, 0.95
+SPLITS = 24
+NARROW = 1e-3  # relative; ranges of the slowest device that are not split any more
 
 
 def outlook_of(problem: Problem, gap: float, clock: Clock) -> Outlook:
@@ -125,17 +128,44 @@ def _better(old: Found | None, new: Found | None) -> Found | None:
 
 
 def _bound(problem: Problem, best: Found | None, target: float, clock: Clock) -> float:
-    """A bound on plans with workers: on all, or on those with a slow and those with a fast slowest device."""
-    tables = Tables(problem)
+    """A bound on plans with workers: the least over ranges of the slowest device, the weakest of which is split."""
+    tables, w = Tables(problem), problem.weights
     if best is None:
         return Relaxation(tables).bound(least_seconds(problem), clock, BOUNDED)[0]
     found, prices = Relaxation(tables).bound(target, clock, BOUNDED)
+    ranges = [_Range(found, 0.0, best.figures.objective / w.slowest if w.slowest else 0.0, prices)]
     edge = slowest(problem, best.figures) * SPLIT
-    if found >= target or not problem.weights.slowest:
-        return found
-    below, _ = Relaxation(Tables(problem, edge)).bound(target, clock, BELOW, prices)
-    above, _ = Relaxation(tables, edge).bound(target, clock, ABOVE, prices)
-    return max(found, min(below, above))
+    for _ in range(SPLITS if w.slowest else 0):
+        if ranges[0].bound >= target or clock.beyond(SPLITTING):
+            break
+        weakest, *others = ranges
+        middle = edge if weakest.low < edge < weakest.high else (weakest.low + weakest.high) / 2
+        if middle - weakest.low <= NARROW * weakest.high:
+            break
+        parts = [
+            (weakest.low, middle, Tables(problem, middle)),
+            (middle, weakest.high, Tables(problem, weakest.high)),
+        ]
+        halves = [
+            _Range(max(weakest.bound, bound), low, high, better)
+            for low, high, limited in parts
+            for bound, better in [Relaxation(limited, low).bound(target, clock, SPLITTING, weakest.prices)]
+        ]
+        ranges = sorted([*others, *halves], key=lambda range_: (range_.bound, range_.low))
+    return ranges[0].bound
+
+
+@dataclass(frozen=True)
+class _Range:
+    """A bound on plans whose slowest device or link takes from `low` to `high` seconds, and the prices that gave it.
+
+    Plans above the first range's `high` are worse than the one known.
+    """
+
+    bound: float
+    low: float
+    high: float
+    prices: Prices
 
 
 def _with_others(problem: Problem, best: Found, clock: Clock) -> Mapping[int, Found]:

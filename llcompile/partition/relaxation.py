@@ -19,8 +19,10 @@ from llcompile.partition.problem import HEAD, INFINITY, Problem
 from llcompile.partition.tables import Numbers, Table, Tables
 
 STEPS = 400  # of the subgradient search; deterministic as long as the clock does not end it
-STALL = 8  # steps without a better bound before steps get shorter
-SHORTEST = 5e-3  # length of step at which the search ends
+STALL = 12  # steps without a better bound before steps get shorter
+SHORTEST = 1e-3  # length of step at which the search ends
+FARTHEST = 1e9  # of a step, where next to nothing is violated
+DEAREST = 1e4  # price, in stages: more would cost digits
 ROUNDING = 1e-9  # relative; sums of floats along a path
 
 
@@ -66,10 +68,11 @@ class Relaxation:
         Plans that stay on the head are not considered. Infinite: no other plan fits.
         """
         zero = np.zeros(len(self.problem.devices))
-        prices = best = start or Prices(zero, 0.0, zero, 0.0)
-        if not len(self.tables.head_stops):
+        prices = best = start or Prices(zero, 0.0, zero, float(self.problem.weights.by_token))
+        if not len(self.tables.head_stops) or not self.problem.workers:
             return INFINITY, prices
         found, length, stalled = -INFINITY, 1.0, 0
+        stage = self._stage
         for _ in range(STEPS):
             walk = self._walk(prices)
             if walk is None:
@@ -83,34 +86,37 @@ class Relaxation:
             if stalled >= STALL:
                 length, stalled, prices = length / 2, 0, best
                 continue
-            prices = self._next(prices, walk, length * max(target - walk.value, 1e-6 * target))
+            prices = self._next(prices, walk, length * max(target - walk.value, 1e-6 * target), stage)
         return found - ROUNDING * abs(found), best
 
-    def _next(self, prices: Prices, walk: _Walk, distance: float) -> Prices:
-        """A step along the subgradient, each kind of price in its own unit, back to what prices may be."""
+    def _next(self, prices: Prices, walk: _Walk, distance: float, scale: float) -> Prices:
+        """A step along the subgradient, back to what prices may be; those of uses and memory in units of `scale`."""
         weight = self.problem.weights.slowest
-        scale = self._scale
         uses = scale * _towards(prices.uses, walk.uses)
         memory = scale * float(_towards(np.array(prices.memory), np.array(walk.memory)))
         busy = weight * _towards(prices.busy, walk.busy)
         token = weight * float(_towards(np.array(prices.token), np.array(walk.token)))
         norm = float((uses**2).sum() + memory**2 + (busy**2).sum() + token**2)
-        step = distance / norm if norm > 0 else 0.0
+        step = min(distance / norm, FARTHEST) if norm > 0 else 0.0
+        most = DEAREST * scale
         moved = np.maximum(0.0, np.append(prices.busy + step * busy, prices.token + step * token))
         shares = _simplex(moved) if moved.sum() > 1 else moved
         return Prices(
-            np.maximum(0.0, prices.uses + step * scale * uses),
-            max(0.0, prices.memory + step * scale * memory),
+            np.clip(prices.uses + step * scale * uses, 0.0, most),
+            min(max(0.0, prices.memory + step * scale * memory), most),
             shares[:-1],
             float(shares[-1]),
         )
 
     @cached_property
-    def _scale(self) -> float:
-        """About what a stage costs: the unit of the prices of uses."""
+    def _stage(self) -> float:
+        """About what a stage adds to the objective: the unit of the prices of uses."""
         reach = (np.arange(self.problem.blocks + 1) - self.tables.starts)[1:].max(axis=1)
-        longest = max(1.0, float(np.sort(reach)[len(reach) // 2]))
-        return float(np.median(self.tables.costs[:, -1])) * min(1.0, longest / self.problem.blocks)
+        longest = min(1.0, max(1.0, float(np.median(reach))) / self.problem.blocks)
+        seconds = self.tables.costs[:, -1] + (
+            self.tables.loads[:, -1] if self.problem.weights.by_token else 0.0
+        )
+        return float(np.median(seconds)) * longest
 
     @cached_property
     def _stored(self) -> Table:
@@ -204,6 +210,7 @@ def _towards(price: Table, excess: Table) -> Table:
 
 def _simplex(values: Table) -> Table:
     """The nearest point whose entries are not negative and sum to 1 (Held, Wolfe and Crowder, 1974)."""
+    values = values - values.max()  # changes nothing but the rounding of large ones
     ordered = np.sort(values)[::-1]
     excess = np.cumsum(ordered) - 1
     last = int(np.nonzero(ordered - excess / np.arange(1, len(values) + 1) > 0)[0][-1])
