@@ -267,18 +267,21 @@ class Engine:
             step.sent_bytes += sent_bytes
 
     def _together(self) -> list[StepState]:
-        """The step that has waited longest; with it others whose single row the same segment computes, in
-        order of sequences: so rows that came joined are found as they came."""
+        """The step that has waited longest; with it others whose single row the same segment computes, of each
+        sequence one, in order of sequences: so rows that came joined are found as they came."""
         first = self._ready.popleft()
         segment = self._segments[first.cursor]
         if not self._ready or not is_row(segment, first):
             return [first]
-        steps, left = [first], deque[StepState]()
+        steps, left = {first.sequence.number: first}, deque[StepState]()
         for step in self._ready:
             fits = len(steps) < self._most and step.cursor == first.cursor and is_row(segment, step)
-            (steps if fits else left).append(step)
+            if fits and step.sequence.number not in steps:
+                steps[step.sequence.number] = step
+            else:
+                left.append(step)
         self._ready = left
-        return sorted(steps, key=lambda step: (step.sequence.number, step.position))
+        return [steps[number] for number in sorted(steps)]
 
     # --- figures ---
 

@@ -331,3 +331,25 @@ def test_a_failing_batch_is_named():
     subject = Engine(part.installed, part.blocks, library, Recorder(), SimpleQueue())
     with pytest.raises(RunError, match="template t1 of block 3 failed: no room"):
         perform(subject, Opening(0), Opening(1), token(0, 0), token(1, 0))
+
+
+def test_two_rows_of_one_sequence_are_never_one_pass():
+    """A device of the last rows alone hears nothing of what lies between them: a token that was under way when its
+    request was cancelled, and the last row of what was asked next."""
+    devices = ["head", "anna", "bert", "cora"]
+    part, outside = numpy_model.device("cora", devices), Recorder()
+    subject = Engine(part.installed, part.blocks, part.library, outside, SimpleQueue())
+    perform(subject, Opening(0), Opening(1))
+    rows = [(0, 5), (0, 9), (1, 3)]
+    perform(
+        subject,
+        *(
+            Arrived(source, (header,), one.array)
+            for position in rows
+            for tensor, source in ((FIRST, "head"), (FIRST + 4, "bert"))
+            for one in (token(*position, tensor),)
+            for header in one.headers
+        ),
+    )
+    assert outside.frames == [2, 1]
+    assert sorted(outside.done) == sorted(rows)

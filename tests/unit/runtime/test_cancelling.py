@@ -156,6 +156,23 @@ def test_a_request_is_charged_for_its_own_steps_whatever_runs_beside_it(cluster)
     assert short.result.devices["anna"].sent_bytes == HEADER_BYTES + 2 * row
 
 
+def test_steps_of_a_cancelled_request_are_not_charged_to_the_next(cluster):
+    """Chunks that were under way when their request was cancelled are done while the next one runs."""
+    with cluster(NAMES[:3]).scheduler() as scheduler:
+        talk = Conversation(scheduler)
+        cancelled = talk.submit(Request(prompt(180), 5))
+        while cancelled.state != "running":
+            scheduler.step()
+        cancelled.cancel()
+        result = scheduler.run_until(talk.submit(Request(prompt(9, seed=2), 1)))
+        history = scheduler.session.history(0)
+        fed = 6 * synthetic.CHUNK  # two chunks a device
+        rest = len(history) - 1 - fed
+    assert rest == 180 + 9 - fed
+    frames = -(-rest // synthetic.CHUNK)
+    assert result.devices["anna"].sent_bytes == frames * HEADER_BYTES + rest * synthetic.WIDTH * 4
+
+
 def test_idle_time_before_a_request_is_not_charged(cluster):
     """A device that waited for a conversation's next line did not wait for its answer."""
     with cluster(NAMES[:3]).scheduler() as scheduler:
