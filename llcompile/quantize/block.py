@@ -26,7 +26,7 @@ from llrun.schema import FileEntry
 
 # Weights read and packed at a time. Every intermediate of a band together stays below 24 bytes a weight.
 BAND_ELEMENTS = 1 << 20
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def write_block(
     block: Block,
     weights: Mapping[str, WeightSource],
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
     jobs: int = 1,
     calibration: Calibration | None = None,
 ) -> FileEntry:

@@ -10,7 +10,7 @@ from io import FileIO
 
 import numpy as np
 
-from llrun.device.weights import HEADER_LIMIT, Progress, Source, damaged, fill, header, pieces, view_of
+from llrun.device.weights import HEADER_LIMIT, Advance, Source, damaged, fill, header, pieces, view_of
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array, aligned_copy, reserve_address_space
 
@@ -29,7 +29,7 @@ class Table:
     Without `verify` there are none; then the file's size and time of change must stay.
     """
 
-    def __init__(self, file: FileIO, source: Source, verify: bool, progress: Progress) -> None:
+    def __init__(self, file: FileIO, source: Source, verify: bool, progress: Advance) -> None:
         self._file = file
         self._source = source
         self._size = source.entry.size_bytes
@@ -103,7 +103,7 @@ class Table:
             if _digests(view) != known:
                 raise self._changed()
 
-    def _hash(self, progress: Progress) -> bytes:
+    def _hash(self, progress: Advance) -> bytes:
         """Digests of all pages, one after the other; the whole is checked against the bundle."""
         whole, parts = hashlib.sha256(), []
         memory = memoryview(bytearray(min(self._size, 4 << 20)))

@@ -21,7 +21,7 @@ from llrun.schema import FileEntry, Param
 PIECE = 4 << 20
 HEADER_LIMIT = 1 << 20
 DTYPES = {"F32": "float32", "F16": "float16", "I8": "int8", "U8": "uint8", "I64": "int64", "I32": "int32"}
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -42,7 +42,7 @@ class Source:
 
 
 def read_weights(
-    file: FileIO, source: Source, into: NDArray[np.uint8], verify: bool, progress: Progress
+    file: FileIO, source: Source, into: NDArray[np.uint8], verify: bool, progress: Advance
 ) -> tuple[Array, ...]:
     """The arrays of `source.params`, in their order, from the safetensors file that `file` is open on.
 

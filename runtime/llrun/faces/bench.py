@@ -33,7 +33,7 @@ class Plan:
     sequences: int
 
 
-class Row(msgspec.Struct, frozen=True):
+class Rate(msgspec.Struct, frozen=True):
     """One line of the result. `tokens_per_s`: of all sequences together, mean over `runs`; `sd`: their
     standard deviation, 0 for a single run."""
 
@@ -70,7 +70,7 @@ def check_plan(plan: Plan, model: ModelInfo) -> None:
         raise RunError("R108", "-p 0 and -n 0 leave nothing to measure")
 
 
-def run_bench(scheduler: Scheduler, plan: Plan) -> list[Row]:
+def run_bench(scheduler: Scheduler, plan: Plan) -> list[Rate]:
     """Both tests, each after one run that does not count."""
     rows = []
     for name, count, test in (("pp", plan.prompt, _prefill), ("tg", plan.tokens, _decode)):
@@ -78,12 +78,14 @@ def run_bench(scheduler: Scheduler, plan: Plan) -> list[Row]:
             rates = [test(scheduler, plan, run) for run in range(plan.repeats + 1)][1:]
             spread = statistics.stdev(rates) if len(rates) > 1 else 0.0
             rows.append(
-                Row(f"{name}{count}", plan.depth, plan.sequences, statistics.fmean(rates), spread, len(rates))
+                Rate(
+                    f"{name}{count}", plan.depth, plan.sequences, statistics.fmean(rates), spread, len(rates)
+                )
             )
     return rows
 
 
-def table(rows: Sequence[Row], model: str, devices: int) -> str:
+def table(rows: Sequence[Rate], model: str, devices: int) -> str:
     """The rows as a Markdown table."""
     lines = ["| model | devices | sequences | test | t/s |", "| --- | ---: | ---: | ---: | ---: |"]
     for row in rows:

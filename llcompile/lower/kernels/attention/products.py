@@ -15,7 +15,7 @@ from llcompile.lower.kernels.vector import Expr, intrinsic, local, run, same, ty
 
 Left = Callable[[int, Expr], Expr]  # float32 of (row, step)
 Right = Callable[[int, Expr], Expr]  # float32xL of (vector, step)
-Sink = Callable[[int, int, Expr], None]  # (row, vector, float32xL)
+Emit = Callable[[int, int, Expr], None]  # (row, vector, float32xL)
 
 
 def fma(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
@@ -32,9 +32,9 @@ def hold(value: Expr) -> Expr:
 
 
 def products(
-    rows: int, vectors: int, lanes: int, steps: Expr | int, left: Left, right: Right, sink: Sink
+    rows: int, vectors: int, lanes: int, steps: Expr | int, left: Left, right: Right, emit: Emit
 ) -> None:
-    """sink(r, v, the sum over steps s of left(r, s) * right(v, s)), for all rows r and vectors v."""
+    """emit(r, v, the sum over steps s of left(r, s) * right(v, s)), for all rows r and vectors v."""
     acc = local((rows * vectors * lanes,))
     zero = tirx.const(0.0, vector_type("float32", lanes))
     places = [[run((r * vectors + v) * lanes, lanes) for v in range(vectors)] for r in range(rows)]
@@ -49,4 +49,4 @@ def products(
                 B.buffer_store(acc, fma(each, other, acc[place], lanes), [place])
     for r, row in enumerate(places):
         for v, place in enumerate(row):
-            sink(r, v, acc[place])
+            emit(r, v, acc[place])

@@ -15,7 +15,7 @@ from llcompile.lower.kernels.attention.cache import Head
 from llcompile.lower.kernels.attention.kernel import Arguments, Inputs, build
 from llcompile.lower.kernels.attention.products import hold
 from llcompile.lower.kernels.attention.softmax import (
-    Row,
+    ScoreRow,
     State,
     clear,
     inverse_sum,
@@ -148,7 +148,7 @@ def _tile(
     over_keys(blocking, size, count, group)
     with B.serial(bands * size) as r:
         ahead = hold(tirx.Cast("int32", base - block.position(r)))
-        row = Row(scratch.scores, r, ahead, a.slope(block.query_head(r)))
+        row = ScoreRow(scratch.scores, r, ahead, a.slope(block.query_head(r)))
         merge_peak(state, r, *weigh(row, block.head, base, a.spec))
     _convert_values(block.head, scratch.values, base, count, blocking, a.spec.value_dim)
     wide, _, _ = blocking.strips(a.spec.value_dim, size)

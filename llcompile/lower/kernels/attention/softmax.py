@@ -63,7 +63,7 @@ def clear(state: State, row: Expr) -> None:
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """A row of scores of one tile. `ahead`: position of the tile's first key less the query's. `slope`: of ALiBi."""
 
     scores: tirx.Buffer
@@ -75,7 +75,7 @@ class Row:
         return [self.number, tirx.Ramp(vector * LANES, 1, LANES)]
 
 
-def weigh(row: Row, head: Head, base: Expr, spec: AttentionSpec) -> tuple[Expr, Expr]:
+def weigh(row: ScoreRow, head: Head, base: Expr, spec: AttentionSpec) -> tuple[Expr, Expr]:
     """Make a row's scores weights 2**(score - largest). Returns the largest and the sum of weights, 16 lanes.
 
     Weights of keys that the query does not see are 0: their scores are far below any floor. (Scales of tokens that
@@ -95,7 +95,7 @@ def weigh(row: Row, head: Head, base: Expr, spec: AttentionSpec) -> tuple[Expr, 
     return top, B.Bind(_tree(weights, operator.add))
 
 
-def _mask(row: Row, spec: AttentionSpec) -> None:
+def _mask(row: ScoreRow, spec: AttentionSpec) -> None:
     with B.serial(TILE // LANES) as v:
         place = row.place(v)
         ahead = same(row.ahead + v * LANES, LANES) + tirx.Ramp(0, 1, LANES)
@@ -104,7 +104,7 @@ def _mask(row: Row, spec: AttentionSpec) -> None:
         B.buffer_store(row.scores, tirx.Select(seen, score, splat(NONE, score)), place)
 
 
-def _adjust(row: Row, head: Head, base: Expr, spec: AttentionSpec) -> None:
+def _adjust(row: ScoreRow, head: Head, base: Expr, spec: AttentionSpec) -> None:
     """Scales of the keys, soft cap (cap * tanh(score / cap), the division done on the query), ALiBi."""
     if head.cache.key_scales is None and not spec.softcap and row.slope is None:
         return

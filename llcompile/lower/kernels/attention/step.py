@@ -18,7 +18,7 @@ from llcompile.lower.kernels.attention.kernel import Arguments, Inputs, build
 from llcompile.lower.kernels.attention.products import hold
 from llcompile.lower.kernels.attention.softmax import (
     LANES,
-    Row,
+    ScoreRow,
     State,
     clear,
     inverse_sum,
@@ -147,7 +147,7 @@ class _Kernel:
 
     def weights(self, task: _Task, b: Expr, rows: Rows, r: Expr, base: Expr) -> tuple[Expr, Expr]:
         ahead = hold(tirx.Cast("int32", base - task.position))
-        row = Row(rows.scores, r, ahead, self.a.slope(self.query_head(task, b, r)))
+        row = ScoreRow(rows.scores, r, ahead, self.a.slope(self.query_head(task, b, r)))
         return weigh(row, task.head, base, self.a.spec)
 
     def values(self, task: _Task, rows: Rows, base: Expr, count: Expr, sink: MixSink) -> None:
