@@ -41,7 +41,7 @@ def strangers():
     running = []
 
     def come(address: str, kind: str, count: int) -> None:
-        command = [sys.executable, str(Path(__file__).parent / "strangers.py"), address, kind, str(count)]
+        command = [sys.executable, str(Path(__file__).parents[1] / "strangers.py"), address, kind, str(count)]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         assert running[-1].stdout.readline() == "connected\n"
 

@@ -23,7 +23,7 @@ from llrun.requests.scheduler import Scheduler
 from llrun.wire import pulse
 from llrun.wire.transport import Tcp
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 NAMES = ["head", "anna", "bert"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import small_tokenizers
 from terminal import END, INTERRUPT, Terminal, at_terminal
 
-SCRIPT = Path(__file__).with_name("chat_here.py")
+SCRIPT = Path(__file__).parents[1] / "chat_here.py"
 
 
 @pytest.fixture
