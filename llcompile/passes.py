@@ -48,8 +48,8 @@ class Verifier(Generic[T]):
     def violations(self, value: T, ensured: frozenset[str]) -> dict[str, list[str]]:
         """What is wrong with `value` by the property that it lacks; "" for the check of every program."""
         predicates = {"": self.check} | {name: self.properties[name] for name in sorted(ensured)}
-        found = {name: list(predicate(value)) for name, predicate in predicates.items()}
-        return {name: faults for name, faults in found.items() if faults}
+        violations = {name: list(predicate(value)) for name, predicate in predicates.items()}
+        return {name: faults for name, faults in violations.items() if faults}
 
     def require(self, value: T, after: str, ensured: frozenset[str]) -> None:
         """Raises CompileError E112, an internal one, that names the pass and the property."""
@@ -98,7 +98,9 @@ def run_alone(
 
     Raises CompileError E113 when the program lacks what the pass requires, and E112 as run_passes does.
     """
-    faults = [fault for found in verifier.violations(value, current.requires).values() for fault in found]
+    faults = [
+        fault for violations in verifier.violations(value, current.requires).values() for fault in violations
+    ]
     if faults:
         needs = ", ".join(sorted(current.requires)) or "a sound program"
         raise CompileError(

@@ -17,17 +17,17 @@ MANIFEST = "manifest.json"
 
 def check_destination(out: Path) -> None:
     """Raise CompileError B101 unless `out` is free, an empty folder, or a bundle to replace."""
-    place = _resolve(out)
+    bundle = _resolve(out)
     try:
-        if not os.path.lexists(place):
-            parent = next(p for p in place.parents if p.exists())
+        if not os.path.lexists(bundle):
+            parent = next(p for p in bundle.parents if p.exists())
             if not parent.is_dir():
                 raise CompileError("B101", f"cannot write {out}: {parent} is not a folder")
             if not os.access(parent, os.W_OK | os.X_OK):
                 raise CompileError("B101", f"cannot write {out}: no permission to write in {parent}")
-        elif not place.is_dir():
+        elif not bundle.is_dir():
             raise CompileError("B101", f"{out} is a file: choose another place with -o")
-        elif any(place.iterdir()) and not (place / MANIFEST).is_file():
+        elif any(bundle.iterdir()) and not (bundle / MANIFEST).is_file():
             raise CompileError(
                 "B101",
                 f"{out} is a folder that holds something else than a bundle (it has no {MANIFEST}), and is "
@@ -45,15 +45,15 @@ def staged(out: Path) -> Iterator[Path]:
     that makes it, so those of other running builds are left alone. Raises CompileError B101, B102.
     """
     check_destination(out)
-    place = _resolve(out)
+    bundle = _resolve(out)
     try:
-        made = _make_parents(place.parent)
+        made = _make_parents(bundle.parent)
         try:
-            _recover(place)
-            with _locked_folder(place) as folder:
+            _recover(bundle)
+            with _locked_folder(bundle) as folder:
                 yield folder
                 check_destination(out)
-                _swap(folder, place)
+                _swap(folder, bundle)
         except BaseException:
             _remove_parents(made)
             raise
@@ -61,13 +61,13 @@ def staged(out: Path) -> Iterator[Path]:
         raise write_error(out, error) from error
 
 
-def write_error(place: Path, error: OSError) -> CompileError:
+def write_error(path: Path, error: OSError) -> CompileError:
     wrong_use = isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError)
     remedy = (
         "choose another place with -o" if wrong_use else "free some space, or choose another place with -o"
     )
     code = USAGE if wrong_use else INTERNAL
-    return CompileError("B102", f"cannot write {place}: {error.strerror}; {remedy}", code)
+    return CompileError("B102", f"cannot write {path}: {error.strerror}; {remedy}", code)
 
 
 def _resolve(out: Path) -> Path:
@@ -88,8 +88,8 @@ def _remove_parents(made: list[Path]) -> None:
 
 
 @contextmanager
-def _locked_folder(place: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=_prefix(place, "partial"), dir=place.parent))
+def _locked_folder(bundle: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=_prefix(bundle, "partial"), dir=bundle.parent))
     folder.chmod(0o755)
     lock = os.open(folder, os.O_RDONLY)
     try:
@@ -100,30 +100,30 @@ def _locked_folder(place: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _swap(folder: Path, place: Path) -> None:
-    """Put `folder` at `place`. The old bundle is kept beside it until the new one is there."""
-    if not place.exists():
-        os.rename(folder, place)
+def _swap(folder: Path, bundle: Path) -> None:
+    """Put `folder` at `bundle`. The old bundle is kept beside it until the new one is there."""
+    if not bundle.exists():
+        os.rename(folder, bundle)
         return
-    old = Path(tempfile.mkdtemp(prefix=_prefix(place, "replaced"), dir=place.parent))
-    os.rename(place, old)
+    old = Path(tempfile.mkdtemp(prefix=_prefix(bundle, "replaced"), dir=bundle.parent))
+    os.rename(bundle, old)
     try:
-        os.rename(folder, place)
+        os.rename(folder, bundle)
     except BaseException:
-        os.rename(old, place)
+        os.rename(old, bundle)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _recover(place: Path) -> None:
+def _recover(bundle: Path) -> None:
     """Undo what a killed build left: a bundle moved aside goes back, everything else is removed."""
-    beside = sorted(place.parent.iterdir())
-    for old in (path for path in beside if path.name.startswith(_prefix(place, "replaced"))):
-        if (old / MANIFEST).exists() and not place.exists():
-            os.rename(old, place)
+    beside = sorted(bundle.parent.iterdir())
+    for old in (path for path in beside if path.name.startswith(_prefix(bundle, "replaced"))):
+        if (old / MANIFEST).exists() and not bundle.exists():
+            os.rename(old, bundle)
         else:
             shutil.rmtree(old, ignore_errors=True)
-    for partial in (path for path in beside if path.name.startswith(_prefix(place, "partial"))):
+    for partial in (path for path in beside if path.name.startswith(_prefix(bundle, "partial"))):
         if _abandoned(partial):
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -139,5 +139,5 @@ def _abandoned(folder: Path) -> bool:
     return True
 
 
-def _prefix(place: Path, kind: str) -> str:
-    return f".{place.name}.{kind}-"
+def _prefix(bundle: Path, kind: str) -> str:
+    return f".{bundle.name}.{kind}-"

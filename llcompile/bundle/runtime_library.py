@@ -22,13 +22,13 @@ def runtime_library(triple: str) -> Path:
     B110 when there is none.
     """
     candidates = _candidates(triple)
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
+    library = next((path for path in candidates if path.is_file()), None)
+    if library is None:
         looked = ", ".join(str(path.parent) for path in candidates)
         raise CompileError(
             "B110", f"no {NAME} for {triple} (looked in {looked}). Run `make setup`, which fetches it."
         )
-    return found
+    return library
 
 
 def _candidates(triple: str) -> list[Path]:

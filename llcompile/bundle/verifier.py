@@ -41,9 +41,9 @@ def verify(bundle: Path) -> list[str]:
         manifest = read_manifest(bundle)
     except CompileError as error:
         return [error.message]
-    found = sorted(_walk(bundle))
+    present = sorted(_walk(bundle))
     known = {MANIFEST, *manifest.files}
-    violations = [f"{name}: not in the manifest" for name in found if name not in known]
+    violations = [f"{name}: not in the manifest" for name in present if name not in known]
     for name, entry in sorted(manifest.files.items()):
         wrong = _check_file(bundle, name, entry)
         violations += [f"{name}: {wrong}"] if wrong else []

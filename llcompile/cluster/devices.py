@@ -59,8 +59,8 @@ def load_cluster(path: str | Path, targets: str | Path | None = None) -> Cluster
     folder = targets_dir() if targets is None else Path(targets)
     faults = Faults()
     cluster = _cluster(faults, read_json(Path(path), "devices file", _NOT_JSON), folder)
-    if faults.found or cluster is None:
-        raise CompileError(_WRONG, _report(str(path), faults.found))
+    if faults.texts or cluster is None:
+        raise CompileError(_WRONG, _report(str(path), faults.texts))
     return cluster
 
 
@@ -80,10 +80,10 @@ def with_tokenizer(cluster: Cluster, tokenizer_bytes: int) -> Cluster:
     return replace(cluster, devices=devices)
 
 
-def _report(path: str, found: Sequence[str]) -> str:
-    if len(found) == 1:
-        return f"{path}: {found[0]}"
-    return "\n  ".join([f"{path}: {len(found)} problems", *found])
+def _report(path: str, texts: Sequence[str]) -> str:
+    if len(texts) == 1:
+        return f"{path}: {texts[0]}"
+    return "\n  ".join([f"{path}: {len(texts)} problems", *texts])
 
 
 def _cluster(faults: Faults, value: Any, folder: Path) -> Cluster | None:
@@ -97,7 +97,7 @@ def _cluster(faults: Faults, value: Any, folder: Path) -> Cluster | None:
     head = _head(faults, fields, names)
     devices = _devices(faults, entries, folder)
     default, links = _links(faults, fields, names, len(entries))
-    if faults.found or head is None or default is None:
+    if faults.texts or head is None or default is None:
         return None
     return Cluster(head, devices, default, links)
 
@@ -105,8 +105,8 @@ def _cluster(faults: Faults, value: Any, folder: Path) -> Cluster | None:
 def _check_schema(faults: Faults, fields: Record) -> None:
     schema = fields.get("schema")
     if isinstance(schema, bool) or schema != SCHEMA or not isinstance(schema, int):
-        found = shown(schema) if "schema" in fields else "nothing"
-        faults.add("schema", f'expected {SCHEMA}, found {found}. Write "schema": {SCHEMA}')
+        given = shown(schema) if "schema" in fields else "nothing"
+        faults.add("schema", f'expected {SCHEMA}, found {given}. Write "schema": {SCHEMA}')
 
 
 def _head(faults: Faults, fields: Record, names: tuple[str, ...]) -> str | None:
@@ -152,20 +152,20 @@ def _entry(faults: Faults, value: Any, place: str) -> _Entry:
 
 def _given(faults: Faults, fields: Record, place: str) -> Mapping[str, float]:
     """The figures that the entry itself gives."""
-    found = {
+    figures = {
         key: figure_value(faults, fields[key], f"{place}.{key}", key)
         for key in ("memory_bytes", "threads")
         if key in fields
     }
     if "profile" in fields:
         profile: Mapping[str, Any] = record(faults, fields["profile"], f"{place}.profile", PROFILE_KEYS) or {}
-        found |= {
+        figures |= {
             key: figure_value(faults, profile[key], f"{place}.profile.{key}", key)
             for key in PROFILE_KEYS
             if key in profile
         }
     # A figure that is wrong stays present (0), so that it is not reported as missing as well.
-    return {key: 0.0 if value is None else value for key, value in found.items()}
+    return {key: 0.0 if value is None else value for key, value in figures.items()}
 
 
 def _name(faults: Faults, value: Any, place: str) -> str | None:
@@ -213,7 +213,7 @@ def _ip(host: str, version: int) -> str | None:
     return str(address) if address.version == version else None
 
 
-def _same_place(address: str) -> str:
+def _endpoint(address: str) -> str:
     """`address` in one spelling: two devices must not listen at the same host and port."""
     host, _, port = address.rpartition(":")
     plain = host.strip("[]").lower()
@@ -235,7 +235,7 @@ def _check_unique(faults: Faults, entries: Sequence[_Entry]) -> None:
                     f"{entry.place}.name", f"{shown(entry.name)} is also {first}. Give each its own name"
                 )
         if entry.address is not None:
-            first = addresses.setdefault(_same_place(entry.address), entry.place)
+            first = addresses.setdefault(_endpoint(entry.address), entry.place)
             if first != entry.place:
                 text = f"{shown(entry.address)} is also the address of {first}. Give each its own port"
                 faults.add(f"{entry.place}.address", text)
@@ -305,7 +305,7 @@ def _links(
         return None, {}
     default = _link(faults, links["default"], "links.default", LINK_KEYS) if "default" in links else None
     pairs = _pairs(faults, links, names)
-    if "default" not in links and not faults.found:
+    if "default" not in links and not faults.texts:
         absent = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if (a, b) not in pairs]
         if absent:
             first = f"{absent[0][0]} and {absent[0][1]}"
@@ -317,7 +317,7 @@ LARGEST_RATE, MIN_LATENCY_S = 1e18, 1e-9  # stand-ins for the links of a cluster
 
 
 def _pairs(faults: Faults, links: Record, names: tuple[str, ...]) -> Mapping[tuple[str, str], Link]:
-    found: dict[tuple[str, str], Link] = {}
+    pairs: dict[tuple[str, str], Link] = {}
     places: dict[frozenset[str], str] = {}
     for i, value in enumerate(items(faults, links.get("pairs", []), "links.pairs")):
         place = f"links.pairs[{i}]"
@@ -336,8 +336,8 @@ def _pairs(faults: Faults, links: Record, names: tuple[str, ...]) -> Mapping[tup
                 f"{ends[0]} and {ends[1]} are also {first}. A pair holds both ways: keep one",
             )
         elif link is not None:
-            found[ends] = found[ends[1], ends[0]] = link
-    return found
+            pairs[ends] = pairs[ends[1], ends[0]] = link
+    return pairs
 
 
 def _link(faults: Faults, value: Any, place: str, known: tuple[str, ...]) -> Link | None:

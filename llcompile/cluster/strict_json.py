@@ -32,10 +32,10 @@ class Faults:
     """Collects faults as `place: what is wrong and the remedy`, in the order they are found."""
 
     def __init__(self) -> None:
-        self.found: list[str] = []
+        self.texts: list[str] = []
 
     def add(self, place: str, text: str) -> None:
-        self.found.append(f"{place}: {text}" if place else text)
+        self.texts.append(f"{place}: {text}" if place else text)
 
 
 def read_json(path: Path, what: str, code: str) -> Any:
@@ -63,18 +63,18 @@ def read_json(path: Path, what: str, code: str) -> Any:
     return parse_json(text, f"{what} {path}", code)
 
 
-def parse_json(text: str, place: str, code: str) -> Any:
+def parse_json(text: str, source: str, code: str) -> Any:
     """The value of a JSON text; objects are Records. Raises CompileError `code` on malformed or too deep text."""
     if _depth(text) > MAX_DEPTH:
         raise CompileError(
-            code, f"{place}: nested deeper than {MAX_DEPTH} levels. Use the layout in the README"
+            code, f"{source}: nested deeper than {MAX_DEPTH} levels. Use the layout in the README"
         )
     try:
         return json.loads(text, object_pairs_hook=Record, parse_int=_integer)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise CompileError(
-            code, f"{place}: not JSON at {where}: {error.msg}. Correct the text there"
+            code, f"{source}: not JSON at {where}: {error.msg}. Correct the text there"
         ) from error
 
 
@@ -156,8 +156,8 @@ def positive(faults: Faults, value: Any, place: str, unit: str, largest: float =
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         faults.add(place, f"expected a number of {unit}, found {shown(value)}")
     elif not math.isfinite(value) or value > largest:
-        found = shown(value) if math.isfinite(value) else "a number without bound"
-        faults.add(place, f"{found} is out of range: at most {largest:g} {unit}. Give the measured figure")
+        given = shown(value) if math.isfinite(value) else "a number without bound"
+        faults.add(place, f"{given} is out of range: at most {largest:g} {unit}. Give the measured figure")
     elif value <= 0:
         faults.add(
             place, f"{shown(value)} is not a measurement: must be above 0 {unit}. Give the measured figure"

@@ -59,9 +59,9 @@ def load_target(faults: Faults, name: str, folder: Path) -> Target | None:
     own = Faults()
     fields = record(own, read_json(path, "target file", _CODE), "", known)
     target = _target(own, fields, name) if fields is not None else None
-    for fault in own.found:
+    for fault in own.texts:
         faults.add(f"target file {path.name}", fault)
-    return target if not own.found else None
+    return target if not own.texts else None
 
 
 def _target(faults: Faults, fields: Mapping[str, Any], name: str) -> Target | None:

@@ -105,9 +105,9 @@ def _templates() -> Path:
         Path(__file__).resolve().parents[2] / "templates",
         Path(sys.prefix) / "share/llcompile/templates",
     ]
-    found = next((folder for folder in folders if (folder / "report.html.j2").is_file()), None)
-    if found is None:
+    templates = next((folder for folder in folders if (folder / "report.html.j2").is_file()), None)
+    if templates is None:
         raise CompileError(
             "B131", f"the folder templates/ is missing (looked at {', '.join(map(str, folders))})", INTERNAL
         )
-    return found
+    return templates

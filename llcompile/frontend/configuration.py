@@ -129,11 +129,11 @@ def _require_supported(path: Path, kind: str, document: Mapping[str, Any]) -> No
 
 def _require_counts(path: Path, values: Mapping[str, object]) -> None:
     for key, value in values.items():
-        for one in value if isinstance(value, list) else [value]:  # some have one a layer
-            if one is None:
+        for count in value if isinstance(value, list) else [value]:  # some have one a layer
+            if count is None:
                 continue
-            if not isinstance(one, int) or isinstance(one, bool) or not 1 <= one <= _LIMITS[key]:
-                raise CompileError("F111", f"{path}: {key} is {one!r}; it must be 1 to {_LIMITS[key]}.")
+            if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= _LIMITS[key]:
+                raise CompileError("F111", f"{path}: {key} is {count!r}; it must be 1 to {_LIMITS[key]}.")
 
 
 def _require_sane(path: Path, config: PretrainedConfig) -> None:

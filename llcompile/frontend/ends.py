@@ -65,6 +65,6 @@ def _of_tokenizer(directory: Path, config: PretrainedConfig, tokenizer: Tokenize
     text = token.get("content") if isinstance(token, Mapping) else token
     if text is not None and not isinstance(text, str):
         raise CompileError("F111", f"{path}: eos_token {text!r} is not a text. Correct it.")
-    found = tokenizer.token_to_id(text) if text else None
-    if found is not None:
-        yield _checked(path, "eos_token", found, config)
+    token_id = tokenizer.token_to_id(text) if text else None
+    if token_id is not None:
+        yield _checked(path, "eos_token", token_id, config)

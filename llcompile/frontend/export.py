@@ -68,13 +68,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _module_at_fault(error: BaseException, names: Mapping[int, str]) -> str | None:
     """The innermost module being traced, or whose operator was being translated, when `error` rose."""
-    found = None
+    innermost = None
     for frame, _ in walk_tb(error.__traceback__):
         this, node = frame.f_locals.get("self"), frame.f_locals.get("node")
-        found = names.get(id(this), found)
+        innermost = names.get(id(this), innermost)
         if isinstance(node, torch.fx.Node) and node.meta.get("nn_module_stack"):
-            found = list(node.meta["nn_module_stack"].values())[-1][0]
-    return found
+            innermost = list(node.meta["nn_module_stack"].values())[-1][0]
+    return innermost
 
 
 def _untraceable(model: PreTrainedModel, error: OnnxExporterError) -> CompileError:
@@ -84,11 +84,11 @@ def _untraceable(model: PreTrainedModel, error: OnnxExporterError) -> CompileErr
             return cause
     names = {id(module): f"model.{name}" for name, module in model.named_modules()}
     modules = [m for c in causes if (m := _module_at_fault(c, names)) is not None]
-    place = modules[-1].removeprefix("model").removeprefix(".") if modules else ""
+    module = modules[-1].removeprefix("model").removeprefix(".") if modules else ""
     reason = (str(causes[-1]).strip().splitlines() or [""])[0]
     return CompileError(
         "F122",
-        f"{type(model).__name__} cannot be compiled: module {place or 'outermost'} decides by the data, or uses "
+        f"{type(model).__name__} cannot be compiled: module {module or 'outermost'} decides by the data, or uses "
         f"an operator without an ONNX form ({type(causes[-1]).__name__}: {reason}). Use another architecture.",
     )
 

@@ -42,10 +42,10 @@ def differing_copies(
 
 def equal(left: str, right: str, stored: Mapping[str, StoredTensor]) -> bool:
     """Whether two tensors of the checkpoint have one shape and the same values, whatever their dtypes."""
-    one, other = stored[left], stored[right]
-    if one.shape != other.shape:
+    first, second = stored[left], stored[right]
+    if first.shape != second.shape:
         return False
-    bands = zip(_bands(left, one), _bands(right, other), strict=True)
+    bands = zip(_bands(left, first), _bands(right, second), strict=True)
     return all(np.array_equal(a, b) for a, b in bands)
 
 

@@ -32,8 +32,8 @@ def tokenizer_files(directory: Path) -> tuple[str, ...]:
     """
     main = directory / _MAIN
     converted = None if main.is_file() or not _is_older(directory) else _convert(directory)
-    found = [main if main.is_file() else converted, *(directory / name for name in _OTHERS)]
-    return tuple(str(path) for path in found if path is not None and path.is_file())
+    paths = [main if main.is_file() else converted, *(directory / name for name in _OTHERS)]
+    return tuple(str(path) for path in paths if path is not None and path.is_file())
 
 
 def _is_older(directory: Path) -> bool:

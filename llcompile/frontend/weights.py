@@ -49,16 +49,16 @@ def first_stored(names: Sequence[str], prefix: str, stored: Mapping[str, str]) -
 
 
 def require_stored(
-    shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], place: str
+    shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], folder: str
 ) -> None:
     """Check that the checkpoint holds every parameter, in its shape and a dtype that can be read.
 
-    `shapes`: each parameter's shape by checkpoint name; `place` names the checkpoint in errors. Raises
+    `shapes`: each parameter's shape by checkpoint name; `folder` names the checkpoint in errors. Raises
     CompileError F150 (missing), F151 (shape), F142 (dtype), F152 (any of these, and names as quantisers write them).
     """
     try:
-        _require_names(shapes, stored, place)
-        _require_shapes(shapes, stored, place)
+        _require_names(shapes, stored, folder)
+        _require_shapes(shapes, stored, folder)
         for name in shapes:
             stored_dtype(name, stored[name])
     except CompileError:
@@ -67,12 +67,12 @@ def require_stored(
             raise
         raise CompileError(
             "F152",
-            f"{place}: the checkpoint is quantised (it holds {quantised}, as GPTQ, AWQ and their kind write). Use the "
+            f"{folder}: the checkpoint is quantised (it holds {quantised}, as GPTQ, AWQ and their kind write). Use the "
             "original one (F32, F16 or BF16) with --quant.",
         ) from None
 
 
-def _require_names(shapes: Iterable[str], stored: Mapping[str, StoredTensor], place: str) -> None:
+def _require_names(shapes: Iterable[str], stored: Mapping[str, StoredTensor], folder: str) -> None:
     wanted = list(shapes)
     missing = [name for name in wanted if name not in stored]
     if not missing:
@@ -85,12 +85,12 @@ def _require_names(shapes: Iterable[str], stored: Mapping[str, StoredTensor], pl
         )
     raise CompileError(
         "F150",
-        f"{place}: the checkpoint lacks {len(missing)} of {len(wanted)} weights: {_listed(missing)}. {remedy}.",
+        f"{folder}: the checkpoint lacks {len(missing)} of {len(wanted)} weights: {_listed(missing)}. {remedy}.",
     )
 
 
 def _require_shapes(
-    shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], place: str
+    shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], folder: str
 ) -> None:
     misfits = [
         f"{name} is {list(stored[name].shape)}, config.json asks for {list(shape)}"
@@ -99,7 +99,7 @@ def _require_shapes(
     ]
     if misfits:
         raise CompileError(
-            "F151", f"{place}: {_listed(misfits)}. config.json and the weights are of different models."
+            "F151", f"{folder}: {_listed(misfits)}. config.json and the weights are of different models."
         )
 
 

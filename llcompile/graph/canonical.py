@@ -155,8 +155,10 @@ def weight_roles(nodes: Sequence[Node], flow: Dataflow) -> dict[str, str]:
         for position, name in enumerate(node.inputs):
             role = _role(node.op, position)
             if role != "plain" and name not in flow.weights:
-                place = f"operator {node.op} at {node.outputs[0]}"
-                raise CompileError("G103", f"{place} reads {name}, which is no weight input of the model", 1)
+                operator = f"operator {node.op} at {node.outputs[0]}"
+                raise CompileError(
+                    "G103", f"{operator} reads {name}, which is no weight input of the model", 1
+                )
             if name in flow.weights and roles.setdefault(name, role) != role:
                 raise CompileError("G103", f"weight {name} is used both as {roles[name]} and as {role}", 1)
     return roles

@@ -162,8 +162,8 @@ def _node(proto: onnx.NodeProto) -> Node:
     attributes = []
     for attribute in sorted(proto.attribute, key=lambda a: a.name):
         if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-            place = proto.name or proto.output[0]
-            raise CompileError("G102", f"operator {op} at {place} holds a graph (control flow); unroll it", 1)
+            name = proto.name or proto.output[0]
+            raise CompileError("G102", f"operator {op} at {name} holds a graph (control flow); unroll it", 1)
         copy = onnx.AttributeProto()
         copy.CopyFrom(attribute)
         copy.doc_string = ""
@@ -176,11 +176,11 @@ def check_dataflow(flow: Dataflow) -> list[str]:
     known = {"", INPUT_IDS, POSITION_IDS, *flow.constants, *flow.weights}
     violations = []
     for node in flow.nodes:
-        place = f"{node.op} -> {node.outputs[0]}"
+        operator = f"{node.op} -> {node.outputs[0]}"
         violations += [
-            f"{place} reads {name}, which nothing made before" for name in node.inputs if name not in known
+            f"{operator} reads {name}, which nothing made before" for name in node.inputs if name not in known
         ]
-        violations += [f"{place} makes {name} again" for name in node.outputs if name and name in known]
+        violations += [f"{operator} makes {name} again" for name in node.outputs if name and name in known]
         known.update(node.outputs)
     if LOGITS not in known:
         violations.append(f"nothing makes {LOGITS}")

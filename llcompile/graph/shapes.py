@@ -66,8 +66,10 @@ class _Inference:
         for name, tensor in self.flow.constants.items():
             self.known[name] = (_dtype(name, tensor.data_type), tuple(tensor.dims))
         for node in self.flow.nodes:
-            found = self._outputs(node)
-            self.known.update((name, typed) for name, typed in zip(node.outputs, found, strict=True) if name)
+            outputs = self._outputs(node)
+            self.known.update(
+                (name, typed) for name, typed in zip(node.outputs, outputs, strict=True) if name
+            )
         return self.known
 
     def _outputs(self, node: Node) -> list[Typed]:
@@ -106,7 +108,7 @@ def _standard(node: Node, known: Mapping[str, Typed], flow: Dataflow) -> list[Ty
     data = {name: flow.constants[name] for name in node.inputs if name in flow.constants}
     try:
         schema = onnx.defs.get_schema(kind, opsets.get(domain, 0), domain)
-        found = shape_inference.infer_node_outputs(
+        inferred = shape_inference.infer_node_outputs(
             schema,
             proto,
             types,
@@ -114,15 +116,15 @@ def _standard(node: Node, known: Mapping[str, Typed], flow: Dataflow) -> list[Ty
             opset_imports=list(flow.header.opset_import),
             ir_version=flow.header.ir_version,
         )
-        return [_concrete(name, found[name]) if name else ("float32", ()) for name in node.outputs]
+        return [_concrete(name, inferred[name]) if name else ("float32", ()) for name in node.outputs]
     except (onnx.defs.SchemaError, shape_inference.InferenceError, KeyError, ValueError) as error:
         shapes = ", ".join(f"{name} {known[name]}" for name in node.inputs if name)
         message = f"operator {node.op} at {node.outputs[0]}: no shape follows from {shapes} ({error})"
         raise CompileError("G104", message, 1) from error
 
 
-def _concrete(name: str, found: onnx.TypeProto) -> Typed:
-    tensor = found.tensor_type
+def _concrete(name: str, inferred: onnx.TypeProto) -> Typed:
+    tensor = inferred.tensor_type
     if not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
         raise ValueError("a dimension depends on values")
     return _dtype(name, tensor.elem_type), tuple(dim.dim_value for dim in tensor.shape.dim)

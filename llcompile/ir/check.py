@@ -36,35 +36,35 @@ def _check_templates(graph: Graph) -> Iterator[str]:
 
 
 def _check_template(template: Template) -> Iterator[str]:
-    place = f"template {template.id}"
+    where = f"template {template.id}"
     specs = (*template.inputs, *template.outputs)
     names = [*(spec.name for spec in specs), *(weight.name for weight in template.weights)]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"{place}: the name {name} stands for more than one tensor"
+        yield f"{where}: the name {name} stands for more than one tensor"
     for spec in specs:
-        yield from _check_spec(place, spec)
+        yield from _check_spec(where, spec)
     for weight in template.weights:
         if weight.role not in ROLES:
-            yield f"{place}: weight {weight.name} has the role {weight.role}, known are {', '.join(ROLES)}"
+            yield f"{where}: weight {weight.name} has the role {weight.role}, known are {', '.join(ROLES)}"
         if weight.role != "plain" and len(weight.shape) != 2:
-            yield f"{place}: {weight.role} weight {weight.name} has {len(weight.shape)} dimensions, not 2"
+            yield f"{where}: {weight.role} weight {weight.name} has {len(weight.shape)} dimensions, not 2"
     if template.caches and (not template.inputs or template.inputs[-1].name != POSITION_IDS):
-        yield f"{place} has a cache, but {POSITION_IDS} is not its last input"
+        yield f"{where} has a cache, but {POSITION_IDS} is not its last input"
     if not template.onnx:
-        yield f"{place} has no ONNX model"
+        yield f"{where} has no ONNX model"
     for field in ("linear_flops", "attention_flops", "activation_bytes"):
         if getattr(template, field) < 0:
-            yield f"{place}: {field} is {getattr(template, field)}"
+            yield f"{where}: {field} is {getattr(template, field)}"
     if bool(template.attention_flops) != bool(template.caches):
-        yield f"{place} has {len(template.caches)} caches and {template.attention_flops} attention operations"
+        yield f"{where} has {len(template.caches)} caches and {template.attention_flops} attention operations"
 
 
-def _check_spec(place: str, spec: TensorSpec) -> Iterator[str]:
+def _check_spec(where: str, spec: TensorSpec) -> Iterator[str]:
     if spec.dtype not in DTYPE_BYTES:
-        yield f"{place}: tensor {spec.name} has the unknown dtype {spec.dtype}"
+        yield f"{where}: tensor {spec.name} has the unknown dtype {spec.dtype}"
     for dim in spec.shape:
         if not (dim in ("n", "c") if isinstance(dim, str) else dim > 0):
-            yield f"{place}: tensor {spec.name} has the dimension {dim!r}"
+            yield f"{where}: tensor {spec.name} has the dimension {dim!r}"
 
 
 def _check_block(block: Block, graph: Graph) -> Iterator[str]:

@@ -150,7 +150,7 @@ def emit_function(
     arguments = [*inputs, *_bind_params(emitter, lowered), *_bind_caches(emitter, lowered)]
     changing = [*inputs] if emitter.slots is None else [*inputs, emitter.slots]
     builder, refused = module.builder, None
-    attributes = {INPUTS: [i for i, one in enumerate(arguments) if one in changing]}
+    attributes = {INPUTS: [i for i, argument in enumerate(arguments) if argument in changing]}
     with builder.function(f"{template.id}_{function}", arguments, attributes):
         returned: list[relax.Expr] = []
         with builder.dataflow():

@@ -102,11 +102,11 @@ def _grow(index: _Graph, seed: int, taken: frozenset[int]) -> frozenset[int]:
 
 def _partners(index: _Graph, seed: int, node: Node, taken: frozenset[int]) -> list[int]:
     """Linears that `node` reads, of the same input and number of rows as `seed`."""
-    found = [index.maker[name] for name in node.inputs if name in index.maker]
+    makers = [index.maker[name] for name in node.inputs if name in index.maker]
     first = index.nodes[seed]
     return [
         i
-        for i in found
+        for i in makers
         if i not in taken
         and index.nodes[i].op == LINEAR
         and index.nodes[i].inputs[0] == first.inputs[0]
@@ -125,9 +125,9 @@ def _groups(index: _Graph, regions: Sequence[frozenset[int]]) -> list[list[froze
     groups: list[tuple[str, int, int, list[frozenset[int]]]] = []
     for region in regions:
         x, (ready, needed) = _input(index, region), window(region)
-        for place, (other, from_, to, members) in enumerate(groups):
+        for number, (other, from_, to, members) in enumerate(groups):
             if other == x and max(from_, ready) <= min(to, needed):
-                groups[place] = (x, max(from_, ready), min(to, needed), [*members, region])
+                groups[number] = (x, max(from_, ready), min(to, needed), [*members, region])
                 break
         else:
             groups.append((x, ready, needed, [region]))

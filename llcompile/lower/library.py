@@ -135,7 +135,7 @@ def _unchecked(function: relax.Function) -> relax.Function:
     def kept(binding: relax.Binding) -> bool:
         call = binding.value
         check = isinstance(call, tvm.ir.Call) and getattr(call.op, "global_symbol", "") in _CHECKS
-        return not check or any(call.args[0].same_as(one) for one in inputs)
+        return not check or any(call.args[0].same_as(variable) for variable in inputs)
 
     blocks = [relax.BindingBlock([b for b in block.bindings if kept(b)]) for block in function.body.blocks]
     body = relax.SeqExpr(blocks, function.body.body)

@@ -55,11 +55,11 @@ def read_graph(template: Template) -> OnnxGraph:
 
 def readers_of(nodes: Iterable[Node], outputs: Iterable[str]) -> dict[str, tuple[tuple[str, int], ...]]:
     """For each tensor where it is used (OnnxGraph.readers)."""
-    found: dict[str, list[tuple[str, int]]] = {name: [("", 0)] for name in outputs}
+    readers: dict[str, list[tuple[str, int]]] = {name: [("", 0)] for name in outputs}
     for node in nodes:
-        for place, name in enumerate(node.inputs):
-            found.setdefault(name, []).append((node.op, place))
-    return {name: tuple(places) for name, places in found.items()}
+        for position, name in enumerate(node.inputs):
+            readers.setdefault(name, []).append((node.op, position))
+    return {name: tuple(uses) for name, uses in readers.items()}
 
 
 def _node(proto: onnx.NodeProto) -> Node:

@@ -77,12 +77,12 @@ def memory(
     for stage in stages:
         held[stage.lead] += costs[stage.start : stage.stop]
     buffers = in_flight_bytes(flows) if len(held) > 1 else 0
-    found = {}
+    needs = {}
     for name, blocks in held.items():
         weights, cache = sum(b.weights_bytes for b in blocks), sum(b.cache_bytes for b in blocks)
         working = max(b.activation_bytes for b in blocks) + buffers + cluster.device(name).runtime_bytes
-        found[name] = Memory(weights, cache, weights + cache + working)
-    return found
+        needs[name] = Memory(weights, cache, weights + cache + working)
+    return needs
 
 
 def evaluate(

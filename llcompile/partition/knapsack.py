@@ -72,9 +72,9 @@ class Knapsack:
     def plans(self) -> Iterator[tuple[Found, tuple[int, ...]]]:
         """The cheapest plan with its workers, where there is one."""
         if self.least() < INFINITY:
-            found = self.cheapest()
-            used = {stage.lead for stage in found.stages}
-            yield found, tuple(d for d in self.problem.workers if self.problem.devices[d].name in used)
+            plan = self.cheapest()
+            used = {stage.lead for stage in plan.stages}
+            yield plan, tuple(d for d in self.problem.workers if self.problem.devices[d].name in used)
 
     def _solved(self) -> tuple[float, list[_Item], tuple[int, int]]:
         """The least sum of plans with workers, their stages, and where the head leaves and returns."""
@@ -203,16 +203,16 @@ class _Layers:
     def best(self) -> tuple[float, list[_Item], tuple[int, int]]:
         """The least sum over where the head leaves and returns."""
         blocks, tables = self.problem.blocks, self.tables
-        found: tuple[float, int, int] = (INFINITY, 1, 1)
+        cheapest: tuple[float, int, int] = (INFINITY, 1, 1)
         for start in map(int, tables.head_stops):
             backs = np.arange(max(int(tables.returns[start]), start + 1), blocks)
             rows = np.array([_surplus(start, int(back)) for back in backs], dtype=np.int64) + self.spread
             tails = (backs == blocks - 1).astype(np.int64)
             ends = tables.costs[HEAD, start] + tables.rest[backs] + self.hops[backs]
             sums = self.least[tails, rows, backs - start] + ends
-            if len(sums) and sums.min() < found[0]:
-                found = float(sums.min()), start, int(backs[sums.argmin()])
-        total, start, back = found
+            if len(sums) and sums.min() < cheapest[0]:
+                cheapest = float(sums.min()), start, int(backs[sums.argmin()])
+        total, start, back = cheapest
         return total, self._traced(start, back) if total < INFINITY else [], (start, back)
 
     def _traced(self, start: int, back: int) -> list[_Item]:

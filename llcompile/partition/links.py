@@ -100,11 +100,11 @@ def _blocks_before(model: Model, steps: dict[Pair, int], name: str, device: int)
 
 def hop_classes(problem: Problem) -> list[list[int]]:
     """The blocks after the first by the sizes of the tensors that enter them alone."""
-    found: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    classes: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for b in range(1, problem.blocks):
         sizes = tuple(sorted((flow.decode_bytes, flow.prefill_bytes) for flow in problem.hop_flows[b]))
-        found.setdefault(sizes, []).append(b)
-    return list(found.values())
+        classes.setdefault(sizes, []).append(b)
+    return list(classes.values())
 
 
 def add_copies(model: Model, flow: Flow) -> None:

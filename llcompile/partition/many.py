@@ -116,9 +116,9 @@ def _limited(problem: Problem, limit: float, best: Found | None, clock: Clock, s
     return found_plan(problem, cutter.stages(improve(cutter, starts[0], clock, share, problem.options.seed)))
 
 
-def _order(problem: Problem, found: Found) -> tuple[Order, int]:
+def _order(problem: Problem, plan: Found) -> tuple[Order, int]:
     numbers = {device.name: d for d, device in enumerate(problem.devices)}
-    return tuple(numbers[stage.lead] for stage in found.stages[1:-1]), found.stages[0].stop
+    return tuple(numbers[stage.lead] for stage in plan.stages[1:-1]), plan.stages[0].stop
 
 
 def _better(old: Found | None, new: Found | None) -> Found | None:
@@ -132,8 +132,8 @@ def _bound(problem: Problem, best: Found | None, target: float, clock: Clock) ->
     tables, w = Tables(problem), problem.weights
     if best is None:
         return Relaxation(tables).bound(least_seconds(problem), clock, BOUNDED)[0]
-    found, prices = Relaxation(tables).bound(target, clock, BOUNDED)
-    ranges = [_Range(found, 0.0, best.figures.objective / w.slowest if w.slowest else 0.0, prices)]
+    overall, prices = Relaxation(tables).bound(target, clock, BOUNDED)
+    ranges = [_Range(overall, 0.0, best.figures.objective / w.slowest if w.slowest else 0.0, prices)]
     edge = slowest(problem, best.figures) * SPLIT
     for _ in range(SPLITS if w.slowest else 0):
         if ranges[0].bound >= target or clock.beyond(SPLITTING):
@@ -177,10 +177,10 @@ def _with_others(problem: Problem, best: Found, clock: Clock) -> Mapping[int, Fo
         route = Route(*_order(problem, best), 0.0)
     else:
         route = Route((), int(cutter.tables.head_stops[-1]), 0.0)
-    found = {}
+    plans = {}
     for worker in problem.workers:
         if worker not in route.order and not clock.beyond(OTHERS):
             other = with_worker(cutter, route, worker)
             if other is not None:
-                found[worker] = found_plan(problem, cutter.stages(other))
-    return found
+                plans[worker] = found_plan(problem, cutter.stages(other))
+    return plans

@@ -68,7 +68,7 @@ class Cutter:
         for column in padded.T:
             table, last = self._step(table, last, column)
         sums = self._finish(table, last, ends).min(axis=1)
-        return [Route(*found) for found in zip(orders, stops, map(float, sums), strict=True)]
+        return [Route(*fields) for fields in zip(orders, stops, map(float, sums), strict=True)]
 
     def stages(self, route: Route) -> list[Stage]:
         """The stages of the best cuts of a route that fits."""
@@ -148,13 +148,13 @@ def first_routes(cutter: Cutter, clock: Clock, share: float) -> list[Route]:
         orders |= dict.fromkeys(_chained(tables, ranked[:count]) for count in counts)
     pairs = [(order, stop) for stop in spread_stops(tables) for order in orders]
     random = np.random.default_rng(problem.options.seed)
-    found: list[Route] = []
+    routes: list[Route] = []
     for batch in [*(pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)), *[None] * SHOTS]:
-        if (clock.beyond(share) and (found or batch is None)) or (found and batch is None):
+        if (clock.beyond(share) and (routes or batch is None)) or (routes and batch is None):
             break
         drawn = batch or [_random_route(problem, tables, random) for _ in range(BATCH)]
-        found += [route for route in cutter.routes(*zip(*drawn, strict=True)) if route.sum < INFINITY]
-    return sorted(found, key=lambda route: (route.sum, route.order))
+        routes += [route for route in cutter.routes(*zip(*drawn, strict=True)) if route.sum < INFINITY]
+    return sorted(routes, key=lambda route: (route.sum, route.order))
 
 
 def _random_route(problem: Problem, tables: Tables, random: np.random.Generator) -> tuple[Order, int]:
@@ -196,9 +196,9 @@ def improve(cutter: Cutter, route: Route, clock: Clock, share: float, seed: int)
     failures = 0
     while failures < PATIENCE and not clock.beyond(share):
         drawn = list(_neighbours(cutter, route, random))
-        found = min(cutter.routes(*zip(*drawn, strict=True)), key=lambda r: r.sum) if drawn else route
-        failures = 0 if found.sum < route.sum * (1 - 1e-12) else failures + 1
-        route = found if found.sum < route.sum else route
+        neighbour = min(cutter.routes(*zip(*drawn, strict=True)), key=lambda r: r.sum) if drawn else route
+        failures = 0 if neighbour.sum < route.sum * (1 - 1e-12) else failures + 1
+        route = neighbour if neighbour.sum < route.sum else route
     return route
 
 
@@ -241,5 +241,5 @@ def with_worker(cutter: Cutter, route: Route, worker: int) -> Route | None:
     orders += [(*order[:i], worker, *order[i + 1 :]) for i in range(len(order))]
     stops = [route.stop] if order else spread_stops(cutter.tables)
     pairs = [(order, stop) for stop in stops for order in orders]
-    found = min(cutter.routes(*zip(*pairs, strict=True)), key=lambda r: r.sum)
-    return found if found.sum < INFINITY else None
+    best = min(cutter.routes(*zip(*pairs, strict=True)), key=lambda r: r.sum)
+    return best if best.sum < INFINITY else None

@@ -106,8 +106,8 @@ def _best(problem: Problem, known: Found | None, solution: Solution) -> Found | 
     ordered = known and Found(in_twin_order(problem, known.stages), known.figures)
     if not solution.values:
         return ordered
-    found = found_plan(problem, stages_of(problem, solution.values))
-    return ordered if ordered and ordered.figures.objective < found.figures.objective else found
+    solved = found_plan(problem, stages_of(problem, solution.values))
+    return ordered if ordered and ordered.figures.objective < solved.figures.objective else solved
 
 
 def _plan(problem: Problem, best: Found, bound: float, outlook: Outlook, text: str, seconds: float) -> Plan:

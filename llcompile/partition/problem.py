@@ -88,20 +88,20 @@ class Problem:
     @cached_property
     def hop_flows(self) -> tuple[tuple[Flow, ...], ...]:
         """[block]: the flows that cross only if the block begins a stage: made just before it, used by it alone."""
-        found: list[list[Flow]] = [[] for _ in self.costs]
+        crossing: list[list[Flow]] = [[] for _ in self.costs]
         for flow in self.flows:
             if flow.consumers == (flow.producer + 1,):
-                found[flow.producer + 1].append(flow)
-        return tuple(map(tuple, found))
+                crossing[flow.producer + 1].append(flow)
+        return tuple(map(tuple, crossing))
 
     @cached_property
     def entering(self) -> tuple[tuple[tuple[Flow, ...], tuple[Flow, ...]], ...]:
         """[block]: the tensors that it uses, made just before it, and made earlier."""
-        found: list[tuple[list[Flow], list[Flow]]] = [([], []) for _ in self.costs]
+        used: list[tuple[list[Flow], list[Flow]]] = [([], []) for _ in self.costs]
         for flow in self.flows:
             for block in flow.consumers:
-                found[block][0 if flow.producer == block - 1 else 1].append(flow)
-        return tuple((tuple(near), tuple(far)) for near, far in found)
+                used[block][0 if flow.producer == block - 1 else 1].append(flow)
+        return tuple((tuple(near), tuple(far)) for near, far in used)
 
     @cached_property
     def long_flows(self) -> tuple[Flow, ...]:
@@ -160,11 +160,11 @@ class Problem:
     def owners(self) -> tuple[int | None, ...]:
         """[block]: the device it is pinned to; the ends are the head's in any case."""
         numbers = {device.name: d for d, device in enumerate(self.devices)}
-        found: list[int | None] = [None] * self.blocks
+        owners: list[int | None] = [None] * self.blocks
         for pin in self.options.pins:
-            found[pin.start : pin.stop] = [numbers[pin.device]] * (pin.stop - pin.start)
-        found[0] = found[-1] = HEAD
-        return tuple(found)
+            owners[pin.start : pin.stop] = [numbers[pin.device]] * (pin.stop - pin.start)
+        owners[0] = owners[-1] = HEAD
+        return tuple(owners)
 
     def holds(self, device: int, ranges: Sequence[tuple[int, int]], limit: float = INFINITY) -> bool:
         """Whether blocks fit on a device together and keep it busy for no more than `limit` seconds."""
@@ -180,13 +180,13 @@ class Problem:
         starts, loads = self._memory_starts[device], self._loads[device]
         if limit == INFINITY:
             return starts
-        found, start = [], 0
+        limited, start = [], 0
         for block, first in enumerate(starts):
             start = max(start, first)
             while start <= block and loads[block + 1] - loads[start] > limit:
                 start += 1
-            found.append(start)
-        return tuple(found)
+            limited.append(start)
+        return tuple(limited)
 
     @cached_property
     def _memory_starts(self) -> tuple[tuple[int, ...], ...]:
@@ -194,14 +194,14 @@ class Problem:
         return tuple(self._starts_in_memory(device) for device in range(len(self.devices)))
 
     def _starts_in_memory(self, device: int) -> tuple[int, ...]:
-        found, start = [], 0
+        starts, start = [], 0
         for block, owner in enumerate(self.owners):
             if owner not in (None, device):
                 start = block + 1
             while start <= block and self.needed([(start, block + 1)]) > self.free[device]:
                 start += 1
-            found.append(start)
-        return tuple(found)
+            starts.append(start)
+        return tuple(starts)
 
     def first_returns(self, limit: float = INFINITY) -> tuple[int, ...]:
         """[stop]: the earliest start of the head's last stage when its first ends before `stop`, 1 <= stop < blocks.
@@ -209,15 +209,15 @@ class Problem:
         `blocks` (past the last) means that such a first stage leaves no room for the last block, or none at all.
         """
         foreign = [block for block, owner in enumerate(self.owners) if owner not in (None, HEAD)]
-        found, start = [0], max([0, *foreign]) + 1
+        returns, start = [0], max([0, *foreign]) + 1
         for stop in range(1, self.blocks):
             start = max(start, stop)
             if foreign and stop > foreign[0]:
                 start = self.blocks
             while start < self.blocks and not self.head_holds(stop, start, limit):
                 start += 1
-            found.append(start)
-        return tuple(found)
+            returns.append(start)
+        return tuple(returns)
 
     def head_holds(self, stop: int, start: int, limit: float = INFINITY) -> bool:
         """Whether the head holds the blocks before `stop` and those from `start` on."""

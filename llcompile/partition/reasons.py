@@ -60,8 +60,8 @@ def _figures(problem: Problem, without: Found, with_it: Found) -> str:
     )
 
 
-def _request(problem: Problem, found: Found) -> float:
-    return found.figures.ttft_s + problem.options.new_tokens * found.figures.tpot_s
+def _request(problem: Problem, plan: Found) -> float:
+    return plan.figures.ttft_s + problem.options.new_tokens * plan.figures.tpot_s
 
 
 def seconds(value: float) -> str:

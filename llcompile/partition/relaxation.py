@@ -71,23 +71,23 @@ class Relaxation:
         prices = best = start or Prices(zero, 0.0, zero, float(self.problem.weights.by_token))
         if not len(self.tables.head_stops) or not self.problem.workers:
             return INFINITY, prices
-        found, length, stalled = -INFINITY, 1.0, 0
+        highest, length, stalled = -INFINITY, 1.0, 0
         stage = self._stage
         for _ in range(STEPS):
             walk = self._walk(prices)
             if walk is None:
                 return INFINITY, prices
-            if walk.value > found + 1e-7 * abs(found if found > -INFINITY else 0.0):
-                found, best, stalled = walk.value, prices, 0
+            if walk.value > highest + 1e-7 * abs(highest if highest > -INFINITY else 0.0):
+                highest, best, stalled = walk.value, prices, 0
             else:
                 stalled += 1
-            if found >= target or length < SHORTEST or clock.beyond(share):
+            if highest >= target or length < SHORTEST or clock.beyond(share):
                 break
             if stalled >= STALL:
                 length, stalled, prices = length / 2, 0, best
                 continue
             prices = self._next(prices, walk, length * max(target - walk.value, 1e-6 * target), stage)
-        return found - ROUNDING * abs(found), best
+        return highest - ROUNDING * abs(highest), best
 
     def _next(self, prices: Prices, walk: _Walk, distance: float, scale: float) -> Prices:
         """A step along the subgradient, back to what prices may be; those of uses and memory in units of `scale`."""

@@ -111,9 +111,9 @@ def search(
         limit = range_.high if range_.high == INFINITY else (range_.low + range_.high) / 2
         sweep = make(problem, limit)
         exact, least = exact and sweep.exact, sweep.least()
-        for found, workers in sweep.plans():
-            best = _better(best, found)
-            by_device |= {d: _better(by_device.get(d), found) for d in workers}
+        for plan, workers in sweep.plans():
+            best = _better(best, plan)
+            by_device |= {d: _better(by_device.get(d), plan) for d in workers}
         open_.remove(range_)
         if limit < INFINITY:
             open_.append(_Range(_bound(problem, range_.least, limit), limit, range_.high, range_.least))
@@ -204,10 +204,10 @@ class Subsets:
         """cost[a, j] = P[j] + min over starts k of (arrive[a, k] - P[k]), P being d's costs of the blocks before."""
         total: Table = self.costs[d]
         stops = np.arange(self.problem.blocks + 1)
-        found = window_minimum(arrive - total, self.starts[d], stops)
-        found[:, -1] = INFINITY  # the last block is the head's
-        found += total
-        return found
+        costs = window_minimum(arrive - total, self.starts[d], stops)
+        costs[:, -1] = INFINITY  # the last block is the head's
+        costs += total
+        return costs
 
     def _keep(self, layer: dict[State, Table]) -> dict[State, Table]:
         if len(layer) <= BEAM:

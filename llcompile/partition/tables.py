@@ -40,17 +40,17 @@ class Tables:
     def starts(self) -> Numbers:
         """[d, k]: the earliest start of a stage of worker d that ends before k; k: there is none."""
         count = self.problem.blocks + 1
-        found = np.tile(np.arange(count), (len(self.problem.devices), 1))
+        starts = np.tile(np.arange(count), (len(self.problem.devices), 1))
         for d in self.problem.workers:
-            found[d, 1:] = self.problem.first_starts(d, self.limit)
-        return found
+            starts[d, 1:] = self.problem.first_starts(d, self.limit)
+        return starts
 
     @cached_property
     def returns(self) -> Numbers:
         """[a]: the earliest start of the head's last stage when its first ends before a; blocks: there is none."""
-        found = np.full(self.problem.blocks + 1, self.problem.blocks)
-        found[1:-1] = self.problem.first_returns(self.limit)[1:]
-        return found
+        returns = np.full(self.problem.blocks + 1, self.problem.blocks)
+        returns[1:-1] = self.problem.first_returns(self.limit)[1:]
+        return returns
 
     @cached_property
     def hops(self) -> Table:
@@ -70,11 +70,11 @@ class Tables:
         nearest = slowness.min(axis=0)
         nearest[HEAD] = 0.0
         np.fill_diagonal(slowness, 1.0)
-        found: Table = latency[:, :, None] + slowness[:, :, None] * near + nearest[None, :, None] * far
-        found[slowness[:, :, None] * busy > self.limit] = INFINITY
-        found[np.diag_indices(len(devices))] = INFINITY
-        found[:, :, [0, -1]] = INFINITY
-        return found
+        costs: Table = latency[:, :, None] + slowness[:, :, None] * near + nearest[None, :, None] * far
+        costs[slowness[:, :, None] * busy > self.limit] = INFINITY
+        costs[np.diag_indices(len(devices))] = INFINITY
+        costs[:, :, [0, -1]] = INFINITY
+        return costs
 
     def _busy_bytes(self, flow: Flow) -> int:
         return flow.decode_bytes if self.problem.weights.by_token else flow.prefill_bytes
@@ -85,14 +85,14 @@ class Tables:
         Those made since come from a worker, those made before are there.
         """
         problem = self.problem
-        found = np.zeros((len(stops), problem.blocks + 1))
+        costs = np.zeros((len(stops), problem.blocks + 1))
         if not (problem.long_flows and problem.workers):
-            return found
+            return costs
         nearest = max((problem.link(d, HEAD) for d in problem.workers), key=lambda link: link.bytes_per_s)
         for k in range(1, problem.blocks):
             for flow in problem.entering[k][1]:
-                found[stops <= flow.producer, k] += problem.bytes_cost([flow], nearest)
-        return found
+                costs[stops <= flow.producer, k] += problem.bytes_cost([flow], nearest)
+        return costs
 
     @cached_property
     def rest(self) -> Table:
@@ -118,11 +118,11 @@ def prefix_sums(rows: tuple[tuple[float, ...], ...]) -> Table:
 def _bytes_costs(problem: Problem) -> tuple[Table, Table]:
     """[k]: what the tensors used by block k cost on a link of one byte a second, made just before it and earlier."""
     w = problem.weights
-    found = np.zeros((2, problem.blocks + 1))
+    costs = np.zeros((2, problem.blocks + 1))
     for k, entering in enumerate(problem.entering):
         for kind, flows in enumerate(entering):
-            found[kind, k] = sum(w.token * flow.decode_bytes + w.fill * flow.prefill_bytes for flow in flows)
-    return found[0], found[1]
+            costs[kind, k] = sum(w.token * flow.decode_bytes + w.fill * flow.prefill_bytes for flow in flows)
+    return costs[0], costs[1]
 
 
 def window_minimum(values: Table, starts: Numbers, stops: Numbers) -> Table:
@@ -132,11 +132,11 @@ def window_minimum(values: Table, starts: Numbers, stops: Numbers) -> Table:
     Farach-Colton, LATIN 2000).
     """
     widths = stops - starts
-    found = np.full((values.shape[0], len(stops)), INFINITY)
+    minima = np.full((values.shape[0], len(stops)), INFINITY)
     runs, size = values, 1
     while size <= widths.max(initial=0):
         here = np.nonzero((widths >= size) & (widths < 2 * size))[0]
-        found[:, here] = np.minimum(runs[:, starts[here]], runs[:, stops[here] - size])
+        minima[:, here] = np.minimum(runs[:, starts[here]], runs[:, stops[here] - size])
         runs = np.minimum(runs[:, :-size], runs[:, size:]) if runs.shape[1] > size else runs[:, :0]
         size *= 2
-    return found
+    return minima

@@ -26,13 +26,13 @@ class Message:
 def messages(stages: Sequence[Stage], flows: Sequence[Flow]) -> tuple[Message, ...]:
     """One message a flow and consuming device other than the producer's, in order of producer, hop and tensor."""
     index = {block: i for i, stage in enumerate(stages) for block in range(stage.start, stage.stop)}
-    found = []
+    sent = []
     for flow in flows:
         start = index[flow.producer]
         source = stages[start].lead
         reached = {stages[i].lead: i for i in sorted({index[block] for block in flow.consumers})}
-        found += [Message(flow, source, to, (start, stage)) for to, stage in reached.items() if to != source]
-    return tuple(sorted(found, key=lambda m: (m.flow.producer, m.hop, m.flow.tensor)))
+        sent += [Message(flow, source, to, (start, stage)) for to, stage in reached.items() if to != source]
+    return tuple(sorted(sent, key=lambda m: (m.flow.producer, m.hop, m.flow.tensor)))
 
 
 def transmissions(stages: Sequence[Stage], flows: Sequence[Flow]) -> tuple[Transmission, ...]:

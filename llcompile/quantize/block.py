@@ -170,4 +170,4 @@ def _store(file: HashedFile, layout: FileLayout, band: Band, parts: Mapping[str,
             file.advance(offset)
             file.append(data)
         else:
-            file.place(offset, data)
+            file.write_at(offset, data)

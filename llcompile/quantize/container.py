@@ -63,7 +63,7 @@ def _start(entry: Mapping[str, object]) -> int:
 class HashedFile:
     """A file written beside its place and renamed when complete; removed when the `with` body fails.
 
-    `append` writes at the end and hashes. `place` writes ahead of the end; `advance` later reads that part
+    `append` writes at the end and hashes. `write_at` writes ahead of the end; `advance` later reads that part
     back and hashes it, so that scales need not be held until all of their matrix's data are out. `position`:
     bytes hashed. Raises CompileError Q106 when the file system refuses.
     """
@@ -91,11 +91,11 @@ class HashedFile:
             self._partial.unlink(missing_ok=True)
 
     def append(self, data: bytes | memoryview) -> None:
-        self.place(self.position, data)
+        self.write_at(self.position, data)
         self._digest.update(data)
         self.position += len(data)
 
-    def place(self, offset: int, data: bytes | memoryview) -> None:
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
         try:
             while view:

@@ -84,8 +84,8 @@ def gelu(x: Floats, *, approximate: bytes = b"none") -> Floats:
         bend = np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x))
     else:
         bend = erf(x * np.float32(math.sqrt(0.5)))
-    found: Floats = np.float32(0.5) * x * (1 + bend)
-    return found
+    value: Floats = np.float32(0.5) * x * (1 + bend)
+    return value
 
 
 def erf(x: Floats) -> Floats:
@@ -94,5 +94,5 @@ def erf(x: Floats) -> Floats:
     tail = np.zeros_like(t)
     for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
         tail = (tail + np.float32(coefficient)) * t
-    found: Floats = np.copysign(1 - tail * np.exp(-x * x), x)
-    return found
+    value: Floats = np.copysign(1 - tail * np.exp(-x * x), x)
+    return value

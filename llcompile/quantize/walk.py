@@ -131,12 +131,12 @@ class Walk:
     def _evaluate(self, step: Step, values: Mapping[str, Tensor]) -> list[Tensor]:
         """All outputs of a node that reads no matrix."""
 
-        def one(sequence: int) -> Sequence[Array]:
+        def outputs_of(sequence: int) -> Sequence[Array]:
             assert step.function is not None
             return step.function([values[name][sequence] if name else None for name in step.inputs])
 
         sequences = range(len(next(iter(values.values()))))
-        return [list(output) for output in zip(*self.pool.map(one, sequences), strict=True)]
+        return [list(output) for output in zip(*self.pool.map(outputs_of, sequences), strict=True)]
 
     def _linear(self, step: Step, values: Mapping[str, Tensor], block: Block) -> list[Tensor]:
         """The product with a weight matrix; nothing when only its input is of interest."""

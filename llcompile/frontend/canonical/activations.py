@@ -22,8 +22,8 @@ def _terms(value: ir.Value | None, op: str) -> list[tuple[float, ir.Value | None
 
 def _scaled(value: ir.Value | None, factor: float) -> ir.Value | None:
     """x of factor · x; constants are compared to float32's precision as models write them."""
-    found = (x for number, x in _terms(value, "Mul") if isclose(number, factor, rel_tol=1e-5))
-    return next(found, None)
+    candidates = (x for number, x in _terms(value, "Mul") if isclose(number, factor, rel_tol=1e-5))
+    return next(candidates, None)
 
 
 def _plus_one(value: ir.Value | None) -> ir.Value | None:
@@ -104,7 +104,7 @@ class GaussianUnits:
 
     def run(self, value: ir.Model) -> ir.Model:
         for node in rw.nodes(value, "Mul"):
-            found = _gelu(node)
-            if found is not None:
-                rw.substitute(node, "Gelu", [found[0]], {"approximate": found[1]})
+            gelu = _gelu(node)
+            if gelu is not None:
+                rw.substitute(node, "Gelu", [gelu[0]], {"approximate": gelu[1]})
         return value

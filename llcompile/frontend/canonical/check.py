@@ -67,8 +67,8 @@ class RequireCanonical:
     ensures: ClassVar[frozenset[str]] = frozenset({"canonical"})
 
     def run(self, value: ir.Model) -> ir.Model:
-        found = list(faults(value))
-        if found:
-            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-            raise CompileError("F120", f"the model cannot be compiled: {'; '.join(found[:3])}{more}")
+        violations = list(faults(value))
+        if violations:
+            more = f" (and {len(violations) - 3} more)" if len(violations) > 3 else ""
+            raise CompileError("F120", f"the model cannot be compiled: {'; '.join(violations[:3])}{more}")
         return value

@@ -76,8 +76,8 @@ class DropNoOps:
     ensures: ClassVar[frozenset[str]] = frozenset()
 
     def run(self, value: ir.Model) -> ir.Model:
-        for found in rw.nodes(value):
-            node = _shorten(found)
+        for original in rw.nodes(value):
+            node = _shorten(original)
             source = _forwards(node)
             if source is None or (node.outputs[0].is_graph_output() and source.is_graph_input()):
                 continue

@@ -54,10 +54,10 @@ class ProductsToLinear:
 
     def run(self, value: ir.Model) -> ir.Model:
         for node in [*rw.nodes(value, "MatMul"), *rw.nodes(value, "Gemm")]:
-            found = _matrix(node.inputs[1])
-            if found is None or (node.op_type == "Gemm" and not _gemm_is_plain(node)):
+            matrix = _matrix(node.inputs[1])
+            if matrix is None or (node.op_type == "Gemm" and not _gemm_is_plain(node)):
                 continue
-            weight, stored_rows = found
+            weight, stored_rows = matrix
             if node.op_type == "Gemm" and rw.attribute_int(node, "transB", 0):
                 stored_rows = not stored_rows
             if not stored_rows:

@@ -43,9 +43,9 @@ def _normalised(value: ir.Value | None) -> tuple[ir.Value, float] | None:
     """(x, epsilon) of x / sqrt(mean(x^2) + epsilon), in either order of the product."""
     product = rw.operands(rw.produced_by(value, "Mul"))
     for left, right in (product, product[::-1]) if product else ():
-        found = _inverse_root(right)
-        if found is not None and found[0] is left:
-            return found
+        root = _inverse_root(right)
+        if root is not None and root[0] is left:
+            return root
     return None
 
 
@@ -71,10 +71,10 @@ class RootMeanSquareNorms:
     def run(self, value: ir.Model) -> ir.Model:
         for node in rw.nodes(value, "Mul"):
             for inner, scale in (tuple(node.inputs), tuple(node.inputs)[::-1]):
-                found = _normalised(inner)
-                if found is None or not _is_vector(scale, (rw.dims(found[0]) or ("",))[-1]):
+                normalised = _normalised(inner)
+                if normalised is None or not _is_vector(scale, (rw.dims(normalised[0]) or ("",))[-1]):
                     continue
-                attributes = {"axis": -1, "epsilon": found[1], "stash_type": 1}
-                rw.substitute(node, "RMSNormalization", [found[0], scale], attributes)
+                attributes = {"axis": -1, "epsilon": normalised[1], "stash_type": 1}
+                rw.substitute(node, "RMSNormalization", [normalised[0], scale], attributes)
                 break
         return value

@@ -145,13 +145,13 @@ def position_nodes(model: ir.Model) -> set[ir.Node]:
 
 
 def attribute_int(node: ir.Node, name: str, default: int) -> int:
-    found = node.attributes.get(name)
-    return default if found is None else found.as_int()
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
 
 
 def attribute_ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
-    found = node.attributes.get(name)
-    return None if found is None else tuple(found.as_ints())
+    attribute = node.attributes.get(name)
+    return None if attribute is None else tuple(attribute.as_ints())
 
 
 def scope(node: ir.Node) -> str:

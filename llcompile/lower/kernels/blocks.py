@@ -97,8 +97,8 @@ def pair_tokens(isa: Isa, words: tirx.Buffer, n: tirx.Var) -> tirx.Buffer:
             for pair in range(tokens // 2):
                 for i in range(STEPS // 2):
                     two = tirx.Ramp(2 * i, 1, 2)
-                    both = [words[first + (2 * pair + one), g, two] for one in (0, 1)]
-                    B.buffer_store(pairs, take(both, range(4)), [group.place(pair, i)])
+                    both = [words[first + (2 * pair + odd), g, two] for odd in (0, 1)]
+                    B.buffer_store(pairs, take(both, range(4)), [group.index(pair, i)])
 
     over_tokens(size, n, lay)
     return pairs
@@ -143,7 +143,7 @@ def quantised_block(isa: Isa, bits: int, a: Activations, matrices: Sequence[Matr
     def block(tiles: Sequence[Tile], first: Expr | int, tokens: int) -> Sums:
         acc, ahead = _accumulators(tokens * len(tiles) * parts, lanes), isa.ahead(bits, tokens)
         vectors = [(i, p) for i in range(len(tiles)) for p in range(parts)]
-        for together in [[one] for one in vectors] if isa.apart and tokens > 1 else [vectors]:
+        for together in [[pair] for pair in vectors] if isa.apart and tokens > 1 else [vectors]:
             with B.serial(groups) as g:
                 for i, p in together:
                     number, t = tiles[i]

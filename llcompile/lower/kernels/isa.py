@@ -41,9 +41,9 @@ class Group:
     def eights(self, pair: int) -> list[Expr]:
         """Tokens 2 * pair and 2 * pair + 1, 8 features of each, four times: int32x4."""
         assert self.pairs is not None
-        return [self.pairs[self.place(pair, i)] for i in range(STEPS // 2)]
+        return [self.pairs[self.index(pair, i)] for i in range(STEPS // 2)]
 
-    def place(self, pair: int, i: int) -> Expr:
+    def index(self, pair: int, i: int) -> Expr:
         """Where features 8 * i .. 8 * i + 7 of a pair lie in `pairs`."""
         block = (self.first + (self.tokens - 1)) // self.tokens
         group = block * self.words.shape[1] + self.g

@@ -185,8 +185,8 @@ def _task(
         for tile, sums in zip(
             tiles, _multiply(block, output.matrices, tiles, first, tokens, together), strict=True
         ):
-            place = _Place(written[0], lambda m: [0, first + m], tile * isa.rows)
-            _finish(isa, output, sums, tile, first, tokens, place)
+            destination = _Destination(written[0], lambda m: [0, first + m], tile * isa.rows)
+            _finish(isa, output, sums, tile, first, tokens, destination)
 
     def quantised_tiles(first: Expr | int, tokens: int) -> None:
         group = local((tokens, GROUP))
@@ -194,7 +194,7 @@ def _task(
             tile = task * span + s
             together = tokens == 1 and not isa.in_turn
             [sums] = _multiply(block, output.matrices, [tile], first, tokens, together)
-            _finish(isa, output, sums, tile, first, tokens, _Place(group, lambda m: [m], s * isa.rows))
+            _finish(isa, output, sums, tile, first, tokens, _Destination(group, lambda m: [m], s * isa.rows))
         with B.serial(tokens) as m:
             quantise_group(group[m, tirx.Ramp(0, 1, GROUP)], first + m, task, *written)
 
@@ -202,7 +202,7 @@ def _task(
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Destination:
     """Where a tile's results go: [*token(m), start + row of the tile] of `out`, for token m of the block."""
 
     out: tirx.Buffer
@@ -214,7 +214,13 @@ class _Place:
 
 
 def _finish(
-    isa: Isa, output: Output, get: _Sums, tile: Expr, first: Expr | int, tokens: int, place: _Place
+    isa: Isa,
+    output: Output,
+    get: _Sums,
+    tile: Expr,
+    first: Expr | int,
+    tokens: int,
+    destination: _Destination,
 ) -> None:
     """Write what `finish` makes of tile `tile`'s sums of each matrix; of the last, the rows there are."""
     finish = output.finish or (lambda sums, token, row: sums[0])
@@ -225,7 +231,7 @@ def _finish(
             for p in range(0, isa.rows, isa.lanes):
                 sums = [s.vector(i, m, p // isa.lanes) for s, i in get]
                 value = finish(sums, first + m, tirx.Ramp(tile * isa.rows + p, 1, isa.lanes))
-                place.store(value, m, tirx.Ramp(place.start + p, 1, isa.lanes))
+                destination.store(value, m, tirx.Ramp(destination.start + p, 1, isa.lanes))
 
     if rest == 0:
         whole()
@@ -237,7 +243,7 @@ def _finish(
             for m in range(tokens):
                 for r in range(rest):
                     sums = [s.scalar(i, m, r) for s, i in get]
-                    place.store(finish(sums, first + m, tile * isa.rows + r), m, place.start + r)
+                    destination.store(finish(sums, first + m, tile * isa.rows + r), m, destination.start + r)
 
 
 def _multiply(

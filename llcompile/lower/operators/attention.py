@@ -101,7 +101,7 @@ def _rotary(emitter: Emitter, node: Node) -> list[Value]:
         _, head, i, c = index
 
         def turn(first: Expr, second: Expr, angle: Expr, left: bool) -> Expr:
-            a, b = (x.at(loads, [zero, head, i, place]) for place in (first, second))
+            a, b = (x.at(loads, [zero, head, i, column]) for column in (first, second))
             co, si = (table.at(loads, [zero, i, angle]) for table in (cos, sin))
             return a * co - b * si if left else a * si + b * co
 

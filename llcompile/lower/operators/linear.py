@@ -74,7 +74,7 @@ def _plans(emitter: Emitter, product: Product) -> list[_Plan]:
     plan = _plan(emitter, product)
     if plan.result is None or (plan.result.shape, plan.result.dtype) == ((1, "n", plan.rows), "float32"):
         return [plan]
-    return [_plan(emitter, Product((one,), (), one.outputs[0])) for one in product.linears]
+    return [_plan(emitter, Product((linear,), (), linear.outputs[0])) for linear in product.linears]
 
 
 def _plan(emitter: Emitter, product: Product) -> _Plan:
@@ -153,12 +153,12 @@ def _kernel(spec: Spec, plans: Sequence[_Plan], operands: Mapping[relax.Expr, Va
     shapes = [(extents(value.shape), value.dtype) for value in operands.values()]
 
     def outputs(buffers: Sequence[tirx.Buffer]) -> list[Output]:
-        read, first, found = dict(zip(operands, buffers, strict=True)), 0, []
+        read, first, made = dict(zip(operands, buffers, strict=True)), 0, []
         for plan in plans:
             numbers = tuple(range(first, first + len(plan.product.linears)))
-            found.append(Output(numbers, plan.rows, _finish(plan, spec.n, read), plan.quantised))
+            made.append(Output(numbers, plan.rows, _finish(plan, spec.n, read), plan.quantised))
             first += len(numbers)
-        return found
+        return made
 
     return products(spec, shapes, outputs)
 

@@ -22,8 +22,8 @@ def integers(emitter: Emitter, node: Node, position: int, attribute: str) -> lis
             raise emitter.error("L113", node, f"input {position} must be a constant")
         return [int(i) for i in array.reshape(-1)]
     if attribute in node.attributes:
-        found = node.attributes[attribute]
-        return list(found) if isinstance(found, Sequence) else [int(found)]
+        given = node.attributes[attribute]
+        return list(given) if isinstance(given, Sequence) else [int(given)]
     return None
 
 

@@ -140,7 +140,7 @@ def test_target_file_is_whole(name: str) -> None:
     """Every figure is there, above 0, and says where it comes from."""
     faults = Faults()
     target = load_target(faults, name, targets_dir())
-    assert faults.found == []
+    assert faults.texts == []
     assert target is not None
     assert target.figures.keys() == FIGURES.keys()
     stated = json.loads((targets_dir() / f"{name}.json").read_text())

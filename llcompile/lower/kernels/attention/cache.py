@@ -37,8 +37,8 @@ class Head:
 
     def keys(self, token: Expr, component: Expr, lanes: int) -> Expr:
         """A component of `lanes` keys, of tokens that lie in one block: float32xL, not scaled."""
-        place = [self.slot, self.head, token // KEY_BLOCK, component]
-        return _widened(self.cache.keys[(*place, run(token % KEY_BLOCK, lanes))], lanes)
+        index = [self.slot, self.head, token // KEY_BLOCK, component]
+        return _widened(self.cache.keys[(*index, run(token % KEY_BLOCK, lanes))], lanes)
 
     def values(self, token: Expr, column: Expr, lanes: int) -> Expr:
         """`lanes` columns of a token's value: float32xL, not scaled."""
@@ -47,8 +47,8 @@ class Head:
     def fetch_keys(self, token: Expr, component: Expr, ahead: int) -> None:
         """Ask for what lies `ahead` bytes after what `keys` reads."""
         keys = self.cache.keys
-        place = [self.slot, self.head, token // KEY_BLOCK, component]
-        _fetch(keys, place, token % KEY_BLOCK + ahead // DTYPE_BYTES[str(keys.dtype)])
+        index = [self.slot, self.head, token // KEY_BLOCK, component]
+        _fetch(keys, index, token % KEY_BLOCK + ahead // DTYPE_BYTES[str(keys.dtype)])
 
     def fetch_values(self, token: Expr, column: Expr, ahead: int) -> None:
         """Ask for what lies `ahead` bytes after what `values` reads."""
@@ -64,8 +64,8 @@ class Head:
         keys, values = self.cache.keys, self.cache.values
 
         def store_key(i: Expr, code: Expr) -> None:
-            place = [self.slot, self.head, token // KEY_BLOCK, i, token % KEY_BLOCK]
-            B.buffer_store(keys, code, place)
+            index = [self.slot, self.head, token // KEY_BLOCK, i, token % KEY_BLOCK]
+            B.buffer_store(keys, code, index)
 
         def store_value(i: Expr, code: Expr) -> None:
             B.buffer_store(values, code, [self.slot, self.head, token, i])
@@ -107,10 +107,10 @@ def _code(x: Expr) -> Expr:
     return tirx.Cast("int8", tirx.nearbyint(tirx.max(tirx.min(x, most), tirx.const(-127.0, "float32"))))
 
 
-def _fetch(buffer: tirx.Buffer, place: list[Expr], last: Expr) -> None:
+def _fetch(buffer: tirx.Buffer, index: list[Expr], last: Expr) -> None:
     """Ask for a line of memory; past the end of a cache this asks for whatever is there, which never faults."""
     read, often, data = (tirx.const(i, "int32") for i in (0, 3, 1))
-    line = tirx.address_of(buffer[(*place, last)])
+    line = tirx.address_of(buffer[(*index, last)])
     B.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", line, read, often, data))
 
 

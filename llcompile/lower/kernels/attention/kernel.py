@@ -51,13 +51,13 @@ class Arguments:
         scale = tirx.const(query_scale(self.spec), "float32")
         self._load(self.inputs.query, head, token, lambda j, x: B.buffer_store(to, x * scale, [row, j]))
 
-    def append(self, to: Head, token: Expr, place: Expr) -> None:
-        """Write key and value of new token `token` at `place` of the cache."""
+    def append(self, to: Head, token: Expr, position: Expr) -> None:
+        """Write key and value of new token `token` at `position` of the cache."""
         rows = []
         for value in (self.inputs.key, self.inputs.value):
             rows.append(local((int(value.shape[3]),)))
             self._load(value, to.head, token, partial(_store, rows[-1]))
-        to.append(place, *rows)
+        to.append(position, *rows)
 
     def _load(self, value: Value, head: Expr, token: Expr, store: Callable[[Expr, Expr], None]) -> None:
         """store(column, element) for a row of `value`; runs in which its indices are plain are loops of their own,

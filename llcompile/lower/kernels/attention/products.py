@@ -37,16 +37,16 @@ def products(
     """emit(r, v, the sum over steps s of left(r, s) * right(v, s)), for all rows r and vectors v."""
     acc = local((rows * vectors * lanes,))
     zero = tirx.const(0.0, vector_type("float32", lanes))
-    places = [[run((r * vectors + v) * lanes, lanes) for v in range(vectors)] for r in range(rows)]
-    for row in places:
-        for place in row:
-            B.buffer_store(acc, zero, [place])
+    indexes = [[run((r * vectors + v) * lanes, lanes) for v in range(vectors)] for r in range(rows)]
+    for row in indexes:
+        for index in row:
+            B.buffer_store(acc, zero, [index])
     with B.serial(steps) as s:
         others = [B.Bind(right(v, s)) for v in range(vectors)]
-        for r, row in enumerate(places):
+        for r, row in enumerate(indexes):
             each = B.Bind(same(left(r, s), lanes))
-            for place, other in zip(row, others, strict=True):
-                B.buffer_store(acc, fma(each, other, acc[place], lanes), [place])
-    for r, row in enumerate(places):
-        for v, place in enumerate(row):
-            emit(r, v, acc[place])
+            for index, other in zip(row, others, strict=True):
+                B.buffer_store(acc, fma(each, other, acc[index], lanes), [index])
+    for r, row in enumerate(indexes):
+        for v, index in enumerate(row):
+            emit(r, v, acc[index])

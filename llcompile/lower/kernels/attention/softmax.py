@@ -71,7 +71,7 @@ class ScoreRow:
     ahead: Expr
     slope: Expr | None
 
-    def place(self, vector: Expr | int) -> list[Expr]:
+    def index(self, vector: Expr | int) -> list[Expr]:
         return [self.number, tirx.Ramp(vector * LANES, 1, LANES)]
 
 
@@ -85,23 +85,23 @@ def weigh(row: ScoreRow, head: Head, base: Expr, spec: AttentionSpec) -> tuple[E
     with B.If(tirx.Or(row.ahead > 1 - TILE, row.ahead <= -spec.reach)), B.Then():
         _mask(row, spec)
     vectors = range(TILE // LANES)
-    scores = [B.Bind(row.scores[tuple(row.place(v))]) for v in vectors]
+    scores = [B.Bind(row.scores[tuple(row.index(v))]) for v in vectors]
     top = B.Bind(tirx.max(_largest(_tree(scores, tirx.max)), tirx.const(FLOOR, "float32")))
     weights = [B.Bind(power(score - same(top, LANES))) for score in scores]
     for v, weight in enumerate(weights):
         if head.cache.value_scales is not None:
             weight = weight * head.scales(head.cache.value_scales, base + v * LANES, LANES)
-        B.buffer_store(row.scores, weight, row.place(v))
+        B.buffer_store(row.scores, weight, row.index(v))
     return top, B.Bind(_tree(weights, operator.add))
 
 
 def _mask(row: ScoreRow, spec: AttentionSpec) -> None:
     with B.serial(TILE // LANES) as v:
-        place = row.place(v)
+        index = row.index(v)
         ahead = same(row.ahead + v * LANES, LANES) + tirx.Ramp(0, 1, LANES)
         seen = tirx.And(ahead <= splat(0, ahead), ahead > splat(-spec.reach, ahead))
-        score = row.scores[tuple(place)]
-        B.buffer_store(row.scores, tirx.Select(seen, score, splat(NONE, score)), place)
+        score = row.scores[tuple(index)]
+        B.buffer_store(row.scores, tirx.Select(seen, score, splat(NONE, score)), index)
 
 
 def _adjust(row: ScoreRow, head: Head, base: Expr, spec: AttentionSpec) -> None:
@@ -110,8 +110,8 @@ def _adjust(row: ScoreRow, head: Head, base: Expr, spec: AttentionSpec) -> None:
         return
     slope = None if row.slope is None else B.Bind(row.slope)
     with B.serial(TILE // LANES) as v:
-        place = row.place(v)
-        score = row.scores[tuple(place)]
+        index = row.index(v)
+        score = row.scores[tuple(index)]
         if head.cache.key_scales is not None:
             score = B.Bind(score * head.scales(head.cache.key_scales, base + v * LANES, LANES))
         if spec.softcap:
@@ -119,7 +119,7 @@ def _adjust(row: ScoreRow, head: Head, base: Expr, spec: AttentionSpec) -> None:
         if slope is not None:
             ahead = same(row.ahead + v * LANES, LANES) + tirx.Ramp(0, 1, LANES)
             score = score + same(slope, LANES) * tirx.Cast(f"float32x{LANES}", ahead)
-        B.buffer_store(row.scores, score, place)
+        B.buffer_store(row.scores, score, index)
 
 
 def _tanh(x: Expr) -> Expr:

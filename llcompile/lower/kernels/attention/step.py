@@ -177,21 +177,21 @@ class _Kernel:
             self.append(self.task(item))
         runs = B.Bind(tirx.Select(whole, tirx.const(1, "int64"), parts))
         with B.parallel(tasks * self.blocks * runs) as item:
-            place = hold(item // runs)
-            task, b = self.task(place // self.blocks), hold(place % self.blocks)
+            pair = hold(item // runs)
+            task, b = self.task(pair // self.blocks), hold(pair % self.blocks)
             with B.If(whole), B.Then():
                 self.append(task)
             with B.serial(together) as part:
-                self.run_of_tiles(task, b, place, (item % runs + part) * TOGETHER)
+                self.run_of_tiles(task, b, pair, (item % runs + part) * TOGETHER)
             with B.If(whole), B.Then():
-                self.combine(task, b, place)
-        with B.If(tirx.Not(whole)), B.Then(), B.parallel(tasks * self.blocks) as place:
-            self.combine(self.task(place // self.blocks), hold(place % self.blocks), place)
+                self.combine(task, b, pair)
+        with B.If(tirx.Not(whole)), B.Then(), B.parallel(tasks * self.blocks) as pair:
+            self.combine(self.task(pair // self.blocks), hold(pair % self.blocks), pair)
 
     def append(self, task: _Task) -> None:
         self.a.append(task.head, task.sequence, task.position)
 
-    def run_of_tiles(self, task: _Task, b: Expr, place: Expr, first: Expr) -> None:
+    def run_of_tiles(self, task: _Task, b: Expr, pair: Expr, first: Expr) -> None:
         space = self.space
         query, scores = self.buffers()
         stop = hold(tirx.min(first + TOGETHER, task.stop - task.first))
@@ -204,23 +204,23 @@ class _Kernel:
                 count = self.scores(task, rows, base)
                 with B.serial(self.rows) as r:
                     top, total = self.weights(task, b, rows, r, base)
-                    B.buffer_store(space, total, [place, t, r, run(0, LANES)])
-                    B.buffer_store(space, top, [place, t, r, LANES])
+                    B.buffer_store(space, total, [pair, t, r, run(0, LANES)])
+                    B.buffer_store(space, top, [pair, t, r, LANES])
 
                 def sink(r: int, column: Expr, value: Expr, wide: int) -> None:
-                    B.buffer_store(space, value, [place, t, r, run(2 * LANES + column, wide)])
+                    B.buffer_store(space, value, [pair, t, r, run(2 * LANES + column, wide)])
 
                 self.values(task, rows, base, count, sink)
 
-    def combine(self, task: _Task, b: Expr, place: Expr) -> None:
+    def combine(self, task: _Task, b: Expr, pair: Expr) -> None:
         space = self.space
         state = new_state(self.rows, self.a.spec)
         wide, _, _ = self.blocking.strips(self.a.spec.value_dim, self.rows)
         with B.serial(self.rows) as r:
             clear(state, r)
             with B.serial(task.stop - task.first) as t:
-                merge_peak(state, r, space[place, t, r, LANES], space[place, t, r, run(0, LANES)])
+                merge_peak(state, r, space[pair, t, r, LANES], space[pair, t, r, run(0, LANES)])
                 with B.serial(self.a.spec.value_dim // wide) as j:
-                    value = space[place, t, r, run(2 * LANES + j * wide, wide)]
+                    value = space[pair, t, r, run(2 * LANES + j * wide, wide)]
                     merge(state, r, j * wide, value, wide)
         self.write(task, b, state)

@@ -76,10 +76,10 @@ def mix(
         def right(v: int, s: Expr) -> Expr:
             return values(s, first + v * wide)
 
-        def place(r: int, v: int, value: Expr) -> None:
+        def write(r: int, v: int, value: Expr) -> None:
             sink(r, first + v * wide, value, wide)
 
-        products(rows.count, vectors, wide, count, left, right, place)
+        products(rows.count, vectors, wide, count, left, right, write)
 
     full = width // wide // together
     if full:
