@@ -37,7 +37,7 @@ from llcompile.partition.links import (
     too_many_copies,
 )
 from llcompile.partition.mip import INFINITY, Mip
-from llcompile.partition.model import Model, Pair, add, flow_key
+from llcompile.partition.model import MipModel, Pair, add, flow_key
 from llcompile.partition.problem import HEAD, Problem
 from llcompile.partition.transmissions import messages
 
@@ -52,7 +52,7 @@ def formulate(problem: Problem, limit: float = INFINITY, floor: float = 0.0) -> 
     already, as a valid inequality.
 
     Of many devices and tensors that skip blocks it is a relaxation, and says so: these cost nothing in it."""
-    model = Model(problem, Mip("plan", _scale(problem)), limit)
+    model = MipModel(problem, Mip("plan", _scale(problem)), limit)
     _columns(model)
     _steps(model)
     _one_device_each(model)
@@ -102,7 +102,7 @@ def _scale(problem: Problem) -> float:
     return 2.0 ** round(log2(least / UNITS)) if least > 0 else 1.0
 
 
-def _columns(model: Model) -> None:
+def _columns(model: MipModel) -> None:
     problem, mip = model.problem, model.mip
     costs = problem.block_cost
     for d in range(len(problem.devices)):
@@ -115,7 +115,7 @@ def _columns(model: Model) -> None:
     model.slowest = mip.column("slowest", problem.weights.slowest * mip.scale, model.limit / mip.scale)
 
 
-def _steps(model: Model) -> None:
+def _steps(model: MipModel) -> None:
     """Steps rise; a worker ends only after it began, the head returns only after it left; all ends with the head."""
     problem, mip = model.problem, model.mip
     for d in range(len(problem.devices)):
@@ -129,13 +129,13 @@ def _steps(model: Model) -> None:
         mip.row(f"close_{d}", {begin[d, last]: 1.0, end[d, last]: -1.0}, 0.0, 0.0)
 
 
-def _one_device_each(model: Model) -> None:
+def _one_device_each(model: MipModel) -> None:
     for b in range(model.problem.blocks):
         parts = [model.has(d, b) for d in range(len(model.problem.devices))]
         model.mip.row(f"place_{b}", add(*parts), 1.0, 1.0)
 
 
-def _reach(model: Model) -> None:
+def _reach(model: MipModel) -> None:
     problem = model.problem
     for d in problem.workers:
         for b, first in enumerate(problem.first_starts(d, model.limit)):
@@ -144,7 +144,7 @@ def _reach(model: Model) -> None:
                 model.mip.row(f"reach_{b}_{d}", terms, lower=0.0)
 
 
-def _head_memory(model: Model) -> None:
+def _head_memory(model: MipModel) -> None:
     problem, mip = model.problem, model.mip
     begin, end = model.begin, model.end
     returns = problem.first_returns(model.limit)
@@ -166,7 +166,7 @@ def _head_memory(model: Model) -> None:
         mip.row("share", {end[HEAD, last]: 1.0}, lower=1.0)
 
 
-def _wishes(model: Model) -> None:
+def _wishes(model: MipModel) -> None:
     """--use-all and --pin."""
     problem, mip = model.problem, model.mip
     if problem.options.use_all:
@@ -179,7 +179,7 @@ def _wishes(model: Model) -> None:
         mip.row(f"pin_{b}", model.has(numbers[name], b), 1.0, 1.0)
 
 
-def _cover(model: Model) -> None:
+def _cover(model: MipModel) -> None:
     """Valid inequality: so many workers at least, as each takes no more blocks than its longest stage that fits."""
     problem = model.problem
     count = least_workers(problem, model.limit)
@@ -209,7 +209,7 @@ def least_workers(problem: Problem, limit: float = INFINITY) -> int:
     return max(count, 1) if left <= 0 else len(problem.workers) + 1
 
 
-def _twins(model: Model) -> None:
+def _twins(model: MipModel) -> None:
     """Symmetry: of workers that differ in nothing, the first named begins first."""
     problem = model.problem
     for first, second in twins(problem):

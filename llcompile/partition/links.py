@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llcompile.ir.cluster import Link
 from llcompile.ir.plan import Flow
-from llcompile.partition.model import Model, Pair, add, flow_key, scaled
+from llcompile.partition.model import MipModel, Pair, add, flow_key, scaled
 from llcompile.partition.problem import Problem
 
 # Uses of tensors that skip blocks, by pairs of devices: with more, the text would take longer than the search.
@@ -17,7 +17,7 @@ def _hop_cost(problem: Problem, block: int, link: Link) -> float:
     return problem.latency_cost(link) + problem.bytes_cost(problem.hop_flows[block], link)
 
 
-def add_cuts(model: Model) -> None:
+def add_cuts(model: MipModel) -> None:
     """All links alike: a cut costs the same between any two devices, so that `begin` alone carries the cost."""
     problem, mip = model.problem, model.mip
     if len(problem.devices) == 1:
@@ -33,7 +33,7 @@ def add_cuts(model: Model) -> None:
         mip.row(f"line_{b}", {model.slowest: 1.0, cut: -busy / mip.scale}, lower=0.0)
 
 
-def add_moves(model: Model) -> None:
+def add_moves(model: MipModel) -> None:
     problem, mip = model.problem, model.mip
     for b in range(1, problem.blocks):
         for d, e in model.pairs():
@@ -61,7 +61,7 @@ def too_many_copies(problem: Problem) -> bool:
     return count * (count - 1) * uses > COPIES
 
 
-def add_hops(model: Model) -> None:
+def add_hops(model: MipModel) -> None:
     """Moves of many devices: hop[c,d,e] is 1 when d hands over to e before a block of class c.
 
     A class is the blocks that equal tensors enter. A hop says that e begins where d ends, by the numbers of blocks
@@ -89,7 +89,7 @@ def add_hops(model: Model) -> None:
         mip.row(f"until_{d}_{e}", add(hops, scaled(apart, -1.0)), lower=-size)
 
 
-def _blocks_before(model: Model, steps: dict[Pair, int], name: str, device: int) -> int:
+def _blocks_before(model: MipModel, steps: dict[Pair, int], name: str, device: int) -> int:
     """A column that is the number of blocks before the step of `device`."""
     mip, size = model.mip, float(model.problem.blocks)
     column = mip.column(f"{name}_{device}", upper=size)
@@ -107,7 +107,7 @@ def hop_classes(problem: Problem) -> list[list[int]]:
     return list(classes.values())
 
 
-def add_copies(model: Model, flow: Flow) -> None:
+def add_copies(model: MipModel, flow: Flow) -> None:
     """`copy` and `skip` of one flow that more than the next block uses."""
     problem, mip = model.problem, model.mip
     key = flow_key(problem, flow)
@@ -131,7 +131,7 @@ def add_copies(model: Model, flow: Flow) -> None:
             _direct_copies(model, flow, copy, (d, e))
 
 
-def _direct_copies(model: Model, flow: Flow, copy: int, pair: Pair) -> None:
+def _direct_copies(model: MipModel, flow: Flow, copy: int, pair: Pair) -> None:
     """Valid inequality: a hop from d to e before a consumer carries the tensor unless d began after its producer."""
     d, e = pair
     for c in flow.consumers:
@@ -140,7 +140,7 @@ def _direct_copies(model: Model, flow: Flow, copy: int, pair: Pair) -> None:
         model.mip.row(f"direct_{copy}_{c}", terms, lower=0.0)
 
 
-def add_busy(model: Model) -> None:
+def add_busy(model: MipModel) -> None:
     """`slowest` is no less than what each device and each link is busy."""
     problem, mip = model.problem, model.mip
     unit = {model.slowest: mip.scale}
@@ -163,7 +163,7 @@ def add_busy(model: Model) -> None:
         _token_row(model)
 
 
-def _token_row(model: Model) -> None:
+def _token_row(model: MipModel) -> None:
     """`slowest` is no less than a token's seconds / sequences. A token's seconds: the other costs / their weight."""
     mip, problem = model.mip, model.problem
     factor = 1 / (problem.weights.token * problem.weights.sequences)

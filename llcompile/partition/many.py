@@ -133,7 +133,7 @@ def _bound(problem: Problem, best: Found | None, target: float, clock: Clock) ->
     if best is None:
         return Relaxation(tables).bound(least_seconds(problem), clock, BOUNDED)[0]
     overall, prices = Relaxation(tables).bound(target, clock, BOUNDED)
-    ranges = [_Range(overall, 0.0, best.figures.objective / w.slowest if w.slowest else 0.0, prices)]
+    ranges = [_PricedRange(overall, 0.0, best.figures.objective / w.slowest if w.slowest else 0.0, prices)]
     edge = slowest(problem, best.figures) * SPLIT
     for _ in range(SPLITS if w.slowest else 0):
         if ranges[0].bound >= target or clock.beyond(SPLITTING):
@@ -147,7 +147,7 @@ def _bound(problem: Problem, best: Found | None, target: float, clock: Clock) ->
             (middle, weakest.high, Tables(problem, weakest.high)),
         ]
         halves = [
-            _Range(max(weakest.bound, bound), low, high, better)
+            _PricedRange(max(weakest.bound, bound), low, high, better)
             for low, high, limited in parts
             for bound, better in [Relaxation(limited, low).bound(target, clock, SPLITTING, weakest.prices)]
         ]
@@ -156,7 +156,7 @@ def _bound(problem: Problem, best: Found | None, target: float, clock: Clock) ->
 
 
 @dataclass(frozen=True)
-class _Range:
+class _PricedRange:
     """A bound on plans whose slowest device or link takes from `low` to `high` seconds, and the prices that gave it.
 
     Plans above the first range's `high` are worse than the one known.

@@ -23,7 +23,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class Constraint:
     """lower <= sum of coefficient x column <= upper, by column number."""
 
     name: str
@@ -42,7 +42,7 @@ class Mip:
     scale: float
     note: str = ""
     columns: list[Column] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Constraint] = field(default_factory=list)
 
     def column(
         self, name: str, cost: float = 0.0, upper: float = 1.0, lower: float = 0.0, integer: bool = False
@@ -54,7 +54,7 @@ class Mip:
         self, name: str, terms: Mapping[int, float], lower: float = -INFINITY, upper: float = INFINITY
     ) -> None:
         kept = {column: value for column, value in terms.items() if value}
-        self.rows.append(Row(name, lower, upper, kept))
+        self.rows.append(Constraint(name, lower, upper, kept))
 
 
 def to_mps(mip: Mip) -> str:
@@ -78,7 +78,7 @@ def _header(mip: Mip) -> Iterator[str]:
     yield f"NAME {mip.name}"
 
 
-def _kind(row: Row) -> str:
+def _kind(row: Constraint) -> str:
     if row.lower == row.upper:
         return "E"
     return "G" if row.upper == INFINITY else "L"

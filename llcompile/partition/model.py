@@ -13,7 +13,7 @@ Pair = tuple[int, int]
 
 
 @dataclass
-class Model:
+class MipModel:
     problem: Problem
     mip: Mip
     limit: float

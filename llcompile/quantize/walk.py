@@ -27,7 +27,7 @@ Tensor = list[Array]  # a tensor of the graph: an array for each sequence
 _BAND_ELEMENTS, _BAND_ROWS = 1 << 20, 128
 
 
-class Observer(Protocol):
+class ProductObserver(Protocol):
     """Is told of every product with a weight matrix, before it is done.
 
     `tensor`: the name within the block's template of what is multiplied; `weight`: the matrix's index in the block;
@@ -53,7 +53,7 @@ class Walk:
 
     graph: Graph
     weights: Mapping[str, WeightSource]
-    observe: Observer
+    observe: ProductObserver
     progress: Callable[[int], None]
     pool: ThreadPoolExecutor
     wanted: Collection[str] = ()

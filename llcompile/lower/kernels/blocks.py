@@ -62,7 +62,7 @@ class Sums:
         return (token * self.tiles + tile) * self.isa.rows
 
 
-Block = Callable[[Sequence[Tile], Expr | int, int], Sums]  # (tiles, first token, number of tokens)
+BlockProduct = Callable[[Sequence[Tile], Expr | int, int], Sums]  # (tiles, first token, number of tokens)
 
 
 def over_tokens(size: int, n: Extent, body: Callable[[Expr | int, int], None]) -> None:
@@ -104,7 +104,7 @@ def pair_tokens(isa: Isa, words: tirx.Buffer, n: tirx.Var) -> tirx.Buffer:
     return pairs
 
 
-def float_block(isa: Isa, x: tirx.Buffer, matrices: Sequence[Matrix]) -> Block:
+def float_block(isa: Isa, x: tirx.Buffer, matrices: Sequence[Matrix]) -> BlockProduct:
     """x (1, n, columns) float32; sums in float32, each in the order of the columns: several tiles at once, so that a
     sum need not wait for the one before."""
     lanes, parts, columns = isa.lanes, isa.parts, int(matrices[0].data.shape[1])
@@ -135,7 +135,7 @@ def float_block(isa: Isa, x: tirx.Buffer, matrices: Sequence[Matrix]) -> Block:
     return block
 
 
-def quantised_block(isa: Isa, bits: int, a: Activations, matrices: Sequence[Matrix]) -> Block:
+def quantised_block(isa: Isa, bits: int, a: Activations, matrices: Sequence[Matrix]) -> BlockProduct:
     """Groups are multiplied exactly in integers and summed in float32."""
     lanes, parts, groups = isa.lanes, isa.parts, int(matrices[0].data.shape[1])
     vector = vector_type("float32", lanes)

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import tirx as B
 from llcompile.ir.packing import GROUP, pad
 from llcompile.lower.kernels.blocks import (
     Activations,
-    Block,
+    BlockProduct,
     Matrix,
     Sums,
     float_block,
@@ -134,7 +134,7 @@ def _given(spec: Spec) -> tuple[list[tirx.Buffer], list[list[tirx.Buffer]]]:
     return read, matrices
 
 
-def _block(spec: Spec, given: tuple[list[tirx.Buffer], list[list[tirx.Buffer]]]) -> tuple[Block, int]:
+def _block(spec: Spec, given: tuple[list[tirx.Buffer], list[list[tirx.Buffer]]]) -> tuple[BlockProduct, int]:
     """The micro-kernel over the arguments, and the tokens it takes at once."""
     read, matrices = given
     if spec.form in _FLOATS:
@@ -174,7 +174,7 @@ def _dispatch(task: Expr, starts: Sequence[int], bodies: Sequence[Callable[[Expr
 
 
 def _task(
-    spec: Spec, size: int, block: Block, output: Output, written: list[tirx.Buffer], task: Expr
+    spec: Spec, size: int, block: BlockProduct, output: Output, written: list[tirx.Buffer], task: Expr
 ) -> None:
     """All tokens of one span of tiles of an output."""
     isa, span = spec.isa, output.span(spec)
@@ -247,7 +247,7 @@ def _finish(
 
 
 def _multiply(
-    block: Block,
+    block: BlockProduct,
     matrices: Sequence[int],
     tiles: Sequence[Expr],
     first: Expr | int,

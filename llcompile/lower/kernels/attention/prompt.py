@@ -16,7 +16,7 @@ from llcompile.lower.kernels.attention.kernel import Arguments, Inputs, build
 from llcompile.lower.kernels.attention.products import hold
 from llcompile.lower.kernels.attention.softmax import (
     ScoreRow,
-    State,
+    SoftmaxState,
     clear,
     inverse_sum,
     merge,
@@ -55,14 +55,14 @@ def prompt_attention(
             _attend(
                 a,
                 blocking,
-                Block(Head(a.cache, slot, hold(item // blocks)), start, first, last, spec.group),
+                QueryBlock(Head(a.cache, slot, hold(item // blocks)), start, first, last, spec.group),
             )
 
     return build(n, 1, spec, inputs, None, body)
 
 
 @dataclass(frozen=True)
-class Block:
+class QueryBlock:
     """Query rows first .. last of a key-value head, counted from the first new token's first head."""
 
     head: Head
@@ -94,7 +94,7 @@ class Scratch:
     values: tirx.Buffer
 
 
-def _attend(a: Arguments, blocking: Blocking, block: Block) -> None:
+def _attend(a: Arguments, blocking: Blocking, block: QueryBlock) -> None:
     """The block's rows over all tiles that one of them sees."""
     spec = a.spec
     wide = max(blocking.vectors(blocking.rows) * blocking.lanes, blocking.lanes)
@@ -123,9 +123,9 @@ def _attend(a: Arguments, blocking: Blocking, block: Block) -> None:
 def _tile(
     a: Arguments,
     blocking: Blocking,
-    block: Block,
+    block: QueryBlock,
     scratch: Scratch,
-    state: State,
+    state: SoftmaxState,
     base: Expr,
     count: Expr,
     bands: Expr,

@@ -38,7 +38,7 @@ def power(x: Expr) -> Expr:
 
 
 @dataclass(frozen=True)
-class State:
+class SoftmaxState:
     """For each row: the largest score so far, what sums are scaled by when a tile is merged (`old`) and what the
     tile's are (`new`), the sum of weights (16 lanes), and the weighted sum of values."""
 
@@ -49,12 +49,12 @@ class State:
     mixed: tirx.Buffer
 
 
-def new_state(rows: int, spec: AttentionSpec) -> State:
+def new_state(rows: int, spec: AttentionSpec) -> SoftmaxState:
     shapes = ((rows,), (rows,), (rows,), (rows, LANES), (rows, spec.value_dim))
-    return State(*(local(shape) for shape in shapes))
+    return SoftmaxState(*(local(shape) for shape in shapes))
 
 
-def clear(state: State, row: Expr) -> None:
+def clear(state: SoftmaxState, row: Expr) -> None:
     zero = tirx.const(0.0, "float32")
     B.buffer_store(state.peak, tirx.const(FLOOR, "float32"), [row])
     B.buffer_store(state.sums, same(zero, LANES), [row, tirx.Ramp(0, 1, LANES)])
@@ -158,7 +158,7 @@ def _largest(vector: Expr) -> Expr:
     return vector
 
 
-def merge_peak(state: State, row: Expr, top: Expr, sums: Expr) -> None:
+def merge_peak(state: SoftmaxState, row: Expr, top: Expr, sums: Expr) -> None:
     """Take a tile's largest score and sum of weights into `row`; `old` and `new` are then what `merge` needs."""
     lanes = tirx.Ramp(0, 1, LANES)
     peak = B.Bind(tirx.max(state.peak[row], top))
@@ -170,7 +170,7 @@ def merge_peak(state: State, row: Expr, top: Expr, sums: Expr) -> None:
     B.buffer_store(state.sums, fma(state.sums[row, lanes], same(old, LANES), scaled, LANES), [row, lanes])
 
 
-def merge(state: State, row: Expr, column: Expr, value: Expr, lanes: int) -> None:
+def merge(state: SoftmaxState, row: Expr, column: Expr, value: Expr, lanes: int) -> None:
     """Take a tile's weighted sum of values, `lanes` columns of it from `column` on, into `row`."""
     columns = run(column, lanes)
     scaled = value * same(state.new[row], lanes)
@@ -178,7 +178,7 @@ def merge(state: State, row: Expr, column: Expr, value: Expr, lanes: int) -> Non
     B.buffer_store(state.mixed, total, [row, columns])
 
 
-def inverse_sum(state: State, row: Expr) -> Expr:
+def inverse_sum(state: SoftmaxState, row: Expr) -> Expr:
     """1 / the sum of a row's weights."""
     sums = state.sums[row, tirx.Ramp(0, 1, LANES)]
     total = intrinsic("float32", "llvm.vector.reduce.fadd", tirx.const(-0.0, "float32"), sums)

@@ -19,7 +19,7 @@ from llcompile.lower.kernels.attention.products import hold
 from llcompile.lower.kernels.attention.softmax import (
     LANES,
     ScoreRow,
-    State,
+    SoftmaxState,
     clear,
     inverse_sum,
     merge,
@@ -160,7 +160,7 @@ class _Kernel:
 
         mix(self.blocking, rows, source, count, dv, sink)
 
-    def write(self, task: _Task, b: Expr, state: State) -> None:
+    def write(self, task: _Task, b: Expr, state: SoftmaxState) -> None:
         with B.serial(self.rows) as r:
             inverse = B.Bind(inverse_sum(state, r))
             head = hold(self.query_head(task, b, r))
