@@ -15,7 +15,7 @@ from llrun import __version__
 from llrun.errors import INTERNAL, USAGE, RunError, printable
 
 if TYPE_CHECKING:
-    from llrun.device.slice import Place
+    from llrun.device.slice import StoredSlice
 
 RUN_EXAMPLES = """
 \b
@@ -180,20 +180,20 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
     console = Console(quiet=as_json)
     announcer = Announcer(announce) if announce else None
     with reasons_told(announcer):
-        place = _place(path, device)
+        stored = _stored(path, device)
         wanted = Wanted(tokens, Sampling(temperature, top_k, top_p, seed), _checked_stops(stops))
-        if place.device != place.record.head:
+        if stored.device != stored.record.head:
             if texts or prompt_ids or local:
                 raise RunError(
-                    "R108", f"{place.device} is a worker: prompts and --local are for {place.record.head}"
+                    "R108", f"{stored.device} is a worker: prompts and --local are for {stored.record.head}"
                 )
-            serve(place, listen, announcer, not no_verify, _peers(peers), Tcp(), console)
+            serve(stored, listen, announcer, not no_verify, _peers(peers), Tcp(), console)
             return
     if listen:
-        raise RunError("R108", f"{place.device} is the head, which does not listen: --listen is for workers")
+        raise RunError("R108", f"{stored.device} is the head, which does not listen: --listen is for workers")
     where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
     given = Given(texts, [_ids(text) for text in prompt_ids])
-    answer_all(place, where, wanted, given, as_json, console)
+    answer_all(stored, where, wanted, given, as_json, console)
 
 
 @llrun.command(epilog=BENCH_EXAMPLES, context_settings=SETTINGS)
@@ -252,13 +252,13 @@ def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequenc
     from llrun.faces.where import Where
     from llrun.wire.transport import Tcp
 
-    place = _place(path, None)
+    stored = _stored(path, None)
     where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
     plan = Plan(prompt, tokens, depth, repeats, sequences)
-    measure(place, where, plan, output == "json", Console(quiet=True))
+    measure(stored, where, plan, output == "json", Console(quiet=True))
 
 
-def _place(path: str, device: str | None) -> Place:
+def _stored(path: str, device: str | None) -> StoredSlice:
     from pathlib import Path
 
     from llrun.device.slice import find

@@ -17,7 +17,7 @@ from llrun import schema
 from llrun.device.claims import MOST, MOST_BYTES, slice_faults
 from llrun.device.library import load_library, sealed_copy
 from llrun.device.load import load_device
-from llrun.device.slice import Place, find, open_file, verified_bytes
+from llrun.device.slice import StoredSlice, find, open_file, verified_bytes
 from llrun.errors import RunError
 from llrun.files import open_inside
 from llrun.programs.installed import install
@@ -164,7 +164,7 @@ def test_absurd_numbers(tmp_path: Path, record: schema.Slice, reason: str) -> No
 # --- files that are not what they seem ---
 
 
-def place_of(folder: Path, **files: bytes) -> Place:
+def stored_with(folder: Path, **files: bytes) -> StoredSlice:
     """A slice in `folder` of these files, by name with `_` for `/`."""
     entries = {}
     for name, data in files.items():
@@ -174,21 +174,21 @@ def place_of(folder: Path, **files: bytes) -> Place:
         entries[name.replace("_", "/")] = FileEntry(
             size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
         )
-    return Place(folder, "anna", None, replace(RECORD, files=entries))
+    return StoredSlice(folder, "anna", None, replace(RECORD, files=entries))
 
 
 def test_a_link_that_leads_out_a_pipe_a_folder_and_a_device(tmp_path: Path) -> None:
-    place = place_of(tmp_path / "slice", lib_a=b"library")
+    stored = stored_with(tmp_path / "slice", lib_a=b"library")
     (tmp_path / "a").write_bytes(b"library")
     path = tmp_path / "slice/lib/a"
 
     def reason() -> str:
         with pytest.raises(RunError) as caught:
-            open_file(place, "lib/a")
+            open_file(stored, "lib/a")
         assert (caught.value.code, caught.value.exit_code) == ("R202", 2)
         return caught.value.message
 
-    assert verified_bytes(place, "lib/a") == b"library"
+    assert verified_bytes(stored, "lib/a") == b"library"
     path.unlink()
     path.symlink_to(tmp_path / "a")
     assert "'lib/a' is a symbolic link, not a plain file" in reason()
@@ -223,15 +223,15 @@ def test_a_pipe_or_a_link_in_place_of_the_record(tmp_path: Path, name: str) -> N
 
 
 def test_a_size_that_no_disk_has_asks_for_no_memory(tmp_path: Path) -> None:
-    place = place_of(tmp_path, weights_1=b"short")
+    stored = stored_with(tmp_path, weights_1=b"short")
     entry = FileEntry(size_bytes=MOST_BYTES, sha256="")
-    place = replace_files(place, {"weights/1": entry})
+    stored = replace_files(stored, {"weights/1": entry})
     with pytest.raises(RunError, match=f"it has 5 bytes, the bundle says {MOST_BYTES}"):
-        open_file(place, "weights/1")
+        open_file(stored, "weights/1")
 
 
-def replace_files(place: Place, files: dict[str, FileEntry]) -> Place:
-    return Place(place.folder, place.device, None, replace(place.record, files=files))
+def replace_files(stored: StoredSlice, files: dict[str, FileEntry]) -> StoredSlice:
+    return StoredSlice(stored.folder, stored.device, None, replace(stored.record, files=files))
 
 
 def test_weights_of_another_size_are_refused_before_memory_is_asked_for(
@@ -243,12 +243,12 @@ def test_weights_of_another_size_are_refused_before_memory_is_asked_for(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"small")
     with pytest.raises(RunError, match="it has 5 bytes"):
-        load_device(Place(tmp_path, "head", None, record), False, lambda done, total: None)
+        load_device(StoredSlice(tmp_path, "head", None, record), False, lambda done, total: None)
 
 
 def test_a_library_is_loaded_from_what_was_hashed(tmp_path: Path) -> None:
-    place = place_of(tmp_path, lib_a=b"\x7fELF the library")
-    copy = sealed_copy(place, "lib/a")
+    stored = stored_with(tmp_path, lib_a=b"\x7fELF the library")
+    copy = sealed_copy(stored, "lib/a")
     (tmp_path / "lib/a").write_bytes(b"\x7fELF another one")
     assert os.pread(copy, 100, 0) == b"\x7fELF the library"
     with pytest.raises(PermissionError):
@@ -258,7 +258,7 @@ def test_a_library_is_loaded_from_what_was_hashed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is built for .*an unknown processor|is built for"):
         load_library(copy, copy, [], [], 1)
     with pytest.raises(RunError, match="is damaged: its sha256 is"):
-        sealed_copy(place, "lib/a")
+        sealed_copy(stored, "lib/a")
     os.close(copy)
 
 

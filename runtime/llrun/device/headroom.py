@@ -146,7 +146,7 @@ def _mounts(root: Path) -> Iterator[tuple[Path, PurePosixPath, Files]]:
 
 
 def _unescaped(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found.group(1), 8)), text)
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
 
 
 def _status(root: Path) -> dict[str, int]:
@@ -163,8 +163,8 @@ def _text(path: Path) -> str:
 
 
 def _numbers(text: str, line: str) -> dict[str, int]:
-    found = (re.fullmatch(line, each.strip(), re.ASCII) for each in text.splitlines())
-    return {match.group(1): int(match.group(2)[:30]) for match in found if match}
+    matches = (re.fullmatch(line, each.strip(), re.ASCII) for each in text.splitlines())
+    return {match.group(1): int(match.group(2)[:30]) for match in matches if match}
 
 
 def _number(text: str) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llrun.device.slice import Place, check_file
+from llrun.device.slice import StoredSlice, check_file
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array
 
@@ -79,7 +79,7 @@ def _path(descriptor: int) -> str:
     return f"/proc/self/fd/{descriptor}"
 
 
-def sealed_copy(place: Place, name: str) -> int:
+def sealed_copy(stored: StoredSlice, name: str) -> int:
     """A descriptor of a copy of the library `name` in memory that nobody can change, its sha256 checked.
 
     A library is mapped, not read: a file that is overwritten while it is in use would change what runs. The
@@ -90,7 +90,7 @@ def sealed_copy(place: Place, name: str) -> int:
     except OSError as error:
         raise RunError("R205", f"cannot load {name}: no memory for it: {error.strerror}", INTERNAL) from error
     try:
-        check_file(place, name, lambda piece: _write_all(copy, piece))
+        check_file(stored, name, lambda piece: _write_all(copy, piece))
         fcntl.fcntl(copy, F_ADD_SEALS, ALL_SEALS)
     except OSError as error:
         os.close(copy)

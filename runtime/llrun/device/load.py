@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from llrun.device.headroom import check_memory
 from llrun.device.library import Library, load_library, sealed_copy
 from llrun.device.processor import require
-from llrun.device.slice import Place, check_file, entry_of, open_file
+from llrun.device.slice import StoredSlice, check_file, entry_of, open_file
 from llrun.device.table import Table
 from llrun.device.weights import Source, read_weights
 from llrun.errors import INTERNAL, RunError
@@ -52,24 +52,24 @@ class Device:
         return Limits(model.shapes.chunk, model.shapes.context, self.record.max_payload_bytes)
 
 
-def load_device(place: Place, verify: bool, progress: Progress) -> Device:
+def load_device(stored: StoredSlice, verify: bool, progress: Progress) -> Device:
     """Read and check everything in the slice; only then load and bind the library.
 
     Raises RunError R208 before weights are read when the plan has the device take more memory than there is.
     `verify` False skips the hashing of weights, nothing else. `progress`: bytes read, bytes in all.
     """
-    record = place.record
+    record = stored.record
     installed = install(record)
     me = record.devices[record.device]
     require(me.isa, me.target)
     for block in record.blocks:  # of the sizes that the slice says, before memory of these sizes is asked for
-        open_file(place, block.file).close()
+        open_file(stored, block.file).close()
     check_memory(me)
-    runtime, compiled = (sealed_copy(place, name) for name in (record.runtime_library, record.library))
+    runtime, compiled = (sealed_copy(stored, name) for name in (record.runtime_library, record.library))
     skipped = {block.file for block in record.blocks} | {record.library, record.runtime_library}
     for name in sorted(record.files.keys() - skipped):
-        check_file(place, name)
-    tables, arrays = _read_blocks(place, verify, progress)
+        check_file(stored, name)
+    tables, arrays = _read_blocks(stored, verify, progress)
     library = load_library(
         runtime,
         compiled,
@@ -118,11 +118,11 @@ def by_rows(library: Library, lookups: Sequence[Lookup]) -> Library:
 
 
 def _read_blocks(
-    place: Place, verify: bool, progress: Progress
+    stored: StoredSlice, verify: bool, progress: Progress
 ) -> tuple[list[Lookup], dict[int, tuple[Array, ...]]]:
     """The arrays of each block, and those of them that are read by token."""
-    blocks = place.record.blocks
-    total = sum(entry_of(place, block.file).size_bytes for block in blocks)
+    blocks = stored.record.blocks
+    total = sum(entry_of(stored, block.file).size_bytes for block in blocks)
     done = 0
 
     def advance(count: int) -> None:
@@ -130,26 +130,26 @@ def _read_blocks(
         done += count
         progress(done, total)
 
-    ids = token_arguments(place.record.graph)
+    ids = token_arguments(stored.record.graph)
     by_token = {
         block.id
         for block in blocks
         if block.id in ids
         and any(param.by_token for param in block.params)
-        and entry_of(place, block.file).size_bytes > SMALL_TABLE_BYTES
+        and entry_of(stored, block.file).size_bytes > SMALL_TABLE_BYTES
     }
     held = [block for block in blocks if block.id not in by_token]
-    regions = _room([entry_of(place, block.file).size_bytes for block in held])
+    regions = _room([entry_of(stored, block.file).size_bytes for block in held])
     lookups: list[Lookup] = []
     arrays: dict[int, tuple[Array, ...]] = {}
     for block in blocks:
-        source = Source(place.folder / block.file, entry_of(place, block.file), block.params)
+        source = Source(stored.folder / block.file, entry_of(stored, block.file), block.params)
         if block.id in by_token:
-            table = Table(open_file(place, block.file), source, verify, advance)
+            table = Table(open_file(stored, block.file), source, verify, advance)
             lookups.append(Lookup(block.template, ids[block.id], table))
             arrays[block.id] = table.arrays
         else:
-            with open_file(place, block.file) as file:
+            with open_file(stored, block.file) as file:
                 arrays[block.id] = read_weights(file, source, next(regions), verify, advance)
     return lookups, arrays
 

@@ -20,8 +20,8 @@ SLICE = "slice.json"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a device's part lies: `bundle` is None when only a slice's folder was given."""
+class StoredSlice:
+    """A device's slice as it lies on disk: `bundle` is None when only a slice's folder was given."""
 
     folder: Path
     device: str
@@ -29,7 +29,7 @@ class Place:
     record: Slice
 
 
-def find(path: Path, device: str | None) -> Place:
+def find(path: Path, device: str | None) -> StoredSlice:
     """The slice of `device` (the head when None) in a bundle, or the one slice at `path`.
 
     Raises RunError R201 for what is missing, R202 for what is damaged or claims what no slice can, R204 for a
@@ -44,10 +44,10 @@ def find(path: Path, device: str | None) -> Place:
     record = _decode_slice(path / SLICE, read_text(path, SLICE))
     if device not in (None, record.device):
         raise RunError("R204", f"{path} is the slice of device {record.device}, not of {device}")
-    return Place(path, record.device, None, record)
+    return StoredSlice(path, record.device, None, record)
 
 
-def _in_bundle(path: Path, device: str | None) -> Place:
+def _in_bundle(path: Path, device: str | None) -> StoredSlice:
     manifest = read_manifest(path)
     name = device or manifest.head
     if name not in manifest.programs:
@@ -66,7 +66,7 @@ def _in_bundle(path: Path, device: str | None) -> Place:
     record = _decode_slice(path / listed, text)
     if (record.device, record.bundle) != (name, manifest.bundle):
         raise RunError("R202", f"{path / listed} is of device {record.device} of bundle {record.bundle[:12]}")
-    return Place(path / "devices" / name, name, path, record)
+    return StoredSlice(path / "devices" / name, name, path, record)
 
 
 def _decode_slice(file: Path, text: bytes) -> Slice:
@@ -82,34 +82,34 @@ def _decode_slice(file: Path, text: bytes) -> Slice:
     return record
 
 
-def entry_of(place: Place, name: str) -> FileEntry:
-    entry = place.record.files.get(name)
+def entry_of(stored: StoredSlice, name: str) -> FileEntry:
+    entry = stored.record.files.get(name)
     if entry is None:
-        raise RunError("R202", f"{place.folder / SLICE} does not list {name}")
+        raise RunError("R202", f"{stored.folder / SLICE} does not list {name}")
     return entry
 
 
-def open_file(place: Place, name: str) -> FileIO:
+def open_file(stored: StoredSlice, name: str) -> FileIO:
     """The file `name` of the slice, of the size that the slice says. Raises RunError R201, R202."""
-    entry = entry_of(place, name)
-    file = open_inside(place.folder, name)
+    entry = entry_of(stored, name)
+    file = open_inside(stored.folder, name)
     if size_of(file) != entry.size_bytes:
         size = size_of(file)
         file.close()
         raise RunError(
             "R202",
-            f"{place.folder / name} is damaged: it has {size} bytes, the bundle says {entry.size_bytes}. "
+            f"{stored.folder / name} is damaged: it has {size} bytes, the bundle says {entry.size_bytes}. "
             "Copy the slice again.",
         )
     return file
 
 
-def check_file(place: Place, name: str, take: Callable[[memoryview], object] = len) -> None:
+def check_file(stored: StoredSlice, name: str, take: Callable[[memoryview], object] = len) -> None:
     """Read the file `name` of the slice once and compare its sha256; `take` is given what is read, piece by piece,
     and must not use it before this returns. Raises RunError R201, R202."""
-    path, entry = place.folder / name, entry_of(place, name)
+    path, entry = stored.folder / name, entry_of(stored, name)
     digest = hashlib.sha256()
-    with open_file(place, name) as file:
+    with open_file(stored, name) as file:
         memory = memoryview(bytearray(min(PIECE, entry.size_bytes)))
         for start, stop in pieces(entry.size_bytes):
             piece = memory[: stop - start]
@@ -120,11 +120,11 @@ def check_file(place: Place, name: str, take: Callable[[memoryview], object] = l
         raise damaged(path, digest.hexdigest(), entry.sha256)
 
 
-def verified_bytes(place: Place, name: str) -> bytes:
+def verified_bytes(stored: StoredSlice, name: str) -> bytes:
     """A small file of the slice (tokenizer), its size and sha256 checked: what was hashed is what is given. Raises
     RunError R201, R202."""
-    if entry_of(place, name).size_bytes > TEXT_LIMIT:
-        raise RunError("R202", f"{place.folder / name} has more than {TEXT_LIMIT} bytes")
+    if entry_of(stored, name).size_bytes > TEXT_LIMIT:
+        raise RunError("R202", f"{stored.folder / name} has more than {TEXT_LIMIT} bytes")
     text = bytearray()
-    check_file(place, name, text.extend)
+    check_file(stored, name, text.extend)
     return bytes(text)

@@ -29,14 +29,14 @@ class Table:
     Without `verify` there are none; then the file's size and time of change must stay.
     """
 
-    def __init__(self, file: FileIO, source: Source, verify: bool, progress: Advance) -> None:
+    def __init__(self, file: FileIO, source: Source, verify: bool, advance: Advance) -> None:
         self._file = file
         self._source = source
         self._size = source.entry.size_bytes
         self._stamp = self._now()
-        self._digests = self._hash(progress) if verify else b""
+        self._digests = self._hash(advance) if verify else b""
         if not verify:
-            progress(self._size)
+            advance(self._size)
         self._region = reserve_address_space(self._size)
         self._bytes = np.frombuffer(self._region, np.uint8)[: self._size]
         self._take(0, min(self._size, HEADER_LIMIT + PAGE))
@@ -68,8 +68,8 @@ class Table:
         for array in self._rows:
             start, step = array.ctypes.data - base, array.strides[0]
             for token in tokens:
-                place = start + min(max(token, 0), len(array) - 1) * step
-                pages.update(range(place // PAGE, (place + step - 1) // PAGE + 1))
+                offset = start + min(max(token, 0), len(array) - 1) * step
+                pages.update(range(offset // PAGE, (offset + step - 1) // PAGE + 1))
         first = last = -2
         for page in sorted(pages):
             if page != last + 1:
@@ -103,7 +103,7 @@ class Table:
             if _digests(view) != known:
                 raise self._changed()
 
-    def _hash(self, progress: Advance) -> bytes:
+    def _hash(self, advance: Advance) -> bytes:
         """Digests of all pages, one after the other; the whole is checked against the bundle."""
         whole, parts = hashlib.sha256(), []
         memory = memoryview(bytearray(min(self._size, 4 << 20)))
@@ -112,7 +112,7 @@ class Table:
             fill(self._file, piece, start, self._source)
             whole.update(piece)
             parts.append(_digests(piece))
-            progress(stop - start)
+            advance(stop - start)
         if whole.hexdigest() != self._source.entry.sha256:
             raise damaged(self._source.path, whole.hexdigest(), self._source.entry.sha256)
         return b"".join(parts)

@@ -42,7 +42,7 @@ class Source:
 
 
 def read_weights(
-    file: FileIO, source: Source, into: NDArray[np.uint8], verify: bool, progress: Advance
+    file: FileIO, source: Source, into: NDArray[np.uint8], verify: bool, advance: Advance
 ) -> tuple[Array, ...]:
     """The arrays of `source.params`, in their order, from the safetensors file that `file` is open on.
 
@@ -56,7 +56,7 @@ def read_weights(
         fill(file, piece, start, source)
         if verify:
             digest.update(piece)
-        progress(stop - start)
+        advance(stop - start)
     if verify and digest.hexdigest() != source.entry.sha256:
         raise damaged(source.path, digest.hexdigest(), source.entry.sha256)
     stored, start = header(source.path, into)

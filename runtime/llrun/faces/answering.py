@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from llrun.device.slice import Place
+from llrun.device.slice import StoredSlice
 from llrun.errors import RunError
 from llrun.faces.chat import chat
 from llrun.faces.console import Console
@@ -38,23 +38,23 @@ class Prompt:
 
 
 def answer_all(
-    place: Place, where: Where, wanted: Wanted, given: Given, as_json: bool, console: Console
+    stored: StoredSlice, where: Where, wanted: Wanted, given: Given, as_json: bool, console: Console
 ) -> None:
     """The head's work: every prompt given, or those on stdin, or a conversation at the terminal."""
     if given.texts and given.ids:
         raise RunError("R108", "give --prompt or --prompt-ids, not both")
-    tokenizer = tokenizer_for_ids(place, wanted, console) if given.ids else read_tokenizer(place)
+    tokenizer = tokenizer_for_ids(stored, wanted, console) if given.ids else read_tokenizer(stored)
     if wanted.stops and tokenizer is None:
         raise RunError(NO_TOKENIZER, "--stop needs a tokenizer, and this bundle has none")
     if not given.texts and not given.ids and at_terminal() and not as_json:
-        talk(place, where, wanted, tokenizer, console)
+        talk(stored, where, wanted, tokenizer, console)
         return
     prompts = prompts_of(given, tokenizer)
     if not prompts:
         raise RunError("R103", "no prompt: give --prompt or --prompt-ids, or lines on standard input")
-    check_prompts(prompts, wanted, place.record.model)
+    check_prompts(prompts, wanted, stored.record.model)
     answers = []
-    with session_on(place, where, console) as session:
+    with session_on(stored, where, console) as session:
         scheduler = Scheduler(session)
         for prompt in prompts:
             answers.append(answer(scheduler, prompt.ids, wanted, tokenizer, console))
@@ -65,10 +65,10 @@ def answer_all(
         console.results(answers)
 
 
-def tokenizer_for_ids(place: Place, wanted: Wanted, console: Console) -> Tokenizer | None:
+def tokenizer_for_ids(stored: StoredSlice, wanted: Wanted, console: Console) -> Tokenizer | None:
     """The tokenizer for prompts that are ids already: None, with a note, where it cannot be used."""
     try:
-        return read_tokenizer(place)
+        return read_tokenizer(stored)
     except RunError as error:
         if wanted.stops or error.code not in (NO_TOKENIZER, UNREADABLE):
             raise
@@ -76,12 +76,14 @@ def tokenizer_for_ids(place: Place, wanted: Wanted, console: Console) -> Tokeniz
         return None
 
 
-def talk(place: Place, where: Where, wanted: Wanted, tokenizer: Tokenizer | None, console: Console) -> None:
+def talk(
+    stored: StoredSlice, where: Where, wanted: Wanted, tokenizer: Tokenizer | None, console: Console
+) -> None:
     """A conversation at the terminal, from starting the devices to the end of input."""
     if tokenizer is None:
         raise RunError(NO_TOKENIZER, "this bundle has no tokenizer to talk with: use --prompt-ids 1,2,3")
-    with session_on(place, where, console) as session:
-        if has_chat_template(place):
+    with session_on(stored, where, console) as session:
+        if has_chat_template(stored):
             console.note("The model has a chat template, which is not applied: lines are continued as text.")
         chat(Scheduler(session), wanted, tokenizer, console)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from llrun.device.slice import Place
+from llrun.device.slice import StoredSlice
 from llrun.errors import RunError
 from llrun.faces.console import Console
 from llrun.faces.where import Where, session_on
@@ -45,16 +45,16 @@ class Rate(msgspec.Struct, frozen=True):
     runs: int
 
 
-def measure(place: Place, where: Where, plan: Plan, as_json: bool, console: Console) -> None:
+def measure(stored: StoredSlice, where: Where, plan: Plan, as_json: bool, console: Console) -> None:
     """Run the bench and print its rows, Markdown or JSON."""
-    check_plan(plan, place.record.model)
-    with session_on(place, where, console) as session:
+    check_plan(plan, stored.record.model)
+    with session_on(stored, where, console) as session:
         rows = run_bench(Scheduler(session), plan)
     if as_json:
         console.json(rows)
         return
-    model = place.record.model
-    console.table(table(rows, f"{model.name} {model.precision.weights}", len(place.record.devices)))
+    model = stored.record.model
+    console.table(table(rows, f"{model.name} {model.precision.weights}", len(stored.record.devices)))
 
 
 def check_plan(plan: Plan, model: ModelInfo) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llrun.device.load import load_device
-from llrun.device.slice import Place
+from llrun.device.slice import StoredSlice
 from llrun.faces import local
 from llrun.faces.console import Console
 from llrun.faces.where import check_peers
@@ -14,7 +14,7 @@ from llrun.worker.worker import Worker
 
 
 def serve(
-    place: Place,
+    stored: StoredSlice,
     listen: str | None,
     announcer: local.Announcer | None,
     verify: bool,
@@ -24,15 +24,15 @@ def serve(
 ) -> None:
     """Serve heads at `listen`, else at the bundle's address. `announcer`: tells the head that started this process.
     `peers`: addresses of other workers that differ from the bundle's."""
-    check_peers(place, peers)
+    check_peers(stored, peers)
     if announcer:
         announcer.end_with_parent()
-    listener = transport.listen(listen or place.record.devices[place.device].address)
-    note = console.silent if announcer else (lambda text: console.note(f"{place.device}: {text}"))
-    worker = Worker(place.record, transport, listener, note, peers)
-    worker.load(lambda: load_device(place, verify, console.progress))
+    listener = transport.listen(listen or stored.record.devices[stored.device].address)
+    note = console.silent if announcer else (lambda text: console.note(f"{stored.device}: {text}"))
+    worker = Worker(stored.record, transport, listener, note, peers)
+    worker.load(lambda: load_device(stored, verify, console.progress))
     if announcer:
         announcer.listening(listener.address)
     else:
-        console.note(f"{place.device}: listening on {listener.address}")
+        console.note(f"{stored.device}: listening on {listener.address}")
     worker.serve()

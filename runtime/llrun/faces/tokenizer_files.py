@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from llrun.device.slice import Place, verified_bytes
+from llrun.device.slice import StoredSlice, verified_bytes
 from llrun.requests.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer/tokenizer.json"
@@ -12,24 +12,24 @@ TOKENIZER_CONFIG = "tokenizer/tokenizer_config.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 
 
-def read_tokenizer(place: Place) -> Tokenizer | None:
+def read_tokenizer(stored: StoredSlice) -> Tokenizer | None:
     """The model's tokenizer, None when the bundle has none."""
-    if TOKENIZER not in place.record.files:
+    if TOKENIZER not in stored.record.files:
         return None
-    data = verified_bytes(place, TOKENIZER)
-    return Tokenizer(str(place.folder / TOKENIZER), data, place.record.model.vocab_size)
+    data = verified_bytes(stored, TOKENIZER)
+    return Tokenizer(str(stored.folder / TOKENIZER), data, stored.record.model.vocab_size)
 
 
-def has_chat_template(place: Place) -> bool:
+def has_chat_template(stored: StoredSlice) -> bool:
     """Whether the model came with a template for conversations.
 
     Templates are programs: none is executed here.
     """
-    if CHAT_TEMPLATE in place.record.files:
+    if CHAT_TEMPLATE in stored.record.files:
         return True
-    if TOKENIZER_CONFIG not in place.record.files:
+    if TOKENIZER_CONFIG not in stored.record.files:
         return False
-    text = verified_bytes(place, TOKENIZER_CONFIG)
+    text = verified_bytes(stored, TOKENIZER_CONFIG)
     try:
         return "chat_template" in msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except msgspec.MsgspecError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llrun.device.headroom import check_together
 from llrun.device.load import load_device
-from llrun.device.slice import Place
+from llrun.device.slice import StoredSlice
 from llrun.errors import RunError
 from llrun.faces import local
 from llrun.faces.console import Console
@@ -32,9 +32,9 @@ class Where:
     transport: Transport
 
 
-def check_peers(place: Place, peers: Mapping[str, str]) -> list[str]:
+def check_peers(stored: StoredSlice, peers: Mapping[str, str]) -> list[str]:
     """The bundle's workers. Raises RunError R108 for a peer that is none, R101 for what is no address."""
-    names = sorted(place.record.devices.keys() - {place.record.head})
+    names = sorted(stored.record.devices.keys() - {stored.record.head})
     unknown = sorted(peers.keys() - set(names))
     if unknown:
         raise RunError("R108", f"--peer {unknown[0]}: this bundle's workers are {', '.join(names) or 'none'}")
@@ -44,24 +44,24 @@ def check_peers(place: Place, peers: Mapping[str, str]) -> list[str]:
 
 
 @contextmanager
-def session_on(place: Place, where: Where, console: Console) -> Iterator[Session]:
+def session_on(stored: StoredSlice, where: Where, console: Console) -> Iterator[Session]:
     """All devices, connected. With `local`, the workers load while the head does.
 
     Raises RunError as check_peers does, R108 for `local` without the whole bundle.
     """
-    names = check_peers(place, where.peers)
+    names = check_peers(stored, where.peers)
     if not where.local:
-        described = {name: place.record.devices[name].address for name in names}
-        device = load_device(place, where.verify, console.progress)
+        described = {name: stored.record.devices[name].address for name in names}
+        device = load_device(stored, where.verify, console.progress)
         addresses = {**described, **where.peers}
         with Session(device, where.transport, addresses, where.timeout_s, console.note) as session:
             yield session
         return
-    if place.bundle is None:
-        raise RunError("R108", f"--local needs the whole bundle, {place.folder} is one device's slice")
-    check_together(place.record.devices)
+    if stored.bundle is None:
+        raise RunError("R108", f"--local needs the whole bundle, {stored.folder} is one device's slice")
+    check_together(stored.record.devices)
     options = () if where.verify else ("--no-verify",)
-    with local.workers(place.bundle, names, options) as listening:
-        device = load_device(place, where.verify, console.progress)
+    with local.workers(stored.bundle, names, options) as listening:
+        device = load_device(stored, where.verify, console.progress)
         with Session(device, where.transport, listening(), where.timeout_s, console.note) as session:
             yield session

@@ -78,7 +78,7 @@ def _messages(
     ids = {tensor.name: tensor.id for tensor in graph.tensors}
     made_by = {tensor: block for block in graph.blocks for tensor in block.outputs}
     stage_of = {block: number for number, stage in enumerate(stages) for block in range(*stage.blocks)}
-    found = []
+    messages = []
     for sent in transmissions:
         way = f"{sent.tensor} from {sent.source} to {sent.destination}"
         producer = made_by.get(ids.get(sent.tensor, -1))
@@ -91,7 +91,7 @@ def _messages(
         ]
         if not users:
             raise _fault(f"{way} is not used there")
-        found.append(
+        messages.append(
             _Message(
                 ids[sent.tensor],
                 producer.id,
@@ -101,7 +101,7 @@ def _messages(
                 _rows(users),
             )
         )
-    return tuple(found)
+    return tuple(messages)
 
 
 def _rows(users: Sequence[GraphBlock]) -> Rows:

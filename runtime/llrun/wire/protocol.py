@@ -65,7 +65,9 @@ def pack_rows(headers: Sequence[Header]) -> bytes:
     first, count = headers[0], len(headers)
     length = count * (TABLE_ENTRY_BYTES + first.length)
     frame = Header(ROWS, 0, first.dtype, first.epoch, 0, 0, count, first.tensor, length)
-    table = [TABLE_ENTRY.pack(one.sequence, one.position, one.rows, one.flags) for one in headers]
+    table = [
+        TABLE_ENTRY.pack(header.sequence, header.position, header.rows, header.flags) for header in headers
+    ]
     return pack_header(frame) + b"".join(table)
 
 
@@ -75,18 +77,18 @@ def unpack_rows(frame: Header, table: bytes | bytearray) -> tuple[Header, ...]:
     Raises ProtocolError for unknown flags, more than a row of one sequence, and whatever is not a single row.
     """
     length = frame.length // frame.rows - TABLE_ENTRY_BYTES
-    found = []
+    headers = []
     for sequence, position, rows, flags in TABLE_ENTRY.iter_unpack(table):
         if flags & ~FLAGS or not flags & ONE_ROW:
             raise ProtocolError(f"a row with flags {flags:#x}")
-        found.append(
+        headers.append(
             Header(
                 TENSOR, flags, frame.dtype, frame.epoch, sequence, position, rows, frame.tensor, length
             )
         )  # fmt: skip
-    if len({one.sequence for one in found}) < len(found):
+    if len({header.sequence for header in headers}) < len(headers):
         raise ProtocolError("two rows of one sequence in a frame")
-    return tuple(found)
+    return tuple(headers)
 
 
 def unpack_header(data: bytes | bytearray | memoryview) -> Header:

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from llrun import schema
-from llrun.device.slice import Place, find, open_file, verified_bytes
+from llrun.device.slice import StoredSlice, find, open_file, verified_bytes
 from llrun.device.table import Table
 from llrun.device.weights import Source, read_weights
 from llrun.errors import RunError
@@ -55,8 +55,10 @@ def read(
 ):
     """As a device reads a block: all at once, or `by_row` with the first array left in the file, of which every row
     is then asked for."""
-    place = Place(path.parent, "a", None, numpy_model.record("head", ["head"], files={path.name: described}))
-    file = open_file(place, path.name)
+    stored = StoredSlice(
+        path.parent, "a", None, numpy_model.record("head", ["head"], files={path.name: described})
+    )
+    file = open_file(stored, path.name)
     if not by_row:
         source = Source(path, described, tuple(params))
         return read_weights(file, source, reserve(described.size_bytes, huge=True), verify, count)
@@ -229,10 +231,10 @@ def write_slice(folder: Path, **changes: object) -> Path:
 
 
 def test_a_slice_is_found_in_its_own_folder(tmp_path):
-    place = find(write_slice(tmp_path), None)
-    assert (place.device, place.bundle) == ("anna", None)
+    stored = find(write_slice(tmp_path), None)
+    assert (stored.device, stored.bundle) == ("anna", None)
     assert find(tmp_path, "anna").device == "anna"
-    assert verified_bytes(place, "lib/a.so") == b"library"
+    assert verified_bytes(stored, "lib/a.so") == b"library"
 
 
 def test_the_slice_of_another_device(tmp_path):
@@ -261,20 +263,20 @@ def test_files_outside_the_slice_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize("data", [b"Library", b"librar", b"library!"])
 def test_damaged_files_are_found(tmp_path, data):
-    place = find(write_slice(tmp_path), None)
+    stored = find(write_slice(tmp_path), None)
     (tmp_path / "lib/a.so").write_bytes(data)
     with pytest.raises(RunError, match="damaged") as caught:
-        verified_bytes(place, "lib/a.so")
+        verified_bytes(stored, "lib/a.so")
     assert caught.value.code == "R202"
 
 
 def test_missing_and_unlisted_files(tmp_path):
-    place = find(write_slice(tmp_path), None)
+    stored = find(write_slice(tmp_path), None)
     (tmp_path / "lib/a.so").unlink()
     with pytest.raises(RunError, match="cannot read"):
-        verified_bytes(place, "lib/a.so")
+        verified_bytes(stored, "lib/a.so")
     with pytest.raises(RunError, match=r"does not list lib/b\.so"):
-        verified_bytes(place, "lib/b.so")
+        verified_bytes(stored, "lib/b.so")
 
 
 def test_neither_bundle_nor_slice(tmp_path):

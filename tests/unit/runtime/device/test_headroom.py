@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from llrun.device.headroom import Room, check_memory, check_together, memory_left
 from llrun.device.load import load_device
-from llrun.device.slice import Place
+from llrun.device.slice import StoredSlice
 from llrun.errors import RunError
 from llrun.schema import DeviceInfo
 
@@ -212,7 +212,7 @@ def test_nothing_is_read_where_memory_is_short(
         (tmp_path / name).write_bytes(b"\0" * entry.size_bytes)  # not what the digests say: never asked
     monkeypatch.setattr("llrun.device.headroom.memory_left", lambda root: Room(MIB, "this machine"))
     with pytest.raises(RunError, match=r"not enough memory for device head: .*leaves 1 MiB") as caught:
-        load_device(Place(tmp_path, "head", None, record), verify, lambda done, total: None)
+        load_device(StoredSlice(tmp_path, "head", None, record), verify, lambda done, total: None)
     assert caught.value.code == "R208"
 
 

@@ -14,7 +14,7 @@ import numpy_model
 import pytest
 import small_tokenizers
 
-from llrun.device.slice import Place
+from llrun.device.slice import StoredSlice
 from llrun.errors import RunError
 from llrun.faces import visible
 from llrun.faces.answering import (
@@ -41,12 +41,12 @@ def stdin_of(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
-def place_with(folder: Path, data: bytes) -> Place:
+def stored_with(folder: Path, data: bytes) -> StoredSlice:
     """A slice whose tokenizer.json has `data`, and is as its record says."""
     (folder / "tokenizer").mkdir()
     (folder / TOKENIZER).write_bytes(data)
     entry = FileEntry(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    return Place(
+    return StoredSlice(
         folder, "d0", None, msgspec.structs.replace(RECORD, files={**RECORD.files, TOKENIZER: entry})
     )
 
@@ -71,7 +71,7 @@ def test_the_prompt_that_is_wrong_is_named(ids, told):
 def test_a_text_that_is_wrong_is_named(tmp_path, monkeypatch):
     plain = small_tokenizers.begin_with(small_tokenizers.gemma(), "$A")
     plain.normalizer = small_tokenizers.normalizers.Strip()
-    tokenizer = read_tokenizer(place_with(tmp_path, small_tokenizers.data(plain)))
+    tokenizer = read_tokenizer(stored_with(tmp_path, small_tokenizers.data(plain)))
     with pytest.raises(RunError, match="--prompt 2 of 2: the prompt is not UTF-8 text"):
         prompts_of(Given(("DE", "D\udcff"), ()), tokenizer)
     with pytest.raises(RunError, match="--prompt 1 of 2: the prompt is empty"):
@@ -93,8 +93,8 @@ def test_lines_end_at_newlines_alone(monkeypatch):
 
 
 def test_token_ids_need_no_tokenizer(tmp_path, capsys):
-    place = place_with(tmp_path, b'{"model": {"type": "Unheard"}}')
-    assert tokenizer_for_ids(place, NO_LIMIT, Console(quiet=False)) is None
+    stored = stored_with(tmp_path, b'{"model": {"type": "Unheard"}}')
+    assert tokenizer_for_ids(stored, NO_LIMIT, Console(quiet=False)) is None
     said = capsys.readouterr().err
     assert said.startswith("Tokens are shown as ids, without their text: ")
     assert f"{tmp_path / TOKENIZER} is no tokenizer for this model" in said
@@ -102,19 +102,19 @@ def test_token_ids_need_no_tokenizer(tmp_path, capsys):
 
 
 def test_text_needs_one(tmp_path):
-    place = place_with(tmp_path, b'{"model": {"type": "Unheard"}}')
+    stored = stored_with(tmp_path, b'{"model": {"type": "Unheard"}}')
     where = Where(local=False, peers={}, verify=True, timeout_s=1.0, transport=Tcp())
     for given, wanted in ((Given(("ab",), ()), NO_LIMIT), (Given((), ([1],)), Wanted(1, Sampling(), ("a",)))):
         with pytest.raises(RunError) as refused:
-            answer_all(place, where, wanted, given, False, Console(quiet=False))
+            answer_all(stored, where, wanted, given, False, Console(quiet=False))
         assert refused.value.code == "R109"
 
 
 def test_a_tokenizer_that_was_changed_is_refused_whatever_it_is_for(tmp_path):
-    place = place_with(tmp_path, b"{}")
+    stored = stored_with(tmp_path, b"{}")
     (tmp_path / TOKENIZER).write_bytes(b"[]")
     with pytest.raises(RunError, match="damaged"):
-        tokenizer_for_ids(place, NO_LIMIT, Console(quiet=False))
+        tokenizer_for_ids(stored, NO_LIMIT, Console(quiet=False))
 
 
 # --- what a terminal is shown ---
