@@ -200,7 +200,7 @@ def test_a_slot_is_given_back_and_its_neighbours_stay(width):
     taken = resident_bytes()
     slots.discard(1)
     assert taken - before > 3 << 20
-    assert taken - resident_bytes() > (1 << 20) - 2 * mmap.PAGESIZE
+    assert taken - resident_bytes() >= (1 << 20) - 2 * mmap.PAGESIZE  # shared ones, first and last, stay
     for array in slots.arrays:
         for slot in (0, 2, 3):
             assert (array[slot] == slot + 1).all()
