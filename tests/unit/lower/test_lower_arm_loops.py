@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from aarch64_loops import Loop, hottest, inner_loops
+from shared.aarch64_loops import Loop, hottest, inner_loops
 
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.kernels.linear import linear_float, linear_quantised

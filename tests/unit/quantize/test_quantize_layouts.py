@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llcompile.ir.packing import FORMATS, GROUP, Layout, packed_params, pad
+from llcompile.ir.packing import GROUP, Layout, packed_params, pad
 from llcompile.quantize import pack, unpack
+from llrun.schema import WeightFormat
 from tests.unit.quantize.checkpoint import matrix
 
 SHAPES = [(16, 32), (48, 64), (37, 45), (1, 1), (5, 100), (17, 33), (130, 2080)]
@@ -22,7 +23,7 @@ RMS_BOUND = {"q8": 0.0056, "q4": 0.0825}
 
 
 def layouts() -> list[Layout]:
-    tiled = [Layout("tiled", f, r) for f in FORMATS for r in (1, 5, 16)]
+    tiled = [Layout("tiled", f, r) for f in WeightFormat for r in (1, 5, 16)]
     return [*tiled, *(Layout("rows", f) for f in ("f32", "f16", "q8"))]
 
 
