@@ -6,12 +6,12 @@ import hashlib
 import json
 import mmap
 import os
-import re
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mappings import resident_bytes
 
 from llrun.device.library import Library
 from llrun.device.load import Lookup, by_rows
@@ -24,16 +24,6 @@ from llrun.schema import FileEntry, Param
 
 MIB, PAGE = 1 << 20, mmap.PAGESIZE
 ROWS = 1024
-
-
-def resident_bytes(array: Array) -> int:
-    """Of the mapping that `array` lies in."""
-    address = array.ctypes.data
-    for part in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
-        start, stop = (int(text, 16) for text in part.split(" ")[0].split("-")) if part else (0, 0)
-        if start <= address < stop and (found := re.search(r"Rss:\s+(\d+)", part)):
-            return int(found.group(1)) * 1024
-    raise AssertionError("not mapped")
 
 
 def row_bytes(number: int, width: int = PAGE) -> bytes:
