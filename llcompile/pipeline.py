@@ -215,6 +215,10 @@ def write(
     record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
     described = bundle.graph_record(planned.graph)
     programs = partition.device_programs(described, record.stages, record.transmissions, planned.cluster.head)
+    held = {
+        device: [block for stage in planned.plan.stages_of(device) for block in stage.blocks]
+        for device in programs
+    }
     bundle.write_bundle(
         out,
         model=model,
@@ -227,6 +231,7 @@ def write(
         runtime_libraries=compiled.runtime,
         programs=programs,
         described=described,
+        envelope=partition.envelope(held, planned.costs, planned.cluster),
         pack=pack,
         pages=explain.pages,
         progress=progress,

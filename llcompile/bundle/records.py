@@ -47,6 +47,8 @@ def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.
             )
             for b in graph.blocks
         ),
+        spares={},
+        envelope=(),
     )
     # A whole number where the schema has a float must become one: 256 and 256.0 are different bytes.
     return msgspec.convert(msgspec.to_builtins(record), schema.PlanRecord)

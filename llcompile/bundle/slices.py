@@ -8,10 +8,10 @@ from math import prod
 
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.graph import DTYPE_BYTES, Block, Graph, Template
-from llcompile.ir.packing import LoweredTemplate
+from llcompile.ir.packing import LoweredTemplate, token_axes
 from llcompile.ir.plan import Plan
 from llrun import schema
-from llrun.programs.effects import all_effects, loaded_blocks
+from llrun.programs.effects import loaded_blocks
 
 LIBRARY = "lib/model.so"
 RUNTIME_LIBRARY = "lib/libtvm_runtime.so"
@@ -60,7 +60,10 @@ def block_entry(placed: Placed) -> schema.BlockEntry:
             schema.Param(name=p.name, dtype=p.dtype, shape=p.shape, by_token=p.weight in placed.by_token)
             for p in lowered.params
         ),
-        caches=tuple(schema.CacheArray(dtype=dtype, shape=shape) for dtype, shape in lowered.caches),
+        caches=tuple(
+            schema.CacheArray(dtype=dtype, shape=shape, token_axes=token_axes(shape))
+            for dtype, shape in lowered.caches
+        ),
     )
 
 
@@ -80,20 +83,13 @@ def device_infos(cluster: Cluster, plan: Plan) -> dict[str, schema.DeviceInfo]:
     }
 
 
-def max_payload_bytes(
-    programs: Mapping[str, schema.DeviceProgram], tensors: Sequence[schema.Tensor], chunk: int
-) -> int:
-    """Bytes of the largest tensor message when a whole chunk is processed; 1 when nothing is ever sent."""
-    moved = {
-        tensor
-        for program in programs.values()
-        for does in all_effects(program.instructions)
-        if does.tells
-        for tensor in does.uses
-    }
+def max_payload_bytes(graph: schema.GraphRecord, chunk: int) -> int:
+    """Bytes of the largest message of a whole chunk, wherever blocks are cut apart; 1 when there is none."""
+    made = {tensor for block in graph.blocks for tensor in block.outputs}
+    moved = made & {tensor for block in graph.blocks for tensor in block.inputs}
     sizes = [
         DTYPE_BYTES[t.dtype] * prod(chunk if d == -1 else d for d in t.shape)
-        for t in tensors
+        for t in graph.tensors
         if t.id in moved
     ]
     return max([1, *sizes])
@@ -107,6 +103,7 @@ def make_slice(
     programs: Mapping[str, schema.DeviceProgram],
     graph: schema.GraphRecord,
     plan: schema.PlanRecord,
+    envelope: schema.Envelope,
     blocks: Sequence[Placed],
     files: Mapping[str, schema.FileEntry],
 ) -> schema.Slice:
@@ -124,8 +121,9 @@ def make_slice(
         graph=graph,
         stages=plan.stages,
         transmissions=plan.transmissions,
+        envelope=envelope,
         blocks=tuple(block_entry(b) for b in blocks),
         program=programs[device],
-        max_payload_bytes=max_payload_bytes(programs, graph.tensors, model.shapes.chunk),
+        max_payload_bytes=max_payload_bytes(graph, model.shapes.chunk),
         files=dict(files),
     )

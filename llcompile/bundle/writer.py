@@ -66,6 +66,7 @@ class Contents:
     model: schema.ModelInfo
     head: str
     plan: schema.PlanRecord
+    envelope: schema.Envelope
     devices: dict[str, schema.DeviceInfo]
     programs: dict[str, schema.DeviceProgram]
     placed: dict[str, tuple[Placed, ...]]
@@ -87,6 +88,7 @@ def write_bundle(
     runtime_libraries: Mapping[str, Path],
     programs: Mapping[str, schema.DeviceProgram],
     described: schema.GraphRecord,
+    envelope: schema.Envelope,
     pack: PackBlock,
     pages: MakePages,
     progress: Progress | None = None,
@@ -94,15 +96,16 @@ def write_bundle(
     """Write the bundle of `plan` at `out`; an older bundle there is replaced once the new one is whole.
 
     `lowered`, `libraries` and `runtime_libraries` are by target, `programs` by device, `described` is `graph` as
-    a record. A device gets the blocks that its program loads. `progress` is told (weights packed, weights to
-    pack). The same arguments give the same bytes: wall-clock figures are left out. Raises CompileError
-    B101-B104 and what `pack` raises; then, as on Ctrl-C, nothing is left behind.
+    a record, `envelope` what each device could run. A device gets the blocks that its program loads. `progress` is
+    told (weights packed, weights to pack). The same arguments give the same bytes: wall-clock figures are left out.
+    Raises CompileError B101-B104 and what `pack` raises; then, as on Ctrl-C, nothing is left behind.
     """
     record = msgspec.structs.replace(plan_record(plan, graph, costs), solve_s=0.0)
     contents = Contents(
         model=model_info(model, plan),
         head=cluster.head,
         plan=record,
+        envelope=envelope,
         devices=device_infos(cluster, plan),
         programs=dict(programs),
         placed={
@@ -192,6 +195,7 @@ def _write_records(files: FileSet, contents: Contents, described: schema.GraphRe
             contents.programs,
             described,
             contents.plan,
+            contents.envelope,
             contents.placed[name],
             slice_files(files.entries, name),
         )
@@ -204,6 +208,7 @@ def _write_records(files: FileSet, contents: Contents, described: schema.GraphRe
         model=contents.model,
         head=contents.head,
         plan=contents.plan,
+        envelope=contents.envelope,
         programs=contents.programs,
         files=dict(files.entries),
     )

@@ -112,6 +112,11 @@ def cache_arguments(
     return (keys, values, scales, scales) if kind == "q8" else (keys, values)
 
 
+def token_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Which axes of a cache argument of `cache_arguments` count positions, outermost first: keys have two."""
+    return (1, 3) if len(shape) == 4 else (1,)
+
+
 def cache_token_bytes(kind: str, kv_heads: int, key_dim: int, value_dim: int) -> int:
     """What one token takes in one attention node's cache of `kind`."""
     elements = key_dim + value_dim

@@ -1,5 +1,6 @@
 """Which device computes what: the MIP, its brute-force oracle, the transmission map, and each device's program."""
 
+from llcompile.partition.envelope import envelope
 from llcompile.partition.options import Pin, PlanOptions, check_time_limit, parse_pin, parse_pins, request_of
 from llcompile.partition.planner import plan
 from llcompile.partition.programs import device_programs
@@ -10,6 +11,7 @@ __all__ = [
     "PlanOptions",
     "check_time_limit",
     "device_programs",
+    "envelope",
     "parse_pin",
     "parse_pins",
     "plan",

@@ -54,6 +54,21 @@ def with_block(**changes: Any) -> schema.Slice:
     return replace(RECORD, blocks=(RECORD.blocks[0], replace(BLOCK, **changes), *RECORD.blocks[2:]))
 
 
+ANNA, LINKS = RECORD.envelope.devices["anna"], RECORD.envelope.links
+
+
+def with_cache(**changes: Any) -> schema.Slice:
+    return with_block(caches=(replace(BLOCK.caches[0], **changes),))
+
+
+def with_envelope(**changes: Any) -> schema.Slice:
+    return replace(RECORD, envelope=replace(RECORD.envelope, **changes))
+
+
+def with_envelope_device(**changes: Any) -> schema.Slice:
+    return with_envelope(devices={**RECORD.envelope.devices, "anna": replace(ANNA, **changes)})
+
+
 def with_device(**changes: Any) -> schema.Slice:
     return replace(RECORD, devices={**RECORD.devices, "anna": replace(RECORD.devices["anna"], **changes)})
 
@@ -127,9 +142,21 @@ ABSURD = [
     (with_block(params=(Param(name="w", dtype="float32", shape=(1,) * 40),)), "has the shape"),
     (with_block(params=(Param(name="w", dtype="object", shape=(1,)),)), "has the dtype 'object'"),
     (with_block(params=(Param(name="w", dtype="float32", shape=(), by_token=True),)), "has no rows"),
-    (with_block(caches=(CacheArray(dtype="float32", shape=(1 << 40, 1 << 40)),)), "a cache takes"),
-    (with_block(caches=(CacheArray(dtype="float32", shape=(1 << 40,)),) * 9), "the cache of a sequence takes"),
-    (with_block(caches=(CacheArray(dtype="complex64", shape=(4,)),)), "has the dtype 'complex64'"),
+    (with_block(caches=(CacheArray(dtype="float32", shape=(1 << 40, 1 << 40), token_axes=(0,)),)), "a cache takes"),
+    (with_block(caches=(CacheArray(dtype="float32", shape=(1 << 40,), token_axes=(0,)),) * 9), "the cache of a seq"),
+    (with_block(caches=(CacheArray(dtype="complex64", shape=(4,), token_axes=(0,)),)), "has the dtype 'complex64'"),
+    (with_cache(token_axes=(1, 1)), "has the token axes [1, 1] of a shape of 3 axes"),
+    (with_cache(token_axes=(3,)), "has the token axes [3] of a shape of 3 axes"),
+    (with_cache(token_axes=()), "has the token axes []"),
+    (with_cache(token_axes=(2,)), "has room for 16 tokens of a context of 256"),
+    (with_envelope(links=LINKS[1:]), "not one link for each ordered pair"),
+    (with_envelope(links=tuple(replace(each, latency_s=-1.0) for each in LINKS)), "no figures that a link"),
+    (with_envelope(links=tuple(replace(each, bytes_per_s=0.0) for each in LINKS)), "no figures that a link"),
+    (with_envelope(devices={}), "in its envelope or among its devices, not in both"),
+    (with_envelope_device(disk_bytes_per_s=-1.0), "has a figure that no device can have"),
+    (with_envelope_device(blocks=ANNA.blocks[::-1]), "blocks are not in order"),
+    (with_envelope_device(blocks=ANNA.blocks[:-1]), "blocks of anna are not those of its slice"),
+    (with_envelope_device(blocks=(*ANNA.blocks, replace(ANNA.blocks[0], id=7))), "not of the graph's 7"),
     (with_block(template="t" * 300), "is not a name"),
     (replace(RECORD, max_payload_bytes=HUGE), f"a message has up to {HUGE} bytes, a chunk of its largest tensor 3104"),
     (with_graph(logits=50), "the graph names tensor 50, which is not in the table"),

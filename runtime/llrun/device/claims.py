@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from math import prod
 
+from llrun.device.claims_of_envelope import cache_faults, envelope_faults
 from llrun.device.weights import DTYPES
 from llrun.files import name_fault
 from llrun.programs.effects import all_effects, loaded_blocks
@@ -47,6 +48,7 @@ def slice_faults(record: Slice) -> Iterator[str]:
     yield from _blocks(record)
     yield from _payload(record)
     yield from _stages(record)
+    yield from envelope_faults(record)
 
 
 def _beyond(what: str, value: int, key: str) -> Iterator[str]:
@@ -157,6 +159,7 @@ def _block(record: Slice, block: BlockEntry) -> Iterator[str]:
             yield f"block {block.id}: {param.name} has no rows to read by token"
     for cache in block.caches:
         yield from _array(f"block {block.id}: a cache", cache.dtype, cache.shape, ITEM_BYTES, MOST_BYTES)
+        yield from cache_faults(f"block {block.id}: a cache", cache, record.model.shapes.context)
 
 
 def _array(

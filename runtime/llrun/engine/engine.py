@@ -20,7 +20,8 @@ from llrun.errors import INTERNAL, RunError
 from llrun.memory import peak_bytes
 from llrun.programs.installed import Installed
 from llrun.schema import MAX_BATCH
-from llrun.wire.protocol import ONE_ROW, Figures, Header, ProtocolError, StepDone
+from llrun.wire.messages import Figures, StepDone
+from llrun.wire.protocol import ONE_ROW, Header, ProtocolError
 
 MAX_STEPS = 64
 

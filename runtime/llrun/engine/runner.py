@@ -16,15 +16,7 @@ from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array, aligned_copy, empty
 from llrun.programs.installed import Installed
 from llrun.schema import Release, Rows, Send
-from llrun.wire.protocol import (
-    ALL_ROWS,
-    LAST_CHUNK,
-    ONE_ROW,
-    TENSOR,
-    Header,
-    pack_header,
-    pack_rows,
-)
+from llrun.wire.protocol import ALL_ROWS, LAST_CHUNK, ONE_ROW, TENSOR, Header, pack_header, pack_rows
 
 FINAL = LAST_CHUNK | ALL_ROWS
 ALONE, CHUNK, JOINED = 0, 1, 2  # KINDS for one row of one sequence; several of one; one of each of several

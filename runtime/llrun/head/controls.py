@@ -18,17 +18,8 @@ from llrun.errors import INTERNAL, LOST, RunError, lost
 from llrun.programs.installed import Installed
 from llrun.wire.handshake import Refusal, dial, read_message, send_message
 from llrun.wire.links import Links
-from llrun.wire.protocol import (
-    BUSY,
-    LOADING,
-    AnyMessage,
-    Failed,
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Message,
-    ProtocolError,
-)
+from llrun.wire.messages import AnyMessage, Failed, Goodbye, Heartbeat, Hello, Message
+from llrun.wire.protocol import BUSY, LOADING, ProtocolError
 from llrun.wire.pulse import Pulse
 from llrun.wire.transport import Connection, ConnectionLost, Transport
 

@@ -21,7 +21,7 @@ from llrun.memory import Array
 from llrun.programs.installed import Installed
 from llrun.schema import MAX_BATCH
 from llrun.wire.links import Links
-from llrun.wire.protocol import (
+from llrun.wire.messages import (
     AnyMessage,
     AskFigures,
     Close,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from llrun.errors import RunError
 from llrun.requests.sampling import Sampling, choose, generator
 from llrun.schema import ModelInfo
-from llrun.wire.protocol import Figures, StepDone
+from llrun.wire.messages import Figures, StepDone
 
 DEFAULT_TOKENS = 128
 # Takes a token as soon as it is final; False ends the request (a stop string).

@@ -12,7 +12,7 @@ from llrun.head.controls import Logits, Reply
 from llrun.head.history import History
 from llrun.head.session import Session
 from llrun.requests.request import Handle, Request, Result, State, check_ids, tokens_allowed
-from llrun.wire.protocol import Measured, Opened, Rejected, StepsDone
+from llrun.wire.messages import Measured, Opened, Rejected, StepsDone
 
 MAX_WAITING = 256
 

@@ -5,6 +5,7 @@ canonical text with an empty digest, so that a flipped byte is found before anyt
 """
 
 from llrun.schema.base import MAX_BATCH, SCHEMA, FileEntry, Positive, Size, Strict
+from llrun.schema.envelope import Envelope, EnvelopeBlock, EnvelopeDevice, LinkRecord
 from llrun.schema.graph import GraphBlock, GraphPositions, GraphRecord
 from llrun.schema.instructions import (
     AllReduce,
@@ -18,12 +19,13 @@ from llrun.schema.instructions import (
     Tensor,
 )
 from llrun.schema.manifest import Manifest
-from llrun.schema.plan import BlockRecord, LoadRecord, PlanRecord, StageRecord, TransmissionRecord
+from llrun.schema.plan import BlockRecord, LoadRecord, MoveRecord, PlanRecord, StageRecord, TransmissionRecord
 from llrun.schema.slice import BlockEntry, CacheArray, DeviceInfo, ModelInfo, Param, Slice
 from llrun.schema.text import SchemaError, Sealed, decode, encode
 from llrun.schema.values import (
     CacheFormat,
     Isa,
+    MoveEvent,
     PlanStatus,
     Precision,
     Rows,
@@ -43,16 +45,22 @@ __all__ = [
     "CacheFormat",
     "DeviceInfo",
     "DeviceProgram",
+    "Envelope",
+    "EnvelopeBlock",
+    "EnvelopeDevice",
     "FileEntry",
     "GraphBlock",
     "GraphPositions",
     "GraphRecord",
     "Instruction",
     "Isa",
+    "LinkRecord",
     "Load",
     "LoadRecord",
     "Manifest",
     "ModelInfo",
+    "MoveEvent",
+    "MoveRecord",
     "Param",
     "PlanRecord",
     "PlanStatus",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llrun.schema.base import FileEntry, Strict
+from llrun.schema.envelope import Envelope
 from llrun.schema.instructions import DeviceProgram
 from llrun.schema.plan import PlanRecord
 from llrun.schema.slice import ModelInfo
@@ -17,5 +18,6 @@ class Manifest(Strict, frozen=True):
     model: ModelInfo
     head: str
     plan: PlanRecord
+    envelope: Envelope
     programs: dict[str, DeviceProgram]
     files: dict[str, FileEntry]

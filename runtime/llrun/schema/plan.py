@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from llrun.schema.base import Positive, Size, Strict
-from llrun.schema.values import PlanStatus, Precision, Shapes, TransmissionKind
+from llrun.schema.values import MoveEvent, PlanStatus, Precision, Shapes, TransmissionKind
 
 
 class StageRecord(Strict, frozen=True):
+    """Blocks start..stop-1 (`blocks`) on `devices` with `shares` that sum to 1. `window`: blocks in memory at once, 0:
+    all."""
+
     devices: tuple[str, ...]
     shares: tuple[float, ...]
     blocks: tuple[Size, Size]
     window: Size
+
+    @classmethod
+    def on(cls, device: str, start: int, stop: int) -> StageRecord:
+        """Blocks start..stop-1 on one device."""
+        return cls(devices=(device,), shares=(1.0,), blocks=(start, stop), window=0)
+
+    @property
+    def lead(self) -> str:
+        """The device that receives for the stage and sends what it makes."""
+        return self.devices[0]
 
 
 class LoadRecord(Strict, frozen=True):
@@ -29,6 +42,19 @@ class TransmissionRecord(Strict, frozen=True, rename={"source": "from", "destina
     bytes: Size
 
 
+class MoveRecord(Strict, frozen=True):
+    """What would be done when `event` happens to `device`: `stages`, their TPOT, and the seconds until the next token.
+    Where nothing can be done (`possible` false) `reason` says what would make it so."""
+
+    event: MoveEvent
+    device: str
+    possible: bool
+    tpot_s: float | None
+    change_s: float | None
+    stages: tuple[StageRecord, ...]
+    reason: str
+
+
 class BlockRecord(Strict, frozen=True):
     id: Size
     template: str
@@ -43,7 +69,8 @@ class PlanRecord(Strict, frozen=True):
     `prompt_tokens`, `new_tokens`, `sequences`: the request and the number of sequences that it was made for.
     `ttft_s` is for that prompt: `chunk_s`, a chunk's way through all devices, and `slowest_chunk_s`, the slowest
     device or link, for each chunk after the first. `tpot_s` is with a full context. No wall-clock figure is in a
-    bundle: `solve_s` is 0 there.
+    bundle: `solve_s` is 0 there. `spares`: blocks that a device holds and does not run. `envelope`: what would be
+    done for each device that is lost or slow.
     """
 
     status: PlanStatus
@@ -66,3 +93,5 @@ class PlanRecord(Strict, frozen=True):
     unused: dict[str, str]
     transmissions: tuple[TransmissionRecord, ...]
     blocks: tuple[BlockRecord, ...]
+    spares: dict[str, tuple[Size, ...]]
+    envelope: tuple[MoveRecord, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llrun.schema.base import FileEntry, Positive, Size, Strict
+from llrun.schema.envelope import Envelope
 from llrun.schema.graph import GraphRecord
 from llrun.schema.instructions import DeviceProgram
 from llrun.schema.plan import StageRecord, TransmissionRecord
@@ -20,10 +21,15 @@ class Param(Strict, frozen=True):
 
 
 class CacheArray(Strict, frozen=True):
-    """One cache argument, without its leading axis: that of slots, one for each open sequence."""
+    """One cache argument, without its leading axis: that of slots, one for each open sequence.
+
+    `token_axes`: the axes of `shape` that together count positions, outermost first; a position is the index along
+    them, in row-major order.
+    """
 
     dtype: str
     shape: tuple[Size, ...]
+    token_axes: tuple[Size, ...]
 
 
 class BlockEntry(Strict, frozen=True):
@@ -60,9 +66,9 @@ class DeviceInfo(Strict, frozen=True):
 class Slice(Strict, frozen=True):
     """All that one device needs to know. `bundle`: identity shared by all slices of one bundle: devices
     of different bundles refuse each other. `devices`: every device of the plan by name. `graph`, `stages`,
-    `transmissions`: what all devices' programs were written from. `blocks`: those that the device holds, at
-    least what `program` runs. `max_payload_bytes` bounds a tensor message. `files`: every other file of the
-    slice, relative to its folder."""
+    `transmissions`: what all devices' programs were written from. `blocks`: those that the device holds: what
+    `program` runs, and spares. `envelope`: what each device could run. `max_payload_bytes` bounds a tensor
+    message. `files`: every other file of the slice, relative to its folder."""
 
     schema: int
     digest: str
@@ -76,6 +82,7 @@ class Slice(Strict, frozen=True):
     graph: GraphRecord
     stages: tuple[StageRecord, ...]
     transmissions: tuple[TransmissionRecord, ...]
+    envelope: Envelope
     blocks: tuple[BlockEntry, ...]
     program: DeviceProgram
     max_payload_bytes: Positive

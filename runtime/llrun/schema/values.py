@@ -53,6 +53,13 @@ class PlanStatus(StrEnum):
     FEASIBLE = "feasible"
 
 
+class MoveEvent(StrEnum):
+    """What may happen to a device: it is lost, or falls to half its speed."""
+
+    LOST = "lost"
+    HALF = "half"
+
+
 class Rows(StrEnum):
     """Which of a step's rows an instruction is for: all, or the newest alone."""
 

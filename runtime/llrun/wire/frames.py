@@ -5,15 +5,7 @@ from __future__ import annotations
 from llrun.programs.installed import Installed
 from llrun.programs.layouts import Layout, Limits
 from llrun.schema import MAX_BATCH
-from llrun.wire.protocol import (
-    ONE_ROW,
-    ROWS,
-    TABLE_ENTRY_BYTES,
-    TENSOR,
-    Header,
-    ProtocolError,
-    unpack_rows,
-)
+from llrun.wire.protocol import ONE_ROW, ROWS, TABLE_ENTRY_BYTES, TENSOR, Header, ProtocolError, unpack_rows
 from llrun.wire.transport import Connection
 
 

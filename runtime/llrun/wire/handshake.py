@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from llrun.errors import INTERNAL, RunError
+from llrun.wire.messages import AnyMessage, Hello, Message, Refused, Welcome
 from llrun.wire.protocol import (
     CONTROL,
     CONTROL_LIMIT,
     HEADER_BYTES,
-    AnyMessage,
     Header,
-    Hello,
-    Message,
     ProtocolError,
-    Refused,
-    Welcome,
     decode_control,
     encode_control,
     unpack_header,

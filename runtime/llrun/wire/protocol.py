@@ -3,6 +3,8 @@
 A frame is a 32-byte header and a payload: a tensor's raw bytes (little-endian, C order), or one control
 message in msgpack. A frame of rows carries one row of a tensor for each of several sequences, computed in
 one pass: between header and bytes stands a table that says of which sequence and position each row is.
+A frame of cache rows carries what a block's caches hold of some positions, for a device that is to run it, or might
+have to; each is acknowledged, so that only a few are on their way and tensors wait for no more than these.
 Nothing that arrives is executed, unpickled, or allocated by a length that was not checked.
 """
 
@@ -10,20 +12,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from llrun.errors import INTERNAL, RunError
-from llrun.schema import MAX_BATCH
+from llrun.wire.messages import AnyMessage, Failed, LostPeer, Message, Refused, Rejected, Unprepared
 
-MAGIC, VERSION = b"LLRN", 2
-CONTROL, TENSOR, ROWS = 1, 2, 3
+MAGIC, VERSION = b"LLRN", 3
+CONTROL, TENSOR, ROWS, CACHE, CACHE_ACK = 1, 2, 3, 4, 5
 CONTROL_LIMIT = 1 << 20
 REASON_CHARS = 256
 BUSY, LOADING = "R306", "R310"  # codes of refusals that pass: the head asks again
-LAST_CHUNK, ALL_ROWS, ONE_ROW = 1, 2, 4
-FLAGS = LAST_CHUNK | ALL_ROWS | ONE_ROW
+LAST_CHUNK, ALL_ROWS, ONE_ROW, REPLAY = 1, 2, 4, 8
+FLAGS = LAST_CHUNK | ALL_ROWS | ONE_ROW | REPLAY
 HEADER = struct.Struct("<4sBBBBIIIIII")
 HEADER_BYTES = HEADER.size
 TABLE_ENTRY = struct.Struct("<IIII")
@@ -34,7 +36,12 @@ class Header(NamedTuple):
     """`rows`: new tokens of the step (not of the payload, which has one row under ONE_ROW). `position`:
     of the first of them. `length`: payload bytes. `dtype`: a value of programs.DTYPE_CODES, 0 for control. A frame
     of rows has their number in `rows`, zeros for what its table says (flags, sequence, position), and a
-    `length` that counts the table."""
+    `length` that counts the table.
+
+    Of cache rows: `tensor` is the block, `position` the first row, `epoch` the number of the transfer (0: a mirror),
+    LAST_CHUNK says that it is the transfer's last frame. The payload has for each of the block's cache arrays in turn
+    its rows: (rows, the other axes in their order). An acknowledgement has the transfer in `epoch`, and in `rows` how
+    many frames of it were taken so far. REPLAY: the step's tokens were computed before; who is past it drops it."""
 
     kind: int
     flags: int
@@ -100,7 +107,7 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
         raise ProtocolError(f"not a frame of this protocol: it begins with {magic!r}")
     if version != VERSION:
         raise ProtocolError(f"protocol version {version}, this side speaks {VERSION}: install the same llrun")
-    if header.kind not in (CONTROL, TENSOR, ROWS):
+    if header.kind not in (CONTROL, TENSOR, ROWS, CACHE, CACHE_ACK):
         raise ProtocolError(f"unknown frame kind {header.kind}")
     if header.flags & ~FLAGS:
         raise ProtocolError(f"unknown flags {header.flags:#x}")
@@ -112,143 +119,6 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
 
 
 # --- control messages ---
-
-Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-Name = Annotated[
-    str, msgspec.Meta(max_length=256, pattern=r"\A[ -~]+\Z")
-]  # printable ASCII, at least a letter
-Token = Annotated[str, msgspec.Meta(max_length=256, pattern=r"\A[ -~]*\Z")]
-Text = Annotated[str, msgspec.Meta(max_length=4096)]  # for people; printable once it was decoded
-
-
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
-    """Base of the control messages."""
-
-
-class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a device has spent since the session began: seconds, bytes; of memory, its most."""
-
-    compute_s: float = 0.0
-    wait_s: float = 0.0
-    sent_bytes: int = 0
-    peak_memory_bytes: int = 0
-
-
-class Hello(Message, frozen=True, tag="hello"):
-    """First message on a connection. `role`: control (from the head, one a session) or data (`session`
-    must be the one the head gave)."""
-
-    bundle: Name
-    sender: Name
-    role: Name
-    session: Token = ""
-
-
-class Welcome(Message, frozen=True, tag="welcome"):
-    device: Name
-
-
-class Refused(Message, frozen=True, tag="refused"):
-    code: Name
-    reason: Text
-
-
-class Configure(Message, frozen=True, tag="configure"):
-    """The session's name, its epoch, and where each device listens."""
-
-    session: Name
-    epoch: Count
-    addresses: dict[Name, Name]
-
-
-class Configured(Message, frozen=True, tag="configured"):
-    """The session's name is known: data connections may come. `every_chunk`: whether this device takes part
-    in a prompt's every chunk, or only in the last. `sequences`: how many it has room for at once."""
-
-    every_chunk: bool
-    sequences: Count
-
-
-class Connect(Message, frozen=True, tag="connect"):
-    """Make the data connections that are this device's to make."""
-
-
-class Ready(Message, frozen=True, tag="ready"):
-    """All data connections are there."""
-
-
-class Open(Message, frozen=True, tag="open"):
-    """Make room for a sequence. Numbers rise and are never used twice in a session."""
-
-    sequence: Count
-
-
-class Opened(Message, frozen=True, tag="opened"):
-    sequence: Count
-    figures: Figures
-
-
-class Rejected(Message, frozen=True, tag="rejected"):
-    """There is no room for a sequence here; the session goes on without it."""
-
-    sequence: Count
-    code: Name
-    reason: Text
-
-
-class Close(Message, frozen=True, tag="close"):
-    sequence: Count
-
-
-class StepDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """A step of which a device has done all its work, and what that cost the device.
-
-    `compute_s`, `sent_bytes`: where steps were computed as one, an equal share of it, as each has one row
-    there. `wait_s`: how long the device had been idle before it went to work on the step, shared likewise.
-    """
-
-    sequence: Count
-    position: Count
-    compute_s: float
-    wait_s: float
-    sent_bytes: int
-
-
-class StepsDone(Message, frozen=True, tag="steps_done"):
-    """Some steps are done on this device: one, or those of a pass."""
-
-    steps: Annotated[tuple[StepDone, ...], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
-    figures: Figures
-
-
-class AskFigures(Message, frozen=True, tag="ask_figures"):
-    pass
-
-
-class Measured(Message, frozen=True, tag="measured"):
-    figures: Figures
-
-
-class Heartbeat(Message, frozen=True, tag="heartbeat"):
-    pass
-
-
-class Failed(Message, frozen=True, tag="failed"):
-    """The session cannot go on. `lost`: the device that is gone, where that is the reason."""
-
-    code: Name
-    reason: Text
-    lost: Token = ""
-
-
-class Goodbye(Message, frozen=True, tag="goodbye"):
-    pass
-
-
-AnyMessage = (
-    Hello | Welcome | Refused | Configure | Configured | Connect | Ready | Open | Opened | Rejected | Close
-    | StepsDone | AskFigures | Measured | Heartbeat | Failed | Goodbye
-)  # fmt: skip
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(AnyMessage)
@@ -266,7 +136,7 @@ def decode_control(payload: bytes | bytearray) -> AnyMessage:
         message: AnyMessage = _DECODER.decode(payload)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ProtocolError(f"malformed control message: {printable(str(error))[:REASON_CHARS]}") from error
-    if isinstance(message, Refused | Rejected | Failed):
+    if isinstance(message, Refused | Rejected | Failed | Unprepared | LostPeer):
         return msgspec.structs.replace(message, reason=printable(message.reason))
     return message
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from llrun.errors import RunError, lost
 from llrun.wire.handshake import send_message
-from llrun.wire.protocol import Heartbeat
+from llrun.wire.messages import Heartbeat
 from llrun.wire.transport import Connection, ConnectionLost
 
 # A network that is gone for three seconds is borne. TCP sends again what was lost in them up to 1.6 s after

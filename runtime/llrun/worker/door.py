@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from llrun.errors import RunError
 from llrun.wire.handshake import HANDSHAKE_S, read_hello, send_message
-from llrun.wire.protocol import Hello, Refused
+from llrun.wire.messages import Hello, Refused
 from llrun.wire.transport import Connection, ConnectionLost, Listener
 
 MAX_HANDSHAKES = 64

@@ -16,7 +16,7 @@ from llrun.memory import Array
 from llrun.programs.installed import Installed
 from llrun.wire.handshake import dial, read_message, send_message
 from llrun.wire.links import Links
-from llrun.wire.protocol import (
+from llrun.wire.messages import (
     AnyMessage,
     AskFigures,
     Close,
@@ -32,13 +32,13 @@ from llrun.wire.protocol import (
     Message,
     Open,
     Opened,
-    ProtocolError,
     Ready,
     Rejected,
     StepDone,
     StepsDone,
     Welcome,
 )
+from llrun.wire.protocol import ProtocolError
 from llrun.wire.pulse import Pulse
 from llrun.wire.transport import Connection, ConnectionLost, Transport
 from llrun.worker.door import DRAIN_S, REASON_LIMIT, Note

@@ -13,7 +13,8 @@ from llrun.device.load import Device
 from llrun.errors import INTERNAL, RunError
 from llrun.schema import Slice
 from llrun.wire.handshake import send_message
-from llrun.wire.protocol import BUSY, LOADING, Hello, ProtocolError, Welcome
+from llrun.wire.messages import Hello, Welcome
+from llrun.wire.protocol import BUSY, LOADING, ProtocolError
 from llrun.wire.transport import Connection, Listener, Transport
 from llrun.worker.door import Door, Note
 from llrun.worker.session import WorkerSession

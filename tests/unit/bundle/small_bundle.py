@@ -18,8 +18,10 @@ from llcompile.ir.model import Model, WeightSource
 from llcompile.ir.packing import LoweredTemplate, layout_of, packed_params
 from llcompile.ir.plan import BlockCost, DeviceLoad, Plan, Stage, Transmission
 from llcompile.partition import device_programs
+from llcompile.partition.envelope import envelope
 from llcompile.quantize import write_block
 from llrun import schema
+from llrun.programs.effects import loaded_blocks
 from llrun.schema import Isa, PlanStatus, Precision, Shapes, TransmissionKind
 
 HIDDEN = TensorSpec("hidden", "float32", (1, "n", 32))
@@ -167,6 +169,7 @@ def arguments(folder: Path, **changes: Any) -> dict[str, Any]:
         "runtime_libraries": {target: folder / "runtime.so" for target in PROCESSORS},
         "programs": PROGRAMS,
         "described": DESCRIBED,
+        "envelope": envelope({name: loaded_blocks(used[name].instructions) for name in used}, COSTS, CLUSTER),
         "pack": pack,
         "pages": pages,
         **changes,

@@ -83,7 +83,7 @@ def test_a_missing_manifest_and_a_missing_bundle(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema": 2}', b"[" * 100_000, b"\0" * 64]
+    "text", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema": 3}', b"[" * 100_000, b"\0" * 64]
 )
 def test_a_manifest_that_is_something_else(bundle: Path, text: bytes) -> None:
     (bundle / "manifest.json").write_bytes(text)
@@ -215,7 +215,11 @@ def test_a_slice_whose_library_is_not_among_its_files(bundle: Path) -> None:
 
 def test_a_slice_without_a_block_that_its_program_loads(bundle: Path) -> None:
     replace_slice(bundle, "pi", blocks=())
-    assert verify(bundle) == ["devices/pi/slice.json: its program loads block 1, which it lacks"]
+    said = [
+        "the envelope's blocks of pi are not those of its slice",
+        "its program loads block 1, which it lacks",
+    ]
+    assert verify(bundle) == [f"devices/pi/slice.json: {fault}" for fault in said]
 
 
 def test_a_slice_with_another_map_than_the_plan_s(bundle: Path) -> None:
@@ -227,7 +231,7 @@ def test_a_slice_with_another_map_than_the_plan_s(bundle: Path) -> None:
 
 def test_a_slice_that_is_no_slice(bundle: Path) -> None:
     replace_slice(bundle, "pi", schema=1)
-    assert verify(bundle)[0].startswith("devices/pi/slice.json: it has schema 1, this version reads schema 2")
+    assert verify(bundle)[0].startswith("devices/pi/slice.json: it has schema 1, this version reads schema 3")
 
 
 def test_a_device_without_a_slice(bundle: Path) -> None:
@@ -282,7 +286,7 @@ def test_absurd_values_anywhere_in_the_manifest_are_violations(bundle: Path) -> 
     plain = msgspec.to_builtins(read_manifest(bundle))
     everywhere = [place for place in places(plain)[1:] if place != ("digest",)]
     draw, checked = random.Random(5), 0
-    for _ in range(300):
+    for _ in range(450):
         changed = msgspec.json.decode(msgspec.json.encode(plain))
         *path, last = draw.choice(everywhere)
         inner = changed

@@ -23,11 +23,15 @@ from llrun.schema import (
     CacheArray,
     DeviceInfo,
     DeviceProgram,
+    Envelope,
+    EnvelopeBlock,
+    EnvelopeDevice,
     FileEntry,
     GraphBlock,
     GraphPositions,
     GraphRecord,
     Isa,
+    LinkRecord,
     Load,
     ModelInfo,
     Precision,
@@ -253,10 +257,33 @@ def transmissions(owner: list[str]) -> tuple[TransmissionRecord, ...]:
     )
 
 
+def envelope(devices: list[str]) -> Envelope:
+    """Every device could run every block: as fast as the others, over links of 1 ms and 100 MB/s."""
+    blocks = tuple(
+        EnvelopeBlock(
+            id=block, weights_bytes=1 << 20, cache_bytes=CONTEXT * WIDTH * 4 if block in MIXERS else 0,
+            activation_bytes=1 << 16, decode_s=1e-3, chunk_s=4e-3,
+        )
+        for block in range(BLOCKS)
+    )  # fmt: skip
+    device = EnvelopeDevice(
+        memory_bytes=1 << 30, runtime_bytes=1 << 20, disk_bytes_per_s=1e9, standby=False, blocks=blocks
+    )
+    return Envelope(
+        devices={name: device for name in sorted(devices)},
+        links=tuple(
+            LinkRecord(source=a, destination=b, bytes_per_s=1e8, latency_s=1e-3)
+            for a in sorted(devices)
+            for b in sorted(devices)
+            if a != b
+        ),
+    )
+
+
 def record(
     device: str, devices: list[str], addresses: dict[str, str] | None = None, **changes: object
 ) -> Slice:
-    caches = (CacheArray(dtype="float32", shape=(1, CONTEXT, WIDTH)),)
+    caches = (CacheArray(dtype="float32", shape=(1, CONTEXT, WIDTH), token_axes=(1,)),)
     templates = ["t0", *["t1" for _ in MIXERS], "t2", "t3"]
     fields = {
         "schema": SCHEMA,
@@ -280,6 +307,7 @@ def record(
         "graph": graph(),
         "stages": stages(owners(devices)),
         "transmissions": transmissions(owners(devices)),
+        "envelope": envelope(devices),
         "blocks": tuple(
             BlockEntry(id=i, template=t, file=f"weights/{i}.safetensors", params=(),
                        caches=caches if t == "t1" else ())

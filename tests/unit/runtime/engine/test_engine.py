@@ -13,6 +13,7 @@ from llrun.engine.engine import Engine
 from llrun.engine.events import Arrived, Closing, Fed, Feed, Opening
 from llrun.errors import RunError
 from llrun.schema import DeviceProgram, Load, Receive, Run, Send
+from llrun.wire.messages import StepDone
 from llrun.wire.protocol import (
     ALL_ROWS,
     HEADER_BYTES,
@@ -22,7 +23,6 @@ from llrun.wire.protocol import (
     TENSOR,
     Header,
     ProtocolError,
-    StepDone,
     unpack_header,
     unpack_rows,
 )

@@ -9,7 +9,7 @@ import pytest
 from llrun.errors import INTERNAL, RunError, lost
 from llrun.head import controls
 from llrun.head.controls import Failure, cause_of, failure_of
-from llrun.wire.protocol import Failed, Ready
+from llrun.wire.messages import Failed, Ready
 
 EXPLAINED = ("bert", Failed("R501", "template t1 failed"))
 MISSES_BERT = ("anna", Failed("R301", "device bert was lost: reset", "bert"))

@@ -15,7 +15,7 @@ from llrun.requests.conversation import Conversation, generate
 from llrun.requests.request import Request
 from llrun.requests.sampling import Sampling
 from llrun.requests.scheduler import Scheduler
-from llrun.wire.protocol import StepsDone
+from llrun.wire.messages import StepsDone
 
 NAMES = ["head", "anna", "bert", "cora"]
 

@@ -19,6 +19,7 @@ from llrun.requests.scheduler import Scheduler
 from llrun.wire import handshake
 from llrun.wire.frames import check_tensor, read_table
 from llrun.wire.handshake import dial, read_message
+from llrun.wire.messages import Failed, Hello, Refused
 from llrun.wire.protocol import (
     CONTROL,
     HEADER_BYTES,
@@ -27,11 +28,8 @@ from llrun.wire.protocol import (
     ROWS,
     TABLE_ENTRY_BYTES,
     TENSOR,
-    Failed,
     Header,
-    Hello,
     ProtocolError,
-    Refused,
     encode_control,
     pack_header,
     pack_rows,

@@ -9,6 +9,20 @@ import msgspec
 import pytest
 
 from llrun.schema import MAX_BATCH
+from llrun.wire.messages import (
+    AnyMessage,
+    Configure,
+    Failed,
+    Figures,
+    Hello,
+    LostPeer,
+    Opened,
+    Refused,
+    Rejected,
+    StepDone,
+    StepsDone,
+    Unprepared,
+)
 from llrun.wire.protocol import (
     ALL_ROWS,
     CONTROL,
@@ -19,18 +33,8 @@ from llrun.wire.protocol import (
     ROWS,
     TABLE_ENTRY_BYTES,
     TENSOR,
-    AnyMessage,
-    Configure,
-    Failed,
-    Figures,
     Header,
-    Hello,
-    Opened,
     ProtocolError,
-    Refused,
-    Rejected,
-    StepDone,
-    StepsDone,
     decode_control,
     encode_control,
     pack_header,
@@ -134,7 +138,13 @@ def test_control_of_another_shape_is_refused(value):
 def test_what_is_said_to_people_is_printable():
     said = "no\x1b[2J\x07 room\nfor\u202e\x9b it: übrig é"
     plain = "no?[2J? room?for?? it: übrig é"
-    spoken = [Refused("R1", said), Rejected(1, "R1", said), Failed("R1", said)]
+    spoken = [
+        Refused("R1", said),
+        Rejected(1, "R1", said),
+        Failed("R1", said),
+        Unprepared(1, "R1", said),
+        LostPeer("pi", said),
+    ]
     texts = {kind for kind in get_args(AnyMessage) if "reason" in kind.__struct_fields__}
     assert {type(message) for message in spoken} == texts
     for message in spoken:

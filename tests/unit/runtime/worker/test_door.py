@@ -19,16 +19,8 @@ from llrun.requests.conversation import generate
 from llrun.requests.sampling import Sampling
 from llrun.requests.scheduler import Scheduler
 from llrun.wire.handshake import Refusal, dial, read_message
-from llrun.wire.protocol import (
-    CONTROL,
-    Configure,
-    Connect,
-    Failed,
-    Header,
-    Hello,
-    encode_control,
-    pack_header,
-)
+from llrun.wire.messages import Configure, Connect, Failed, Hello
+from llrun.wire.protocol import CONTROL, Header, encode_control, pack_header
 from llrun.wire.transport import Connection, ConnectionLost, Tcp
 from llrun.worker import door, session
 from llrun.worker.door import who_leaves
