@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llcompile.cluster.extras import EXTRA_KEYS, Extras, read_extras
 from llcompile.cluster.strict_json import (
     Faults,
     Record,
@@ -31,7 +32,7 @@ SCHEMA = 1
 MAX_DEVICES = 64
 MAX_LATENCY_S = 3600.0
 PROFILE_KEYS = ("compute_flops", "memory_bytes_per_s", "disk_bytes_per_s")
-DEVICE_KEYS = ("name", "target", "address", "memory_bytes", "threads", "profile")
+DEVICE_KEYS = ("name", "target", "address", "memory_bytes", "threads", "profile", *EXTRA_KEYS)
 LINK_KEYS = ("bytes_per_s", "latency_s")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -48,6 +49,7 @@ class _Entry:
     target: str | None
     address: str | None
     given: Mapping[str, float]
+    extras: Extras
 
 
 def load_cluster(path: str | Path, targets: str | Path | None = None) -> Cluster:
@@ -65,7 +67,7 @@ def load_cluster(path: str | Path, targets: str | Path | None = None) -> Cluster
 
 
 def with_tokenizer(cluster: Cluster, tokenizer_bytes: int) -> Cluster:
-    """`cluster` with the memory on its head that the tokenizer takes, whose file has `tokenizer_bytes` (0: none).
+    """`cluster` with what a tokenizer whose file has `tokenizer_bytes` (0: none) takes of its head's memory and disk.
 
     Measured with tokenizers 0.23 on byte-level BPE of 2,048, 16,000 and 40,000 entries (0.12, 1.1 and 2.9 MB of
     JSON): 5.7 MB for the library, and 12 to 13 times the file, a small one 26 times.
@@ -74,7 +76,9 @@ def with_tokenizer(cluster: Cluster, tokenizer_bytes: int) -> Cluster:
         return cluster
     taken = TOKENIZER_LIBRARY_BYTES + TOKENIZER_FACTOR * tokenizer_bytes
     devices = tuple(
-        replace(d, runtime_bytes=d.runtime_bytes + taken) if d.name == cluster.head else d
+        replace(d, runtime_bytes=d.runtime_bytes + taken, tokenizer_bytes=tokenizer_bytes)
+        if d.name == cluster.head
+        else d
         for d in cluster.devices
     )
     return replace(cluster, devices=devices)
@@ -95,6 +99,7 @@ def _cluster(faults: Faults, value: Any, folder: Path) -> Cluster | None:
     _check_unique(faults, entries)
     names = tuple(entry.name for entry in entries if entry.name is not None)
     head = _head(faults, fields, names)
+    _check_head_works(faults, entries, head)
     devices = _devices(faults, entries, folder)
     default, links = _links(faults, fields, names, len(entries))
     if faults.texts or head is None or default is None:
@@ -121,6 +126,13 @@ def _head(faults: Faults, fields: Record, names: tuple[str, ...]) -> str | None:
     return head
 
 
+def _check_head_works(faults: Faults, entries: Sequence[_Entry], head: str | None) -> None:
+    for entry in entries:
+        if entry.name is not None and entry.name == head and entry.extras.standby:
+            place = f"{entry.place}.standby"
+            faults.add(place, f"{shown(head)} is the head, which always runs blocks. Leave out standby")
+
+
 # --- devices -------------------------------------------------------------------------------------------------------
 
 
@@ -140,14 +152,15 @@ def _entries(faults: Faults, fields: Record) -> tuple[_Entry, ...]:
 def _entry(faults: Faults, value: Any, place: str) -> _Entry:
     fields = record(faults, value, place, DEVICE_KEYS)
     if fields is None:
-        return _Entry(place, None, None, None, {})
+        return _Entry(place, None, None, None, {}, Extras())
     for key in ("name", "target", "address"):
         if key not in fields:
             faults.add(f"{place}.{key}", f"missing. Every device needs a {key}")
     name = _name(faults, fields["name"], f"{place}.name") if "name" in fields else None
     target = text(faults, fields["target"], f"{place}.target") if "target" in fields else None
     address = _address(faults, fields["address"], f"{place}.address") if "address" in fields else None
-    return _Entry(place, name, target, address, _given(faults, fields, place))
+    given, extras = _given(faults, fields, place), read_extras(faults, fields, place)
+    return _Entry(place, name, target, address, given, extras)
 
 
 def _given(faults: Faults, fields: Record, place: str) -> Mapping[str, float]:
@@ -277,6 +290,10 @@ def _device(faults: Faults, entry: _Entry, target: Target) -> Device | None:
         disk_bytes_per_s=figures["disk_bytes_per_s"],
         runtime_bytes=int(figures["runtime_bytes"]),
         processor=target.processor,
+        disk_bytes=entry.extras.disk_bytes,
+        standby=entry.extras.standby,
+        watts=entry.extras.watts,
+        battery_joules=entry.extras.battery_joules,
     )
 
 

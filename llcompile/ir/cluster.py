@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llrun.schema.values import Isa
 
@@ -19,8 +19,20 @@ class Processor:
 
 
 @dataclass(frozen=True)
+class Watts:
+    """What a device draws while it computes, and while it waits."""
+
+    busy: float
+    idle: float
+
+
+@dataclass(frozen=True)
 class Device:
-    """A device with its figures: effective rates, not peaks. Units as the names say."""
+    """A device with its figures: effective rates, not peaks. Units as the names say.
+
+    `disk_bytes`: what its slice may take, None: as much as it likes. `standby`: it holds blocks and runs none at first.
+    `tokenizer_bytes`: the tokenizer's files in its slice.
+    """
 
     name: str
     target: str
@@ -32,6 +44,11 @@ class Device:
     disk_bytes_per_s: float
     runtime_bytes: int
     processor: Processor
+    disk_bytes: int | None = None
+    standby: bool = False
+    watts: Watts | None = None
+    battery_joules: float | None = None
+    tokenizer_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,3 +74,11 @@ class Cluster:
 
     def link(self, source: str, destination: str) -> Link:
         return self.links.get((source, destination), self.default_link)
+
+    def standing_by(self) -> tuple[Device, ...]:
+        """The devices that hold blocks and run none at first."""
+        return tuple(d for d in self.devices if d.standby)
+
+    def at_work(self) -> Cluster:
+        """The cluster without those."""
+        return replace(self, devices=tuple(d for d in self.devices if not d.standby))

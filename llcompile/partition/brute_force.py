@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise, permutations
 
-from llcompile.ir.cluster import Cluster
+from llcompile.ir.cluster import Cluster, Device
 from llcompile.ir.plan import BlockCost, Flow, Stage
+from llcompile.partition.disk import file_bytes, room_bytes
 from llcompile.partition.evaluate import evaluate, memory
 from llcompile.partition.options import PlanOptions
 
@@ -23,10 +24,18 @@ def brute_force(
         used = memory(stages, costs, flows, cluster)
         if any(used[name].peak > cluster.device(name).memory_bytes for name in used):
             continue
+        if any(too_large_for_disk(stages, costs, device) for device in cluster.devices):
+            continue
         objective = evaluate(stages, costs, flows, cluster, options).objective
         if best is None or objective < best[0]:
             best = objective, stages
     return best
+
+
+def too_large_for_disk(stages: Sequence[Stage], costs: Sequence[BlockCost], device: Device) -> bool:
+    room = room_bytes(device, len(costs))
+    mine = [costs[b] for stage in stages if stage.lead == device.name for b in stage.blocks]
+    return room is not None and bool(mine) and sum(map(file_bytes, mine)) > room
 
 
 def candidates(blocks: int, cluster: Cluster, options: PlanOptions) -> Iterator[tuple[Stage, ...]]:

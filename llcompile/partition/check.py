@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.plan import BlockCost, Flow, Plan
+from llcompile.partition.disk import file_bytes, room_bytes
 from llcompile.partition.evaluate import evaluate, memory
 from llcompile.partition.options import PlanOptions
 from llcompile.partition.transmissions import transmissions
@@ -25,6 +26,7 @@ def check_plan(
     return [
         *_check_wishes(plan, cluster, options),
         *_check_memory(plan, costs, flows, cluster),
+        *_check_disk(plan, costs, cluster),
         *_check_figures(plan, costs, flows, cluster, options),
     ]
 
@@ -80,6 +82,14 @@ def _check_memory(
         told = load and (load.weights_bytes, load.kv_bytes, load.peak_bytes, load.memory_bytes)
         if load and told != (used.weights, used.cache, used.peak, limit):
             yield f"{name} is said to hold {told}, it holds {(used.weights, used.cache, used.peak, limit)}"
+
+
+def _check_disk(plan: Plan, costs: Sequence[BlockCost], cluster: Cluster) -> Iterator[str]:
+    for device in cluster.devices:
+        room = room_bytes(device, len(costs))
+        need = sum(file_bytes(costs[b]) for stage in plan.stages_of(device.name) for b in stage.blocks)
+        if room is not None and need > max(room, 0):
+            yield f"{device.name} needs {need} bytes of its disk for blocks, disk_bytes leaves {max(room, 0)}"
 
 
 def _check_figures(

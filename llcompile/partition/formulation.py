@@ -244,7 +244,7 @@ def in_twin_order(problem: Problem, stages: Sequence[Stage]) -> tuple[Stage, ...
 
 
 def _interchangeable(problem: Problem, d: int, e: int) -> bool:
-    figures = problem.free, problem.block_cost, problem.load
+    figures = problem.free, problem.disk, problem.block_cost, problem.load
     others = [o for o in range(len(problem.devices)) if o not in (d, e)]
     return (
         all(figure[d] == figure[e] for figure in figures)

@@ -118,6 +118,9 @@ def check_pins(pins: Sequence[Pin], cluster: Cluster, blocks: int) -> None:
             near = get_close_matches(pin.device, names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise CompileError(_DEVICE, f"{pin}: unknown device{hint}. Devices: {', '.join(names)}")
+        if cluster.device(pin.device).standby:
+            fault = f"{pin.device} stands by in devices.json, and runs no block at first"
+            raise CompileError(_CONFLICT, f"{pin}: {fault}. Pin to another device, or leave out its standby")
         if pin.stop > blocks:
             raise CompileError(_RANGE, f"{pin}: the model has {blocks} blocks, 0 to {blocks - 1}. Lower STOP")
         ends = [block for block in (0, blocks - 1) if pin.start <= block < pin.stop]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.errors import INTERNAL, CompileError
@@ -28,10 +29,11 @@ SOLVE = 0.9  # share of the time after which the solver is not started any more
 LEAST_S = 1.0  # what it gets where nothing is known yet
 COLUMNS = 12_000
 HAIR = 1e-8
+STANDS_BY = "stands by, as devices.json asks: it holds blocks and runs none at first"
 
 
 def plan(costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, options: PlanOptions) -> Plan:
-    """The best assignment of blocks to devices: consecutive stages, the first and the last on the head.
+    """The best assignment of blocks to the devices at work: consecutive stages, the first and the last on the head.
 
     Same input, same plan, unless `options.time_limit_s` ends a search: then the plan is the best found till then, its
     bound a true one, and both may differ from run to run.
@@ -41,7 +43,7 @@ def plan(costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, op
     """
     check_pins(options.pins, cluster, len(costs))
     clock = Clock(options.time_limit_s)
-    problem = Problem(tuple(costs), tuple(flows), cluster, options)
+    problem = Problem(tuple(costs), tuple(flows), cluster.at_work(), options)
     check_possible(problem)
     # What is too large to be solved is written first: the search then has all the time that is left.
     whole = None if solvable(problem) else to_mps(formulate(problem))
@@ -56,7 +58,7 @@ def plan(costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, op
     bound = max(outlook.bound, solution.bound)
     made = _plan(problem, best, bound, outlook, text, clock.spent_s)
     verify(made, problem)
-    return made
+    return replace(made, unused={**made.unused, **{d.name: STANDS_BY for d in cluster.standing_by()}})
 
 
 def verify(made: Plan, problem: Problem) -> None:

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 from llcompile.ir.cluster import Cluster, Device, Link
 from llcompile.ir.plan import BlockCost, Flow
+from llcompile.partition.disk import file_bytes, room_bytes
 from llcompile.partition.evaluate import TOKEN_WEIGHT, decode_seconds, in_flight_bytes, prefill_seconds
 from llcompile.partition.options import PlanOptions
 
@@ -141,6 +142,30 @@ class Problem:
         return self.devices[HEAD].memory_bytes - self.devices[HEAD].runtime_bytes
 
     @cached_property
+    def disk(self) -> tuple[float, ...]:
+        """Bytes that each device's disk has for the files of blocks; infinite where devices.json bounds none."""
+        rooms = (room_bytes(device, self.blocks) for device in self.devices)
+        return tuple(INFINITY if room is None else room for room in rooms)
+
+    @cached_property
+    def _files(self) -> tuple[int, ...]:
+        """Bytes of the files of the blocks before each."""
+        return (0, *accumulate(map(file_bytes, self.costs)))
+
+    def on_disk(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Bytes of the files of the blocks of `ranges`."""
+        return sum(self._files[stop] - self._files[start] for start, stop in ranges)
+
+    @property
+    def least_file(self) -> int:
+        """Bytes of the smallest file of a block that a worker may have."""
+        return min((self.on_disk([(b, b + 1)]) for b in range(1, self.blocks - 1)), default=0)
+
+    def fits(self, device: int, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Whether memory and disk of a device hold blocks together, in a plan of several devices."""
+        return self.needed(ranges) <= self.free[device] and self.on_disk(ranges) <= self.disk[device]
+
+    @cached_property
     def _stored(self) -> tuple[int, ...]:
         """Weights and cache of the blocks before each."""
         return (0, *accumulate(cost.weights_bytes + cost.cache_bytes for cost in self.costs))
@@ -169,13 +194,13 @@ class Problem:
     def holds(self, device: int, ranges: Sequence[tuple[int, int]], limit: float = INFINITY) -> bool:
         """Whether blocks fit on a device together and keep it busy for no more than `limit` seconds."""
         busy = sum(self._loads[device][stop] - self._loads[device][start] for start, stop in ranges)
-        return self.needed(ranges) <= self.free[device] and busy <= limit
+        return self.fits(device, ranges) and busy <= limit
 
     def first_starts(self, device: int, limit: float = INFINITY) -> tuple[int, ...]:
         """[block]: the earliest start of a stage of `device` that includes the block; block + 1: there is none.
 
-        What fits into memory and what is done within `limit` seconds both stay so when a block is taken away: the
-        later of two starts.
+        What fits and what is done within `limit` seconds both stay so when a block is taken away: the later of two
+        starts.
         """
         starts, loads = self._memory_starts[device], self._loads[device]
         if limit == INFINITY:
@@ -198,7 +223,7 @@ class Problem:
         for block, owner in enumerate(self.owners):
             if owner not in (None, device):
                 start = block + 1
-            while start <= block and self.needed([(start, block + 1)]) > self.free[device]:
+            while start <= block and not self.fits(device, [(start, block + 1)]):
                 start += 1
             starts.append(start)
         return tuple(starts)
@@ -230,6 +255,7 @@ class Problem:
             not wanted
             and set(self.owners) <= {None, HEAD}
             and self.needed([(0, self.blocks)]) <= self.free_alone
+            and self.on_disk([(0, self.blocks)]) <= self.disk[HEAD]
             and self._loads[HEAD][-1] <= limit
         )
 

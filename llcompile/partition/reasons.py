@@ -44,6 +44,9 @@ def _too_small(problem: Problem, device: int) -> str | None:
         return None
     least = min(problem.needed([(b, b + 1)]) for b in range(1, problem.blocks - 1))
     free = max(problem.free[device], 0)
+    files, room = problem.least_file, problem.disk[device]
+    if least <= free and files > room:
+        return f"too little disk: the smallest block's file has {size(files)}, disk_bytes leaves {size(max(room, 0))}"
     return f"too little memory: the smallest block needs {size(least)}, it has {size(free)} free"
 
 

@@ -14,6 +14,7 @@ from llrun.schema import WeightFormat
 
 _NO_PLAN = "P201"
 
+MORE_DISK = "more disk_bytes"
 _SMALLER = ("a smaller --context", "more devices")
 
 
@@ -29,7 +30,15 @@ def check_possible(problem: Problem) -> None:
     """Raises CompileError P201 for the causes that need no solver."""
     if problem.head_alone():
         return
-    for fault in (_too_many_devices, _head_too_small, _block_too_large, _too_little_memory, _wish_too_large):
+    causes = (
+        _too_many_devices,
+        _head_too_small,
+        _disk_too_small,
+        _block_too_large,
+        _too_little_memory,
+        _wish_too_large,
+    )
+    for fault in causes:
         text = fault(problem)
         if text:
             raise _error(text)
@@ -71,6 +80,22 @@ def _head_too_small(problem: Problem) -> str | None:
     )
 
 
+def _disk_too_small(problem: Problem) -> str | None:
+    """The head's ends, or all disks together."""
+    ends = [(0, 1), (problem.blocks - 1, problem.blocks)] if problem.blocks > 1 else [(0, 1)]
+    need, room = problem.on_disk(ends), problem.disk[HEAD]
+    if need > room:
+        name = problem.devices[HEAD].name
+        return (
+            f"the files of the first and the last block have {size(need)}, disk_bytes leaves {name} {size(room)} "
+            "beside the libraries. Give the head more disk_bytes"
+        )
+    need, room = problem.on_disk([(0, problem.blocks)]), sum(max(0.0, room) for room in problem.disk)
+    if need <= room:
+        return None
+    return f"the blocks' files have {size(need)}, disk_bytes leaves {size(room)} in all. {_remedy(problem, MORE_DISK)}"
+
+
 def _block_too_large(problem: Problem) -> str | None:
     largest = max(range(len(problem.free)), key=lambda d: problem.free[d])
     block = max(range(problem.blocks), key=lambda b: problem.needed([(b, b + 1)]))
@@ -100,6 +125,11 @@ def _wish_too_large(problem: Problem) -> str | None:
         ends = [(0, 1), (problem.blocks - 1, problem.blocks)] if d == HEAD else []
         ranges = [(b, b + 1) for b in sorted({b for r in [*ends, (pin.start, pin.stop)] for b in range(*r)})]
         need = problem.needed(ranges)
+        if need <= problem.free[d] and problem.on_disk(ranges) > problem.disk[d]:
+            files, room = size(problem.on_disk(ranges)), size(problem.disk[d])
+            return (
+                f"{pin} needs files of {files} on {pin.device}, disk_bytes leaves it {room}. Pin fewer blocks"
+            )
         if need > problem.free[d]:
             with_ends = " with the first and last" if d == HEAD else ""
             return (
@@ -108,6 +138,11 @@ def _wish_too_large(problem: Problem) -> str | None:
             )
     if problem.options.use_all:
         for d, longest in zip(problem.workers, longest_stages(problem), strict=True):
+            if longest == 0 and problem.disk[d] < problem.least_file:
+                return (
+                    f"--use-all: the smallest block's file has {size(problem.least_file)}, disk_bytes leaves "
+                    f"{problem.devices[d].name} {size(max(problem.disk[d], 0))}. Leave out --use-all, or the device"
+                )
             if longest == 0:
                 least = min(problem.needed([(b, b + 1)]) for b in range(1, problem.blocks - 1))
                 return (
@@ -121,8 +156,12 @@ def _no_arrangement(problem: Problem) -> str:
     free = sum(max(0, bytes_) for bytes_ in problem.free)
     text = f"{_model_text(problem)}, the devices have {size(free)} free in all"
     wishes = [str(pin) for pin in problem.options.pins] + (["--use-all"] if problem.options.use_all else [])
-    if wishes and _fits_without_wishes(problem):
+    if wishes and _fits_without(problem, wishes=True):
         return f"{text}, but no consecutive stages of whole blocks fit with {', '.join(wishes)}. Leave out one of these"
+    if _fits_without(problem, disk=True):
+        return (
+            f"{text}, but no consecutive stages of whole blocks fit onto their disks as well. Use {MORE_DISK}"
+        )
     if least_workers(problem) > len(problem.workers):
         fault = "but less in whole blocks: too few blocks fit on the devices together"
     else:
@@ -130,9 +169,12 @@ def _no_arrangement(problem: Problem) -> str:
     return f"{text}, {fault}. {_remedy(problem, *_SMALLER)}"
 
 
-def _fits_without_wishes(problem: Problem) -> bool:
-    free = replace(problem.options, pins=(), use_all=False)
-    without = Problem(problem.costs, problem.flows, problem.cluster, free)
+def _fits_without(problem: Problem, wishes: bool = False, disk: bool = False) -> bool:
+    """Whether there is a plan without what the user wishes, or without bounds of disks."""
+    free = replace(problem.options, pins=(), use_all=False) if wishes else problem.options
+    boundless = tuple(replace(device, disk_bytes=None) for device in problem.cluster.devices)
+    cluster = replace(problem.cluster, devices=boundless) if disk else problem.cluster
+    without = Problem(problem.costs, problem.flows, cluster, free)
     return outlook_of(without, 1.0, Clock(free.time_limit_s / 10)).best is not None
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llcompile.cluster import load_cluster, targets_dir
+from llcompile.cluster import load_cluster
 from llcompile.ir.errors import USAGE, CompileError
 from tests.unit.cluster.test_devices import two_devices, write
 
@@ -178,6 +177,33 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
         changed("devices", 1, "profile", "memory_bytes_per_s", to=float("-inf")),
         ["devices[1].profile.memory_bytes_per_s: a number without bound is out of range"],
     ),
+    (changed("devices", 1, "disk_bytes", to=0), ["devices[1].disk_bytes: 0 is not a measurement"]),
+    (changed("devices", 1, "disk_bytes", to=0.5), ["devices[1].disk_bytes: 0.5 is not a whole number"]),
+    (changed("devices", 1, "disk_bytes", to="1G"), ["devices[1].disk_bytes: expected a number of bytes"]),
+    (changed("devices", 1, "standby", to=1), ["devices[1].standby: expected true or false, found 1"]),
+    (changed("devices", 0, "standby", to=True), ['devices[0].standby: "laptop" is the head', "Leave out"]),
+    (
+        changed("devices", 1, "stand_by", to=True),
+        ['devices[1].stand_by: unknown key; did you mean "standby"?'],
+    ),
+    (changed("devices", 1, "watts", to=5), ["devices[1].watts: expected an object, found 5"]),
+    (changed("devices", 1, "watts", to={"busy": 5}), ["devices[1].watts.idle: missing"]),
+    (
+        changed("devices", 1, "watts", to={"busy": -5, "idle": 0, "sleep": 1}),
+        ["watts.busy: -5 is not a", "watts.idle: 0 is not a", "watts.sleep: unknown key"],
+    ),
+    (
+        changed("devices", 1, "watts", to={"busy": 2, "idle": 5}),
+        ["devices[1].watts: idle is 5 W, more than busy, 2 W"],
+    ),
+    (
+        changed("devices", 1, "battery_joules", to=[1]),
+        ["devices[1].battery_joules: expected a number of joules"],
+    ),
+    (
+        changed("devices", 1, "battery_joules", to=1e13),
+        ["devices[1].battery_joules: 1", "at most 1e+12 joules"],
+    ),
     (changed("devices", 1, "name", to="laptop"), ['devices[1].name: "laptop" is also devices[0]']),
     (changed("devices", 1, "name", to="Laptop"), ['devices[1].name: "Laptop" is also devices[0]']),
     (
@@ -319,75 +345,19 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     content["devices"][1]["address"] = "nowhere"
     content["devices"][1]["target"] = "toaster"
     content["links"]["default"]["latency_s"] = "fast"
+    content["devices"][0]["standby"] = "yes"
+    content["devices"][1]["disk_bytes"] = -1
     content["extra"] = 1
     message = error_of(write(tmp_path, content)).message
     places = [
         "extra",
         "head",
         "devices[0].memory_bytes",
+        "devices[0].standby",
+        "devices[1].disk_bytes",
         "devices[1].address",
         "devices[1].target",
         "links.default.latency_s",
     ]
     assert all(f"\n  {place}: " in message for place in places), message
-    assert "6 problems" in message
-
-
-# --- target files -------------------------------------------------------------------------------------------------
-
-
-def with_target(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> CompileError:
-    stated = json.loads((targets_dir() / "raspberry-pi-5.json").read_text())
-    change(stated)
-    (tmp_path / "raspberry-pi-5.json").write_text(json.dumps(stated))
-    content = {**two_devices(), "head": "pi"}
-    content["devices"] = [{"name": "pi", "target": "raspberry-pi-5", "address": "10.0.0.7:5700"}]
-    content["links"] = {}
-    return error_of(write(tmp_path, content), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
-        (
-            lambda t: t.pop("memory_bytes_per_s"),
-            "devices[0].profile.memory_bytes_per_s: missing: target raspberry-pi-5 has no figure for it. Measure it",
-        ),
-        (
-            lambda t: t.pop("threads"),
-            "devices[0].threads: missing: target raspberry-pi-5 has no figure for it",
-        ),
-        (
-            lambda t: t.pop("runtime_bytes"),
-            "devices[0].runtime_bytes: missing",
-        ),
-        (
-            lambda t: t["compute_flops"].update(value=0),
-            "target file raspberry-pi-5.json: compute_flops.value: 0 is not",
-        ),
-        (
-            lambda t: t["compute_flops"].pop("source"),
-            "raspberry-pi-5.json: compute_flops.source: expected a non-empty",
-        ),
-        (lambda t: t.update(compute_flops=6e10), "raspberry-pi-5.json: compute_flops: expected an object"),
-        (lambda t: t.update(name="pi"), 'raspberry-pi-5.json: name: must be "raspberry-pi-5"'),
-        (lambda t: t.update(colour="red"), "raspberry-pi-5.json: colour: unknown key"),
-        (lambda t: t["processor"].update(isa="sse"), 'processor.isa: unknown instruction set "sse"'),
-        (lambda t: t["processor"].update(mattr="+neon"), "processor.mattr: expected a list"),
-        (lambda t: t.pop("processor"), "processor: expected an object, found null"),
-    ],
-)
-def test_faults_in_target_files(tmp_path: Path, change: Callable[[dict[str, Any]], None], part: str) -> None:
-    error = with_target(tmp_path, change)
-    assert error.code == "C102"
-    assert part in error.message
-
-
-def test_target_file_that_is_not_json(tmp_path: Path) -> None:
-    (tmp_path / "x86-64-v4.json").write_text("{")
-    error = error_of(write(tmp_path, two_devices()), tmp_path)
-    assert (error.code, "x86-64-v4.json: not JSON at line 1" in error.message) == ("C103", True)
-
-
-def test_no_target_folder(tmp_path: Path) -> None:
-    assert "Known: none in" in error_of(write(tmp_path, two_devices()), tmp_path / "none").message
+    assert "8 problems" in message

@@ -10,6 +10,7 @@ import pytest
 from llcompile.ir.cluster import Cluster, Link
 from llcompile.ir.errors import INFEASIBLE, USAGE, CompileError
 from llcompile.partition import Pin, parse_pins, plan
+from llcompile.partition.disk import LIBRARIES_BYTES, RECORD_BYTES
 from llrun.schema import Precision
 from tests.unit.partition.cases import OPTIONS, chain, cost, device
 
@@ -79,6 +80,56 @@ def test_enough_in_all_but_not_in_whole_blocks() -> None:
     assert "the model needs 11.0 MiB" in message
     assert "the devices have 12.5 MiB free in all, but less in whole blocks" in message
     assert message.endswith("Use a smaller --context, or more devices")
+
+
+def on_disks(devices: Cluster, *megabytes: float | None) -> Cluster:
+    """`devices` with so many MiB of disk for the files of four blocks; None: without a bound."""
+    fixed = LIBRARIES_BYTES + 4 * RECORD_BYTES
+    bounded = tuple(
+        replace(d, disk_bytes=None if size is None else int(size * MIB) + fixed)
+        for d, size in zip(devices.devices, megabytes, strict=True)
+    )
+    return replace(devices, devices=bounded)
+
+
+def test_disk_of_the_head_too_small_for_both_ends() -> None:
+    assert refusal(3, 1, 1, 3, devices=on_disks(cluster(50, 50), 5, 50)) == (
+        "no feasible plan: the files of the first and the last block have 6.0 MiB, disk_bytes leaves h 5.0 MiB beside "
+        "the libraries. Give the head more disk_bytes"
+    )
+
+
+def test_too_little_disk_in_all() -> None:
+    message = refusal(1, 3, 3, 1, devices=on_disks(cluster(50, 50), 3, 3))
+    assert message.startswith(
+        "no feasible plan: the blocks' files have 8.1 MiB, disk_bytes leaves 6.0 MiB in all"
+    )
+    assert message.endswith("more disk_bytes")
+
+
+def test_disks_that_hold_no_whole_blocks() -> None:
+    message = refusal(1, 3, 3, 1, devices=on_disks(cluster(50, 50), 4.5, 5))
+    assert message.endswith("fit onto their disks as well. Use more disk_bytes")
+
+
+def test_pin_and_use_all_beyond_a_disk() -> None:
+    devices = on_disks(cluster(50, 50), None, 2)
+    assert (
+        "--pin 1:3=a needs files of 4.0 MiB on a, disk_bytes leaves it 2.0 MiB. Pin fewer blocks"
+        in refusal(1, 2, 2, 1, devices=devices, pins=(Pin(1, 3, "a"),))
+    )
+    assert "--use-all: the smallest block's file has 3.0 MiB, disk_bytes leaves a 2.0 MiB" in refusal(
+        1, 3, 3, 1, devices=devices, use_all=True
+    )
+
+
+def test_pin_to_a_device_that_stands_by() -> None:
+    devices = cluster(9, 9, 9)
+    standing = replace(devices, devices=(*devices.devices[:2], replace(devices.devices[2], standby=True)))
+    with pytest.raises(CompileError) as caught:
+        parse_pins(["1:2=a", "3:4=b"], standing, 10)
+    assert (caught.value.code, caught.value.exit_code) == ("P213", USAGE)
+    assert "--pin 3:4=b: b stands by in devices.json" in caught.value.message
 
 
 def test_use_all_with_more_devices_than_blocks() -> None:

@@ -11,7 +11,7 @@ import pytest
 from llcompile.cluster import load_cluster, targets_dir, with_tokenizer
 from llcompile.cluster.strict_json import Faults
 from llcompile.cluster.targets import FIGURES, load_target, target_names
-from llcompile.ir.cluster import Link
+from llcompile.ir.cluster import Link, Watts
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = (
@@ -76,6 +76,25 @@ def test_target_figures_hold_where_none_are_given(tmp_path: Path) -> None:
     pi = load_cluster(write(tmp_path, content)).device("pi")
     stated = json.loads((targets_dir() / "raspberry-pi-5.json").read_text())
     assert {key: getattr(pi, key) for key in FIGURES} == {key: stated[key]["value"] for key in FIGURES}
+
+
+def test_what_an_entry_may_say_besides(tmp_path: Path) -> None:
+    content = two_devices()
+    content["devices"][1] |= {"disk_bytes": 4e9, "standby": True}
+    content["devices"][1] |= {"watts": {"busy": 7.5, "idle": 2}, "battery_joules": 60_000}
+    laptop, pi = load_cluster(write(tmp_path, content)).devices
+    assert (pi.disk_bytes, pi.standby, pi.watts, pi.battery_joules) == (
+        4_000_000_000,
+        True,
+        Watts(7.5, 2.0),
+        6e4,
+    )
+    assert (laptop.disk_bytes, laptop.standby, laptop.watts, laptop.battery_joules) == (
+        None,
+        False,
+        None,
+        None,
+    )
 
 
 def test_links_may_be_absent_for_one_device(tmp_path: Path) -> None:

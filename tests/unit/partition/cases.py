@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from llcompile.ir.cluster import Cluster, Device, Link, Processor
 from llcompile.ir.plan import BlockCost, Flow
+from llcompile.partition.disk import LIBRARIES_BYTES, RECORD_BYTES, file_bytes
 from llcompile.partition.options import Pin, PlanOptions
 from llrun.schema import Isa, Precision, Shapes
 
@@ -124,3 +125,18 @@ def tight_case(seed: int) -> Case:
     pins = case.options.pins if r.random() < 0.3 else ()
     options = replace(case.options, pins=pins, use_all=case.options.use_all and r.random() < 0.3)
     return replace(case, cluster=replace(case.cluster, devices=devices), options=options)
+
+
+def disk_case(seed: int) -> Case:
+    """A random case with bounds on the disks of some devices: much, scarce, or not enough for the libraries."""
+    case, r = random_case(seed), random.Random(-seed - 2)
+    total = sum(map(file_bytes, case.costs))
+    least = LIBRARIES_BYTES + RECORD_BYTES * len(case.costs)
+
+    def bounded(d: Device) -> Device:
+        if r.random() < 0.3:
+            return d
+        return replace(d, disk_bytes=least + int(total * r.choice([-0.1, 0.2, 0.4, 0.6, 0.9, 1.0])))
+
+    devices = tuple(map(bounded, case.cluster.devices))
+    return replace(case, cluster=replace(case.cluster, devices=devices))

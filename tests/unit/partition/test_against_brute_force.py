@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from llcompile.ir.errors import INFEASIBLE, CompileError
@@ -15,7 +17,7 @@ from llcompile.partition.options import check_pins
 from llcompile.partition.problem import Problem
 from llcompile.partition.search import search
 from llcompile.partition.solver import solve
-from tests.unit.partition.cases import Case, random_case, tight_case
+from tests.unit.partition.cases import Case, disk_case, random_case, tight_case
 
 SEEDS = range(300)
 CLOSE = 1e-6
@@ -60,6 +62,28 @@ def test_models_that_just_fit_the_head(part: int) -> None:
         assert solution.objective == pytest.approx(expected[0], rel=CLOSE), seed
         stayed += len(expected[1]) == 1 and problem.free[0] < problem.needed([(0, problem.blocks)])
     assert stayed > 2
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_bounds_of_disks_hold(part: int) -> None:
+    """Search, MIP and enumeration agree on plans that disks leave room for."""
+    bound = 0
+    for seed in range(6000 + part, 6150, 5):
+        case = disk_case(seed)
+        expected = brute_force(case.costs, case.flows, case.cluster, case.options)
+        boundless = tuple(replace(d, disk_bytes=None) for d in case.cluster.devices)
+        free = brute_force(case.costs, case.flows, replace(case.cluster, devices=boundless), case.options)
+        solution = solve(
+            to_mps(formulate(Problem(case.costs, case.flows, case.cluster, case.options))), 60, gap=1e-9
+        )
+        objective = found(case)
+        bound += free != expected
+        if expected is None:
+            assert (objective, solution.status) == (None, "infeasible"), seed
+            continue
+        assert objective == pytest.approx(expected[0], rel=CLOSE), seed
+        assert solution.objective == pytest.approx(expected[0], rel=CLOSE), seed
+    assert bound > 2
 
 
 @pytest.mark.parametrize("part", range(5))

@@ -41,6 +41,30 @@ def test_everything_stays_on_a_head_that_holds_it_and_is_fastest() -> None:
     assert made.unused["a"].startswith("would slow the others down: a request of 512+128 tokens takes")
 
 
+def test_device_that_stands_by_runs_nothing_and_is_named() -> None:
+    fast = device("b", 10**6, 1e11, 1e10)
+    cluster_ = cluster(("h", 300_000, 1e9), ("a", 300_000, 1e8))
+    with_b = replace(cluster_, devices=(*cluster_.devices, fast))
+    assert "b" in owners(plan(COSTS, FLOWS, with_b, OPTIONS))
+    standing = replace(cluster_, devices=(*cluster_.devices, replace(fast, standby=True)))
+    for use_all in (False, True):
+        made = plan(COSTS, FLOWS, standing, replace(OPTIONS, use_all=use_all))
+        assert owners(made) == owners(plan(COSTS, FLOWS, cluster_, OPTIONS))
+        assert made.unused == {"b": "stands by, as devices.json asks: it holds blocks and runs none at first"}
+
+
+def test_device_whose_disk_holds_no_block_says_so() -> None:
+    made = plan(COSTS, FLOWS, cluster(("h", 10**6, 1e9), ("a", 10**6, 1e10)), OPTIONS)
+    assert "a" in owners(made)
+    bounded = cluster(("h", 10**6, 1e9), ("a", 10**6, 1e10))
+    head, other = bounded.devices
+    bounded = replace(bounded, devices=(head, replace(other, disk_bytes=50_000)))
+    made = plan(COSTS, FLOWS, bounded, OPTIONS)
+    assert made.unused == {
+        "a": "too little disk: the smallest block's file has 65 KiB, disk_bytes leaves 0 bytes"
+    }
+
+
 def test_second_device_does_not_take_a_model_from_a_head_that_just_holds_it() -> None:
     """Messages that nobody sends take no memory: the same plan with a slow neighbour as without any."""
     needed = 10 * 50_000 + 100 + 1000  # weights, activations, runtime
