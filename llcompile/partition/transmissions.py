@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llcompile.ir.plan import Flow, Stage, Transmission
+from llrun.programs.transmissions import deliveries, kind_of
 from llrun.schema import TransmissionKind
 
 
@@ -19,19 +20,23 @@ class Message:
     hop: tuple[int, int]
 
     @property
+    def kind(self) -> TransmissionKind:
+        return kind_of(self.hop)
+
+    @property
     def sequential(self) -> bool:
-        return self.hop[1] == self.hop[0] + 1
+        return self.kind is TransmissionKind.SEQUENTIAL
 
 
 def messages(stages: Sequence[Stage], flows: Sequence[Flow]) -> tuple[Message, ...]:
     """One message a flow and consuming device other than the producer's, in order of producer, hop and tensor."""
-    index = {block: i for i, stage in enumerate(stages) for block in range(stage.start, stage.stop)}
-    sent = []
-    for flow in flows:
-        start = index[flow.producer]
-        source = stages[start].lead
-        reached = {stages[i].lead: i for i in sorted({index[block] for block in flow.consumers})}
-        sent += [Message(flow, source, to, (start, stage)) for to, stage in reached.items() if to != source]
+    index = {block: i for i, stage in enumerate(stages) for block in stage.blocks}
+    leads = [stage.lead for stage in stages]
+    sent = [
+        Message(flow, leads[hop[0]], to, hop)
+        for flow in flows
+        for to, hop in deliveries(flow.producer, flow.consumers, index, leads)
+    ]
     return tuple(sorted(sent, key=lambda m: (m.flow.producer, m.hop, m.flow.tensor)))
 
 
@@ -40,7 +45,7 @@ def transmissions(stages: Sequence[Stage], flows: Sequence[Flow]) -> tuple[Trans
     return tuple(
         Transmission(
             m.flow.tensor,
-            TransmissionKind.SEQUENTIAL if m.sequential else TransmissionKind.RESIDUAL,
+            m.kind,
             m.source,
             m.destination,
             m.flow.decode_bytes,

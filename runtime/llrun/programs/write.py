@@ -28,7 +28,7 @@ def write_programs(
     transmissions: Sequence[TransmissionRecord],
     epoch: int = 0,
 ) -> dict[str, DeviceProgram]:
-    """The program of every device that has a stage, in the order of their first stages.
+    """The program of every device that has a stage, in the order of their first stages; others: `idle_program`.
 
     A program loads its blocks, then has one segment a stage: receives, the positions template if a block of the
     stage uses what it makes, then blocks, each followed by the sends of what it made, and releases as tensors die.
@@ -42,6 +42,11 @@ def write_programs(
         device: DeviceProgram(device=device, epoch=epoch, instructions=writer.program(device))
         for device in dict.fromkeys(owners)
     }
+
+
+def idle_program(device: str, epoch: int = 0) -> DeviceProgram:
+    """The program of a device without a stage: it takes part, and does nothing."""
+    return DeviceProgram(device=device, epoch=epoch, instructions=())
 
 
 def _owner(stage: StageRecord) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llcompile.bundle import graph_record
+from llcompile.bundle.records import stage_records, transmission_records
+from llcompile.cost import flows
 from llcompile.frontend import load_model
 from llcompile.graph import build_graph
 from llcompile.graph.dataflow import ATTENTION, EMBEDDING, LINEAR
 from llcompile.ir.graph import Graph
 from llcompile.ir.model import Model, WeightSource
+from llcompile.ir.plan import Stage
+from llcompile.partition.transmissions import transmissions
+from llrun.programs.transmissions import transmissions as from_graph
 from tests import models
 from tests.unit.graph.oracle import chained, check_template, whole
 
@@ -75,6 +82,16 @@ def test_what_crosses_a_cut(case: Case) -> None:
         readers = case.graph.consumers(block.outputs[0])
         is_skipping = case.family == "neox" and block.id % 2 == 0 and block.id < 2 * case.layers
         assert readers == ((block.id + 1, block.id + 2) if is_skipping else (block.id + 1,))
+
+
+def test_the_map_derived_from_the_graph_is_the_planners(case: Case) -> None:
+    """Every way of giving blocks to two workers between the head's ends."""
+    record, planned = graph_record(case.graph), flows(case.graph, 16)
+    for cuts in combinations(range(1, len(case.graph.blocks)), 3):
+        edges = pairwise((0, *cuts, len(case.graph.blocks)))
+        stages = [Stage.on(name, *edge) for name, edge in zip("habh", edges, strict=True)]
+        due = transmission_records(transmissions(stages, planned))
+        assert from_graph(record, stage_records(stages)) == due, stages
 
 
 def test_rotary_tables_are_positions_never_sent(case: Case) -> None:

@@ -8,8 +8,10 @@ import pytest
 from numpy_model import FIRST, IDS, LOGITS, POSITIONS, TABLE
 
 from llrun.errors import RunError
+from llrun.programs.check_programs import check_programs
 from llrun.programs.graph import token_arguments
 from llrun.programs.installed import install
+from llrun.programs.write import idle_program, write_programs
 from llrun.schema import AllReduce, DeviceProgram, GraphPositions, Load, Receive, Release, Run, Send, Tensor
 
 NAMES = ["head", "anna", "bert"]
@@ -120,3 +122,23 @@ def test_a_graph_that_is_none_is_refused(changes, reason):
 def test_a_program_of_another_device_is_refused():
     with pytest.raises(RunError, match="a program of device anna in the slice of bert"):
         install(numpy_model.record("bert", NAMES, program=numpy_model.record("anna", NAMES).program))
+
+
+def test_a_device_without_a_stage_installs_an_empty_program():
+    idle = install(numpy_model.record("bert", NAMES, program=idle_program("bert", 4)))
+    assert (idle.epoch, idle.segments, idle.neighbours, idle.blocks, idle.templates) == (
+        4,
+        (),
+        frozenset(),
+        (),
+        frozenset(),
+    )
+    assert not idle.every_chunk
+
+
+def test_idle_devices_change_nothing_for_the_others():
+    graph, head = numpy_model.graph(), numpy_model.record("head", NAMES[:2])
+    programs = write_programs(graph, head.stages, head.transmissions, 4)
+    assert "bert" not in programs
+    both = {**programs, "bert": idle_program("bert", 4)}
+    assert check_programs(both, graph, head.transmissions, "head") == []
