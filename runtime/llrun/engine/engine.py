@@ -59,7 +59,7 @@ class Engine:
         self._blocks = blocks
         self._library = library
         self._outside = outside
-        self._sequences = SequenceStore(blocks, library.wrap)
+        self._sequences = SequenceStore([block.entry for block in blocks.values()], library.wrap)
         self._turnstile = Turnstile()
         self._ready: deque[StepState] = deque()
         self._runner = Runner(installed, library, outside)
@@ -133,7 +133,8 @@ class Engine:
 
     def _install(self, installed: Installed, positions: Mapping[int, int]) -> None:
         """Run `installed` from now on; open sequences go on at `positions`."""
-        self._sequences.prepare(installed.blocks, len(installed.segments), positions)
+        places = {number: (place,) * len(installed.segments) for number, place in positions.items()}
+        self._sequences.prepare([segment.blocks for segment in installed.segments], places)
         self._segments = bind(installed, Parts(self._blocks, self._library, self._sequences))
         self._runner.install(installed)
         self._installed = installed

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from threading import Lock
 from typing import Any
 
-from llrun.device.load import Block
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array, empty, reserve_slots
+from llrun.schema import BlockEntry
+from llrun.wire.messages import Held
+from llrun.wire.protocol import ProtocolError
 
 MAX_SEQUENCES = 64
 Wrap = Callable[[Array], Any]
@@ -36,29 +40,39 @@ class StepState:
 @dataclass(eq=False)
 class Sequence:
     """`slot`: where its caches are; `slots`: that as an argument, int64 (1,). `frontier`: for each segment the
-    position it runs next. `steps`: by position."""
+    position it runs next. `steps`: by position. `filled`: of blocks that do not run here, how many of the sequence's
+    first tokens their caches hold."""
 
     number: int
     slot: int
     slots: Any
     frontier: list[int]
     steps: dict[int, StepState] = field(default_factory=dict)
+    filled: dict[int, int] = field(default_factory=dict)
 
 
 class SequenceStore:
-    """Sequences by number, and the caches of all `blocks`: arrays of slots, of which every sequence has one.
+    """Sequences by number, and the caches of `entries`, all blocks of the slice: arrays of slots, of which every
+    sequence has one.
 
     Memory of a slot is taken page by page as positions are written, so a block that does not run takes none, and
-    given back when its sequence closes. Raises RunError R503 when not even one slot can be reserved.
+    given back when its sequence closes. A block's caches hold what it has computed, or, where it does not run, what
+    was copied here from where it does (`fill`).
+
+    `entries`: by id. The engine's thread alone calls what is not said to be safe from others. `lock` is held while
+    sequences and programs come and go, and by others while they read or write rows, for some 50 us: so no slot
+    becomes another sequence's under their hands. Raises RunError R503 when not even one slot can be reserved.
     """
 
-    def __init__(self, blocks: Mapping[int, Block], wrap: Wrap) -> None:
+    def __init__(self, entries: Iterable[BlockEntry], wrap: Wrap) -> None:
+        self.lock = Lock()
         self._wrap = wrap
-        self._segments = 0
-        self._running: frozenset[int] = frozenset()
+        self.entries = {entry.id: entry for entry in entries}
+        self._segments: tuple[tuple[int, ...], ...] = ()
+        self._segment_of: dict[int, int] = {}
         self._open: dict[int, Sequence] = {}
         self._newest = -1
-        specs = {id: [(c.shape, c.dtype) for c in block.entry.caches] for id, block in blocks.items()}
+        specs = {id: [(c.shape, c.dtype) for c in entry.caches] for id, entry in self.entries.items()}
         try:
             self._slots = reserve_slots({id: each for id, each in specs.items() if each}, MAX_SEQUENCES)
         except OSError as error:
@@ -79,33 +93,102 @@ class SequenceStore:
         """Whether no sequence has a step under way."""
         return not any(sequence.steps for sequence in self._open.values())
 
-    def prepare(self, blocks: Iterable[int], segments: int, positions: Mapping[int, int]) -> None:
-        """Get ready for a program that runs `blocks` in so many segments; every open sequence goes on at its place
-        in `positions`, 0 where none is given.
+    def prepare(
+        self,
+        segments: Several[Several[int]],
+        positions: Mapping[int, Several[int]],
+        keep: frozenset[int] = frozenset(),
+    ) -> None:
+        """Get ready for a program whose segments run these blocks; every open sequence goes on in each segment at its
+        place in `positions`, 0 where none is given.
 
-        What the caches hold stays for blocks that ran before, and is given up for those that run no more. Raises
-        RunError R402 for a sequence of which a block here has computed fewer tokens than that.
+        What the caches hold stays for blocks that run, and for those to `keep`; of all others it is given up. Raises
+        RunError R402 for a sequence of which a block here holds fewer tokens than come before its place.
         """
-        running = frozenset(blocks) & self._slots.keys()
-        for number, sequence in self._open.items():
-            self._check(sequence, running, positions.get(number, 0))
-        for number, sequence in self._open.items():
-            for block in self._running - running:
-                self._slots[block].discard(sequence.slot)
-            sequence.frontier = [positions.get(number, 0)] * segments
-        self._running, self._segments = running, segments
+        cached = tuple(tuple(block for block in each if block in self._slots) for each in segments)
+        following = {
+            number: _places(sequence, cached, positions.get(number), self.counts(sequence))
+            for number, sequence in self._open.items()
+        }
+        running = {block: index for index, each in enumerate(cached) for block in each}
+        with self.lock:
+            for number, sequence in self._open.items():
+                counts = self.counts(sequence)
+                for block in counts.keys() - running.keys() - keep:
+                    self._slots[block].discard(sequence.slot)
+                left = (counts.keys() & keep) - running.keys()
+                sequence.filled = {block: counts[block] for block in left}
+                sequence.frontier = following[number]
+            self._segments, self._segment_of = cached, running
 
-    def _check(self, sequence: Sequence, running: frozenset[int], position: int) -> None:
-        number, reached = sequence.number, max(sequence.frontier, default=0)
-        for block in sorted(running):
-            computed = reached if block in self._running else 0
-            if position > computed:
-                raise RunError(
-                    "R402",
-                    f"sequence {number} cannot go on at {position}: block {block} has computed {computed} of its"
-                    " tokens here. Feed it from its start",
-                    INTERNAL,
-                )
+    # --- what the caches hold ---
+
+    def counts(self, sequence: Sequence) -> dict[int, int]:
+        """How many of a sequence's first tokens the caches hold of each block that runs or was copied here."""
+        counts = {block: sequence.frontier[index] for block, index in self._segment_of.items()}
+        return counts | sequence.filled
+
+    def held(self) -> tuple[Held, ...]:
+        """What the caches hold of each open sequence, blocks side by side that hold as many tokens joined."""
+        found: list[Held] = []
+        for number, sequence in sorted(self._open.items()):
+            last, counts = None, self.counts(sequence)
+            for block in sorted(self.entries):
+                if block not in self._slots:
+                    continue
+                tokens = counts.get(block, 0)
+                side_by_side = last is not None and all(id in self.entries for id in range(last, block))
+                if side_by_side and found[-1].sequence == number and found[-1].tokens == tokens:
+                    found[-1] = Held(number, found[-1].start, block + 1, tokens)
+                else:
+                    found.append(Held(number, block, block + 1, tokens))
+                last = block
+        return tuple(each for each in found if each.tokens)
+
+    def tokens(self, block: int) -> dict[int, int]:
+        """How many first tokens of each open sequence the caches of `block` hold. `lock` is held by who calls."""
+        index = self._segment_of.get(block)
+        return {
+            number: sequence.filled.get(block, 0) if index is None else sequence.frontier[index]
+            for number, sequence in self._open.items()
+        }
+
+    def slot_arrays(self, number: int, block: int) -> list[Array]:
+        """The caches of `block` of an open sequence, without the axis of slots. `lock` is held by who calls."""
+        slot = self._open[number].slot
+        return [array[slot] for array in self._slots[block].arrays]
+
+    def admit(self, number: int, block: int) -> int | None:
+        """How many first tokens of a sequence were copied here for a block that does not run; None where no more of
+        them are wanted, as the sequence was closed or the block runs by now. `lock` is held by who calls. Raises
+        ProtocolError for a sequence that was never opened, and a block without caches here."""
+        if block not in self._slots:
+            raise ProtocolError(f"cache rows of block {block}, which has no caches here")
+        sequence = self._open.get(number)
+        if sequence is None and not self.was_closed(number):
+            raise ProtocolError(f"cache rows of sequence {number}, which was never opened")
+        if sequence is None or block in self._segment_of:
+            return None
+        return sequence.filled.get(block, 0)
+
+    def fill(self, number: int, block: int, start: int, stop: int) -> int:
+        """Note that rows of a block that does not run here were written; returns how many first tokens it holds.
+
+        `lock` is held by who calls. Raises ProtocolError for rows before which some are missing, or that were not to
+        be admitted."""
+        filled = self.admit(number, block)
+        if filled is None or start > filled:
+            raise ProtocolError(f"rows from {start} on of block {block}, sequence {number}, cannot be here")
+        self._open[number].filled[block] = max(filled, stop)
+        return max(filled, stop)
+
+    def drop_filled(self, keep: frozenset[int] = frozenset()) -> None:
+        """Give up what was copied here, but for blocks to `keep`."""
+        with self.lock:
+            for sequence in self._open.values():
+                for block in sequence.filled.keys() - keep:
+                    self._slots[block].discard(sequence.slot)
+                    del sequence.filled[block]
 
     # --- sequences ---
 
@@ -119,15 +202,17 @@ class SequenceStore:
         slot = heappop(self._free)  # the lowest: its page tables are there already
         slots = empty((1,), "int64")
         slots[0] = slot
-        self._open[number] = Sequence(number, slot, self._wrap(slots), [0] * self._segments)
+        with self.lock:
+            self._open[number] = Sequence(number, slot, self._wrap(slots), [0] * len(self._segments))
         return None
 
     def close(self, number: int) -> None:
-        sequence = self._open.pop(number, None)
-        if sequence is not None:
-            for slots in self._slots.values():
-                slots.discard(sequence.slot)
-            heappush(self._free, sequence.slot)
+        with self.lock:
+            sequence = self._open.pop(number, None)
+            if sequence is not None:
+                for block in self.counts(sequence):
+                    self._slots[block].discard(sequence.slot)
+                heappush(self._free, sequence.slot)
 
     def get(self, number: int) -> Sequence | None:
         return self._open.get(number)
@@ -139,3 +224,29 @@ class SequenceStore:
 
     def was_closed(self, number: int) -> bool:
         return number <= self._newest and number not in self._open
+
+
+def _places(
+    sequence: Sequence,
+    segments: Several[Several[int]],
+    places: Several[int] | None,
+    counts: Mapping[int, int],
+) -> list[int]:
+    """Where `sequence` goes on in each segment. Raises RunError R402."""
+    places = [0] * len(segments) if places is None else list(places)
+    if len(places) != len(segments):
+        raise RunError(
+            "R402",
+            f"sequence {sequence.number} is to go on in {len(places)} segments, the program has {len(segments)}",
+            INTERNAL,
+        )
+    for place, blocks in zip(places, segments, strict=True):
+        for block in blocks:
+            if place > counts.get(block, 0):
+                raise RunError(
+                    "R402",
+                    f"sequence {sequence.number} cannot go on at {place}: the cache of block {block} holds"
+                    f" {counts.get(block, 0)} of its tokens here. Feed it from its start",
+                    INTERNAL,
+                )
+    return places

@@ -23,6 +23,12 @@ class Segment:
     waits_last: frozenset[int]
     instructions: tuple[Work, ...]
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks that it runs, in order."""
+        done = [effects(each).runs for each in self.instructions]
+        return tuple(block for block in done if block is not None)
+
 
 def split(instructions: Iterable[Instruction]) -> tuple[Segment, ...]:
     """The segments of a program: one begins at each receive that follows another kind of instruction."""

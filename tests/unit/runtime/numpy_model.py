@@ -13,8 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from llrun.device.library import Library
-from llrun.device.load import Device
-from llrun.engine.stores import Block
+from llrun.device.load import Block, Device
 from llrun.programs.installed import install
 from llrun.schema import (
     MAX_BATCH,

@@ -15,7 +15,6 @@ from test_engine import NAMES, Recorder, arrived, fed, perform, two_sources
 from llrun.device.load import Device
 from llrun.engine.engine import Engine
 from llrun.engine.events import Arrived, Closing, Fed, Feed, Inbox, Opening, Switch
-from llrun.engine.stores import SequenceStore
 from llrun.errors import RunError
 from llrun.programs.installed import Installed, install
 from llrun.programs.layouts import Limits
@@ -242,12 +241,12 @@ def test_tokens_fed_after_a_program_was_told_are_its_own():
         (
             lambda part: switch(part, {0: 9}),
             "R402",
-            "cannot go on at 9: block 3 has computed 8 of its tokens",
+            "cannot go on at 9: the cache of block 3 holds 8 of its tokens",
         ),
         (
             lambda part: Switch(next_program(part, ANNA_IDLE), {0: 8}),
             "R402",
-            "cannot go on at 8: block 1 has computed 0 of its tokens here",
+            "cannot go on at 8: the cache of block 1 holds 0 of its tokens here",
         ),
     ],
 )
@@ -273,20 +272,8 @@ def test_a_block_that_comes_back_has_nothing_of_the_sequence():
     subject, _, part = bert()
     perform(subject, Opening(0), arrived(FIRST + 2, 0, 8, LAST_CHUNK))
     perform(subject, Switch(next_program(part, MIXERS_ELSEWHERE), {0: 0}))
-    with pytest.raises(RunError, match="cannot go on at 8: block 3 has computed 0"):
+    with pytest.raises(RunError, match="cannot go on at 8: the cache of block 3 holds 0"):
         perform(subject, switch(part, {0: 8}, epoch=3))
-
-
-def test_caches_of_blocks_that_run_no_more_are_given_up_and_others_kept():
-    store = SequenceStore(numpy_model.device(BERT, NAMES).blocks, lambda array: array)
-    store.prepare([3, 4], 1, {})
-    assert store.open(0) is None
-    for block in (3, 4):
-        store.caches(block)[0][0] = 7
-    store.get(0).frontier = [8]
-    store.prepare([1, 4], 2, {0: 0})
-    assert [int(store.caches(block)[0][0].max()) for block in (3, 4)] == [0, 7]
-    assert store.get(0).frontier == [0, 0]
 
 
 def test_links_need_a_connection_with_every_neighbour_of_the_next_program():

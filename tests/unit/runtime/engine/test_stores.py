@@ -1,0 +1,147 @@
+"""What a device holds of sequences from one program to the next: kept, copied here, given up, and said."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy_model
+import pytest
+from numpy_model import CONTEXT, WIDTH
+
+from llrun.engine.caches import Caches
+from llrun.engine.stores import SequenceStore
+from llrun.errors import RunError
+from llrun.wire.messages import Held
+from llrun.wire.protocol import ProtocolError
+
+NAMES = ["head", "anna", "bert"]
+
+
+def store(segments=((3, 4),), blocks=None) -> SequenceStore:
+    """Of all blocks of the model, of which 1 to 4 have caches; sequences 0 and 1 are open."""
+    entries = [e for e in numpy_model.record("bert", NAMES).blocks if blocks is None or e.id in blocks]
+    made = SequenceStore(entries, lambda array: array)
+    made.prepare(segments, {})
+    for number in (0, 1):
+        assert made.open(number) is None
+    return made
+
+
+def rows(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, WIDTH)).astype(np.float32)
+
+
+def come(made: SequenceStore, sequence: int, block: int, start: int, values: np.ndarray) -> int:
+    return Caches(made).rows_in(sequence, block, start, start + len(values), values.tobytes())
+
+
+def test_what_runs_is_kept_and_what_runs_no_more_is_given_up() -> None:
+    made = store()
+    for block in (3, 4):
+        made.caches(block)[0][0] = 7
+    made.get(0).frontier = [8]
+    made.prepare([(1,), (4,)], {0: (0, 8)})
+    assert [int(made.caches(block)[0][0].max()) for block in (3, 4)] == [0, 7]
+    assert made.get(0).frontier == [0, 8]
+    assert made.get(1).frontier == [0, 0]
+    assert made.held() == (Held(0, 4, 5, 8),)
+    made.prepare([(3, 4)], {0: (0,)})  # it came back, and has nothing
+    assert made.held() == ()
+
+
+def test_what_is_to_be_kept_goes_on_though_it_did_not_run() -> None:
+    made = store()
+    made.caches(3)[0][1] = 5
+    made.get(1).frontier = [9]
+    made.prepare([(4,)], {1: (9,)}, keep=frozenset({3}))
+    assert made.held() == (Held(1, 3, 5, 9),)
+    made.get(1).frontier = [12]
+    assert made.held() == (Held(1, 3, 4, 9), Held(1, 4, 5, 12))
+    with pytest.raises(RunError, match="sequence 1 cannot go on at 12: the cache of block 3 holds 9"):
+        made.prepare([(3, 4)], {1: (12,)})
+    made.prepare([(3,), (4,)], {1: (9, 12)})
+    assert int(made.caches(3)[0][1].min()) == 5
+    assert made.held() == (Held(1, 3, 4, 9), Held(1, 4, 5, 12))
+
+
+def test_rows_that_came_in_are_where_a_program_goes_on() -> None:
+    made, values = store(), rows(20)
+    assert come(made, 0, 1, 0, values[:8]) == 8
+    assert come(made, 0, 1, 4, values[4:20]) == 20  # some of them again
+    assert come(made, 0, 1, 0, values[:8]) == 20
+    assert made.held() == (Held(0, 1, 2, 20),)
+    with pytest.raises(RunError, match="sequence 0 cannot go on at 21: the cache of block 1 holds 20"):
+        made.prepare([(1, 2)], {0: (21,)})
+    made.prepare([(1,), (2,)], {0: (20, 0)})
+    np.testing.assert_array_equal(made.caches(1)[0][0, 0, :20], values)
+    assert made.held() == (Held(0, 1, 2, 20),)
+
+
+def test_what_was_copied_and_is_not_wanted_is_given_up() -> None:
+    for give_up in (lambda s: s.prepare([(3, 4)], {}), lambda s: s.drop_filled(), lambda s: s.close(0)):
+        made = store()
+        come(made, 0, 1, 0, rows(8))
+        give_up(made)
+        assert not made.caches(1)[0].any()
+        assert made.held() == ()
+    made = store()
+    for block in (1, 2):
+        come(made, 0, block, 0, rows(8))
+    made.drop_filled(keep=frozenset({2}))
+    assert made.held() == (Held(0, 2, 3, 8),)
+
+
+def test_a_refused_program_changes_nothing() -> None:
+    made = store()
+    made.get(1).frontier = [8]
+    come(made, 0, 1, 0, rows(8))
+    with pytest.raises(RunError, match="sequence 1 cannot go on at 8: the cache of block 1 holds 0"):
+        made.prepare([(1,)], {0: (8,), 1: (8,)})
+    assert made.held() == (Held(0, 1, 2, 8), Held(1, 3, 5, 8))
+    with pytest.raises(RunError, match="sequence 0 is to go on in 2 segments, the program has 1"):
+        made.prepare([(1,)], {0: (0, 0)})
+
+
+def test_rows_that_nobody_wants_any_more_are_not_written() -> None:
+    made = store()
+    assert come(made, 1, 3, 0, rows(8)) == 8  # block 3 runs here
+    assert not made.caches(3)[0].any()
+    made.close(0)
+    assert made.open(2) is None  # in the slot of sequence 0
+    assert come(made, 0, 1, 0, rows(8)) == 8
+    assert come(made, 1, 1, 4, rows(8)) == 0  # four rows are missing
+    assert not made.caches(1)[0].any()
+    assert made.held() == ()
+
+
+def test_rows_that_cannot_be_are_refused() -> None:
+    made = store(blocks={0, 1, 3, 4})
+    with pytest.raises(ProtocolError, match="rows of sequence 2, which was never opened"):
+        come(made, 2, 1, 0, rows(8))
+    for block in (0, 2):
+        with pytest.raises(ProtocolError, match=f"rows of block {block}, which has no caches here"):
+            come(made, 0, block, 0, rows(8))
+    with pytest.raises(ProtocolError, match="rows from 4 on of block 1, sequence 0"):
+        made.fill(0, 1, 4, 8)
+
+
+def test_blocks_that_hold_as_much_are_said_together_unless_one_between_is_elsewhere() -> None:
+    made = store(segments=((1, 2, 4), (3,)))
+    made.get(0).frontier = [5, 5]
+    made.get(1).frontier = [5, 4]
+    assert made.held() == (Held(0, 1, 5, 5), Held(1, 1, 3, 5), Held(1, 3, 4, 4), Held(1, 4, 5, 5))
+    made = store(segments=((1, 4),), blocks={0, 1, 2, 4, 5})
+    made.get(0).frontier = [5]
+    assert made.held() == (Held(0, 1, 2, 5), Held(0, 4, 5, 5))
+
+
+def test_a_row_that_goes_out_is_what_lies_there() -> None:
+    made, values = store(), rows(CONTEXT)
+    made.caches(4)[0][1, 0] = values
+    made.get(1).frontier = [30]
+    assert Caches(made).rows_out(1, 4, 7, 30) == values[7:30].tobytes()
+    assert Caches(made).rows_out(1, 4, 7, 31) is None
+    assert Caches(made).rows_out(1, 1, 0, 1) is None
+    made.close(1)
+    assert Caches(made).rows_out(1, 4, 7, 30) is None
+    assert Caches(made).row_bytes(4) == WIDTH * 4
+    assert Caches(made).row_bytes(0) == Caches(made).row_bytes(99) == 0
