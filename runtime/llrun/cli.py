@@ -16,6 +16,7 @@ from llrun.errors import INTERNAL, USAGE, RunError, printable
 
 if TYPE_CHECKING:
     from llrun.device.slice import StoredSlice
+    from llrun.head.options import Balancing
 
 RUN_EXAMPLES = """
 \b
@@ -25,6 +26,11 @@ Examples:
   llrun bundle/ --prompt 'import ' --temperature 0.8         on the head, once the workers listen
   llrun bundle/                                              on the head, at a terminal: a conversation
   llrun bundle/ --prompt-ids 1,2,3 --json                    token ids in, one JSON object out
+  llrun bundle/ --session talk.session                       a conversation that goes on after this program was killed
+  llrun bundle/ --prompt 'import ' --session run.session     killed, and given again: the answer goes on where it was
+  llrun bundle/ --rebalance night.py:rebalance               your own function moves blocks between the devices
+  llrun bundle/ --mirror --wait 30                           a lost device costs no computing; wait longer for one that
+                                                             nothing can replace
   llrun bench bundle/ --local -p 128 -n 32                   measure it; see llrun bench --help
 
 `tokens` in the JSON are the ids produced, an end-of-sequence token last where one was produced.
@@ -41,6 +47,7 @@ Before each test one run is made that does not count. Token ids are random, from
 """
 
 
+WAIT_S = 2.5
 SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
 
@@ -110,6 +117,24 @@ def llrun() -> None:
     """Run a language model on several devices together."""
 
 
+def _balanced(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of Balancing, for `_balancing`."""
+    for option in (
+        click.option("--exact", is_flag=True,
+                     help="The same bits for a token alone, in a prompt, or beside others, where that costs speed."),
+        click.option("--mirror", is_flag=True,
+                     help="Copy caches to the devices that would take a lost one's blocks, as they are made: then"
+                     " nothing is computed again."),
+        click.option("--wait", "wait_s", type=float, default=WAIT_S, show_default=True, metavar="S",
+                     help="How long a lost device that nothing can replace is waited for."),
+        click.option("--rebalance", default="auto", show_default=True, metavar="HOW",
+                     help="auto: blocks move to where they run faster, when that is worth it. off: only when a device"
+                     " is lost. MODULE:FUNCTION or FILE.py:FUNCTION: as your function says."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def _common(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--timeout", type=float, default=120.0, show_default=True, metavar="S",
@@ -156,18 +181,30 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of the random choices.")
 @click.option("--stop", "stops", multiple=True, metavar="STR", help="End before this text. Repeatable.")
+@click.option(
+    "--session",
+    metavar="FILE",
+    help="Keep what is asked and each token in FILE, and go on with what it holds: the conversation, or with"
+    " prompts the same run, its answers read where they are there.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+@_balanced
 @_common
 @click.version_option(__version__, prog_name="llrun", message="%(prog)s %(version)s")
 def run(path: str, device: str | None, listen: str | None, announce: str | None,
         texts: tuple[str, ...], prompt_ids: tuple[str, ...], tokens: int | None, temperature: float,
-        top_k: int, top_p: float, seed: int, stops: tuple[str, ...], as_json: bool, local: bool,
-        peers: tuple[str, ...], no_verify: bool, timeout: float) -> None:  # fmt: skip
+        top_k: int, top_p: float, seed: int, stops: tuple[str, ...], session: str | None, as_json: bool, local: bool,
+        peers: tuple[str, ...], no_verify: bool, timeout: float,
+        rebalance: str, wait_s: float, mirror: bool, exact: bool) -> None:  # fmt: skip
     """Run a bundle, or one device's slice of it: the head answers prompts, a worker serves the head.
 
     Prompts come from --prompt or --prompt-ids, else line by line from standard input, else from a
     conversation at the terminal.
+
+    A device that is lost is replaced by those that hold its blocks, and the answer goes on as it would have been.
     """
+    from pathlib import Path
+
     from llrun.faces.answering import Given, answer_all
     from llrun.faces.console import Console
     from llrun.faces.local import Announcer, reasons_told
@@ -182,10 +219,13 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
     with reasons_told(announcer):
         stored = _stored(path, device)
         wanted = Wanted(tokens, Sampling(temperature, top_k, top_p, seed), _checked_stops(stops))
+        balancing = _balancing(rebalance, wait_s, mirror, exact)
         if stored.device != stored.record.head:
-            if texts or prompt_ids or local:
+            if texts or prompt_ids or local or session or balancing != _balancing():
                 raise RunError(
-                    "R108", f"{stored.device} is a worker: prompts and --local are for {stored.record.head}"
+                    "R108",
+                    f"{stored.device} is a worker: prompts, --local, --session, --rebalance, --wait, --mirror and"
+                    f" --exact are for {stored.record.head}",
                 )
             serve(stored, listen, announcer, not no_verify, _peers(peers), Tcp(), console)
             return
@@ -193,7 +233,7 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
         raise RunError("R108", f"{stored.device} is the head, which does not listen: --listen is for workers")
     where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
     given = Given(texts, [_ids(text) for text in prompt_ids])
-    answer_all(stored, where, wanted, given, as_json, console)
+    answer_all(stored, where, wanted, given, as_json, console, balancing, Path(session) if session else None)
 
 
 @llrun.command(epilog=BENCH_EXAMPLES, context_settings=SETTINGS)
@@ -243,9 +283,11 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
     help="Sequences in flight at once.",
 )
 @click.option("-o", "output", type=click.Choice(["md", "json"]), default="md", show_default=True)
+@_balanced
 @_common
 def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequences: int, output: str,
-          local: bool, peers: tuple[str, ...], no_verify: bool, timeout: float) -> None:  # fmt: skip
+          local: bool, peers: tuple[str, ...], no_verify: bool, timeout: float,
+          rebalance: str, wait_s: float, mirror: bool, exact: bool) -> None:  # fmt: skip
     """Measure prompt processing and text generation, in rows as llama-bench names them."""
     from llrun.faces.bench import Plan, measure
     from llrun.faces.console import Console
@@ -255,7 +297,8 @@ def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequenc
     stored = _stored(path, None)
     where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
     plan = Plan(prompt, tokens, depth, repeats, sequences)
-    measure(stored, where, plan, output == "json", Console(quiet=True))
+    balancing = _balancing(rebalance, wait_s, mirror, exact)
+    measure(stored, where, plan, output == "json", Console(quiet=True), balancing)
 
 
 def _stored(path: str, device: str | None) -> StoredSlice:
@@ -285,9 +328,21 @@ def _peers(pairs: Sequence[str]) -> dict[str, str]:
     return peers
 
 
+def _balancing(
+    rebalance: str = "auto", wait_s: float = WAIT_S, mirror: bool = False, exact: bool = False
+) -> Balancing:
+    """What the options ask for. Raises RunError for what they cannot mean, before anything is loaded."""
+    from llrun.head.options import Balancing
+
+    return Balancing(rebalance, wait_s, mirror, exact)
+
+
 def _checked_stops(stops: tuple[str, ...]) -> tuple[str, ...]:
     if "" in stops:
         raise RunError("R107", "--stop needs a text that is not empty")
+    for stop in stops:
+        if not stop.isascii() and any("\ud800" <= character <= "\udfff" for character in stop):
+            raise RunError("R107", f"--stop is not UTF-8 text: {stop!r}")
     return stops
 
 

@@ -82,7 +82,11 @@ def test_json_is_one_object_and_the_text_is_what_streams(bundle):
     streamed = llrun(bundle, *common)
     assert streamed.stdout == found["text"] + "\n"
     assert f"({len(found['tokens'])} tokens)" in streamed.stderr
-    assert {"tokens", "text", "ttft_s", "tpot_s", "prompt_tokens", "devices"} == found.keys()
+    fields = {"tokens", "text", "ttft_s", "tpot_s", "prompt_tokens", "token_s", "moves", "devices"}
+    assert fields == found.keys()
+    assert found["token_s"] == sorted(found["token_s"])
+    assert len(found["token_s"]) == len(found["tokens"])
+    assert (found["token_s"][0], found["moves"]) == (found["ttft_s"], [])
     assert found["devices"].keys() == {"d0", "d1", "d2"}
     for figures in found["devices"].values():
         assert figures.keys() == {"compute_s", "wait_s", "sent_bytes", "peak_memory_bytes"}

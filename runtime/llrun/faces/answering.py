@@ -6,16 +6,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from llrun.device.slice import StoredSlice
 from llrun.errors import RunError
 from llrun.faces.chat import chat
 from llrun.faces.console import Console
-from llrun.faces.printer import Printer, Wanted
+from llrun.faces.printer import Wanted
+from llrun.faces.prompts import Prompt, PromptRun
+from llrun.faces.recording import recording
+from llrun.faces.session_file import SessionFile
 from llrun.faces.tokenizer_files import has_chat_template, read_tokenizer
 from llrun.faces.where import Where, session_on
-from llrun.requests.conversation import generate
-from llrun.requests.request import Result, check_ids, tokens_allowed
+from llrun.head.options import Balancing
+from llrun.requests.journal import Kind
+from llrun.requests.request import check_ids, tokens_allowed
 from llrun.requests.scheduler import Scheduler
 from llrun.requests.tokenizer import NO_TOKENIZER, UNREADABLE, Tokenizer
 from llrun.schema import ModelInfo
@@ -29,38 +34,41 @@ class Given:
     ids: Sequence[Sequence[int]]
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids, and where they come from, as the user counts it: `--prompt 2 of 3`."""
-
-    ids: Sequence[int]
-    source: str
-
-
 def answer_all(
-    stored: StoredSlice, where: Where, wanted: Wanted, given: Given, as_json: bool, console: Console
+    stored: StoredSlice,
+    where: Where,
+    wanted: Wanted,
+    given: Given,
+    as_json: bool,
+    console: Console,
+    balancing: Balancing,
+    path: Path | None,
 ) -> None:
-    """The head's work: every prompt given, or those on stdin, or a conversation at the terminal."""
+    """The head's work: every prompt given, or those on stdin, or a conversation at the terminal. `path`: the session
+    file that it goes on from, and adds to."""
     if given.texts and given.ids:
         raise RunError("R108", "give --prompt or --prompt-ids, not both")
     tokenizer = tokenizer_for_ids(stored, wanted, console) if given.ids else read_tokenizer(stored)
     if wanted.stops and tokenizer is None:
         raise RunError(NO_TOKENIZER, "--stop needs a tokenizer, and this bundle has none")
     if not given.texts and not given.ids and at_terminal() and not as_json:
-        talk(stored, where, wanted, tokenizer, console)
+        with recording(path, stored.record, Kind.CONVERSATION, console) as file:
+            talk(stored, where, wanted, tokenizer, console, balancing, file)
         return
     prompts = prompts_of(given, tokenizer)
     if not prompts:
         raise RunError("R103", "no prompt: give --prompt or --prompt-ids, or lines on standard input")
     check_prompts(prompts, wanted, stored.record.model)
-    answers = []
-    with session_on(stored, where, console) as session:
-        scheduler = Scheduler(session)
-        for prompt in prompts:
-            answers.append(answer(scheduler, prompt.ids, wanted, tokenizer, console))
-            console.show("\n")
-            if not as_json:
-                console.figures(answers[-1][0])
+    with recording(path, stored.record, Kind.PROMPTS, console) as file:
+        run = PromptRun(prompts, wanted, tokenizer, stored.record.model, console, file)
+        turns = run.turns()
+        answers = run.read(turns)
+        if len(answers) < len(prompts):
+            with session_on(stored, where, console, balancing) as session:
+                for answer in run.rest(Scheduler(session), turns, len(answers)):
+                    answers.append(answer)
+                    if not as_json:
+                        console.figures(answer[0])
     if as_json:
         console.results(answers)
 
@@ -77,24 +85,21 @@ def tokenizer_for_ids(stored: StoredSlice, wanted: Wanted, console: Console) -> 
 
 
 def talk(
-    stored: StoredSlice, where: Where, wanted: Wanted, tokenizer: Tokenizer | None, console: Console
+    stored: StoredSlice,
+    where: Where,
+    wanted: Wanted,
+    tokenizer: Tokenizer | None,
+    console: Console,
+    balancing: Balancing,
+    file: SessionFile | None,
 ) -> None:
     """A conversation at the terminal, from starting the devices to the end of input."""
     if tokenizer is None:
         raise RunError(NO_TOKENIZER, "this bundle has no tokenizer to talk with: use --prompt-ids 1,2,3")
-    with session_on(stored, where, console) as session:
+    with session_on(stored, where, console, balancing) as session:
         if has_chat_template(stored):
             console.note("The model has a chat template, which is not applied: lines are continued as text.")
-        chat(Scheduler(session), wanted, tokenizer, console)
-
-
-def answer(
-    scheduler: Scheduler, ids: Sequence[int], wanted: Wanted, tokenizer: Tokenizer | None, console: Console
-) -> tuple[Result, str | None]:
-    """One request, its text shown as it comes; the result and its text (None without a tokenizer)."""
-    printer = Printer(tokenizer, wanted.stops, ids, scheduler.session.device.record.model, console)
-    result = generate(scheduler, ids, wanted.tokens, wanted.sampling, printer.take)
-    return result, printer.finish()
+        chat(Scheduler(session), wanted, tokenizer, console, file)
 
 
 def prompts_of(given: Given, tokenizer: Tokenizer | None) -> list[Prompt]:

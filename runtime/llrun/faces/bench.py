@@ -14,6 +14,7 @@ from llrun.device.slice import StoredSlice
 from llrun.errors import RunError
 from llrun.faces.console import Console
 from llrun.faces.where import Where, session_on
+from llrun.head.options import Balancing
 from llrun.requests.conversation import Conversation
 from llrun.requests.request import Handle, Request
 from llrun.requests.scheduler import Scheduler
@@ -45,10 +46,12 @@ class Rate(msgspec.Struct, frozen=True):
     runs: int
 
 
-def measure(stored: StoredSlice, where: Where, plan: Plan, as_json: bool, console: Console) -> None:
+def measure(
+    stored: StoredSlice, where: Where, plan: Plan, as_json: bool, console: Console, balancing: Balancing
+) -> None:
     """Run the bench and print its rows, Markdown or JSON."""
     check_plan(plan, stored.record.model)
-    with session_on(stored, where, console) as session:
+    with session_on(stored, where, console, balancing) as session:
         rows = run_bench(Scheduler(session), plan)
     if as_json:
         console.json(rows)

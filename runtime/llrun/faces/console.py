@@ -14,6 +14,7 @@ from llrun.errors import RunError, printable
 from llrun.faces import visible
 
 if TYPE_CHECKING:
+    from llrun.head.moves import Move
     from llrun.requests.request import Result
 
 MIB = 1 << 20
@@ -139,5 +140,13 @@ def _record(result: Result, text: str | None) -> dict[str, object]:
         "ttft_s": result.ttft_s,
         "tpot_s": result.tpot_s,
         "prompt_tokens": result.prompt_tokens,
+        "token_s": result.token_s,
+        "moves": [_move(move) for move in result.moves],
         "devices": {name: msgspec.to_builtins(figures) for name, figures in result.devices.items()},
     }
+
+
+def _move(move: Move) -> dict[str, object]:
+    record: dict[str, object] = msgspec.to_builtins(move)
+    del record["at_s"]  # a clock that only this process has
+    return record

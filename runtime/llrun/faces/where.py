@@ -12,6 +12,7 @@ from llrun.device.slice import StoredSlice
 from llrun.errors import RunError
 from llrun.faces import local
 from llrun.faces.console import Console
+from llrun.head.options import Balancing
 from llrun.head.session import Session
 from llrun.wire.addresses import parse_address
 from llrun.wire.transport import Transport
@@ -44,8 +45,10 @@ def check_peers(stored: StoredSlice, peers: Mapping[str, str]) -> list[str]:
 
 
 @contextmanager
-def session_on(stored: StoredSlice, where: Where, console: Console) -> Iterator[Session]:
-    """All devices, connected. With `local`, the workers load while the head does.
+def session_on(
+    stored: StoredSlice, where: Where, console: Console, balancing: Balancing | None = None
+) -> Iterator[Session]:
+    """All devices, connected. With `local`, the workers load while the head does. `balancing` None: as by default.
 
     Raises RunError as check_peers does, R108 for `local` without the whole bundle.
     """

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llrun.errors import RunError
+from llrun.head.moves import Move
 from llrun.requests.sampling import Sampling, choose, generator
 from llrun.schema import ModelInfo
 from llrun.wire.messages import Figures, StepDone
@@ -31,6 +33,8 @@ class Request:
     at an end of sequence or when `sink` says so; None: as many as fit, up to a default; 0: only fill the
     caches, and of a conversation `ids` may be empty then.
 
+    `produced`: the beginning of the answer, where an earlier run has produced it: `sink` has it already, and the random
+    choices go on after those that it took. `wanted` counts it.
     `given`: tokens that are taken whatever the logits say, an end of sequence among them: for measuring.
     """
 
@@ -38,15 +42,17 @@ class Request:
     wanted: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     sink: Sink = keep_on
+    produced: Sequence[int] = ()
     given: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class Result:
-    """`tokens`: ids in order; an end-of-sequence token that was produced is the last of them. `ttft_s`:
-    from the request to the first token, None when there is none; `tpot_s`: mean of the others, None when
-    there is one token. `devices`: what the request cost each, memory being the most the device ever had.
-    `cancelled`: whether it was ended from outside.
+    """`tokens`: ids in order; an end-of-sequence token that was produced is the last of them. `token_s`: seconds from
+    the request to each, 0 for those that an earlier run had produced. `ttft_s`: to the first that it had not, None
+    when there is none; `tpot_s`: mean of those after that one, None when there are none. `devices`: what the request
+    cost each, memory being the most the device ever had. `cancelled`: whether it was ended from outside. `moves`: the
+    changes of stages while it ran.
 
     A device's `compute_s` and `sent_bytes` are those of the request's steps, of steps computed together with
     others' an equal share. `wait_s`: the seconds that the device was idle before each of them, shared
@@ -59,6 +65,8 @@ class Result:
     tpot_s: float | None
     devices: dict[str, Figures]
     cancelled: bool = False
+    token_s: tuple[float, ...] = ()
+    moves: tuple[Move, ...] = ()
 
 
 class State(StrEnum):
@@ -81,13 +89,15 @@ class Spent:
 
 
 class Handle:
-    """A request that was submitted, as it goes. `times`: of each token, and `prompt_at`: of the prompt's
-    logits, by time.perf_counter. `error`: why the request ended without a result."""
+    """A request that was submitted, as it goes. `times`: of each token that was not produced before, and
+    `prompt_at`: of the prompt's logits, by time.perf_counter. `begun`: its prompt was taken, and is in its sequence's
+    history. `error`: why the request ended without a result."""
 
     def __init__(self, request: Request, cancel: Callable[[Handle], None]) -> None:
         self.request = request
         self.state = State.WAITING
-        self.tokens: list[int] = []
+        self.tokens = list(request.produced)
+        self.begun = False
         self.allowed = 0
         self.ends: frozenset[int] = frozenset()
         self.submitted_at = time.perf_counter()
@@ -98,7 +108,7 @@ class Handle:
         self.cancelled = False
         self._cancel = cancel
         self._given = iter(request.given)
-        self._random = generator(request.sampling)
+        self._random = generator(request.sampling, len(request.produced))
         self._spent: dict[str, Spent] = {}
         self._began_at = self.submitted_at
 
@@ -115,7 +125,7 @@ class Handle:
 
     def begin(self, allowed: int, ends: frozenset[int]) -> None:
         """Its prompt is fed now; `allowed` tokens are to be produced at most, up to one of `ends`."""
-        self.state = State.RUNNING
+        self.state, self.begun = State.RUNNING, True
         self.allowed, self.ends = allowed, ends
         self._began_at = time.perf_counter()
 
@@ -139,8 +149,8 @@ class Handle:
             spent.wait_s += cost.wait_s
             spent.sent_bytes += cost.sent_bytes
 
-    def finish(self, figures: dict[str, Figures]) -> None:
-        """The result, with the devices' memory of `figures`."""
+    def finish(self, figures: dict[str, Figures], moves: Sequence[Move] = ()) -> None:
+        """The result, with the devices' memory of `figures`, and those of the session's `moves` that it saw."""
         times, start = self.times, self.submitted_at
         self.result = Result(
             tokens=tuple(self.tokens),
@@ -149,8 +159,15 @@ class Handle:
             tpot_s=(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
             devices={name: self._spent_by(name, now) for name, now in sorted(figures.items())},
             cancelled=self.cancelled,
+            token_s=(*(0.0 for _ in self.request.produced), *(at - start for at in times)),
+            moves=tuple(self._seen(move) for move in moves if move.at_s >= start),
         )
         self.state = State.DONE
+
+    def _seen(self, move: Move) -> Move:
+        """A move with the number of this request's tokens that had come by then."""
+        came = len(self.request.produced) + bisect_right(self.times, move.at_s)
+        return replace(move, token=came)
 
     def fail(self, error: RunError) -> None:
         self.error = error

@@ -31,8 +31,12 @@ class Sampling:
                 raise RunError("R102", f"{name} is {value}, it must be {rule}", USAGE)
 
 
-def generator(sampling: Sampling) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(sampling.seed))
+def generator(sampling: Sampling, chosen: int = 0) -> np.random.Generator:
+    """The source of a request's choices, after `chosen` tokens: each takes one number, at temperature 0 none."""
+    bits = np.random.PCG64(sampling.seed)
+    if sampling.temperature > 0:
+        bits.advance(chosen)
+    return np.random.Generator(bits)
 
 
 def choose(logits: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:

@@ -190,7 +190,7 @@ class Scheduler:
         line.current, line.history = handle, history
         self._running[handle] = line
         line.claims = [*line.claims[-1:], (history.queued, handle)]
-        history.extend(request.ids)
+        history.extend((*request.ids, *request.produced))
         handle.begin(allowed, frozenset() if request.given else self._ends)
         if history.queued == len(history):
             self._end(handle, line)  # an empty one

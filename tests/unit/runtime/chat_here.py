@@ -1,5 +1,5 @@
-"""A conversation with the numpy model at this terminal: `chat_here.py TOKENIZER SECONDS_A_STEP TOKENS`; or, without
-them, the console alone: lines are read and told, until the end."""
+"""A conversation with the numpy model at this terminal: `chat_here.py TOKENIZER SECONDS_A_STEP TOKENS [SESSION_FILE]`;
+or, without them, the console alone: lines are read and told, until the end."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from pathlib import Path
 
 import numpy_model
 
+from llrun.errors import RunError
 from llrun.faces.chat import chat
 from llrun.faces.console import Console
 from llrun.faces.printer import Wanted
+from llrun.faces.recording import recording
 from llrun.head.session import Session
+from llrun.requests.journal import Kind
 from llrun.requests.sampling import Sampling
 from llrun.requests.scheduler import Scheduler
 from llrun.requests.tokenizer import Tokenizer
 from llrun.wire.transport import Tcp
 
 
-def converse(path: Path, seconds: float, tokens: int) -> None:
+def converse(path: Path, seconds: float, tokens: int, session_file: Path | None) -> None:
     def slow(*arguments):
         time.sleep(seconds)
         return numpy_model.mix(*arguments)
 
     part = numpy_model.device("d0", ["d0"], numpy_model.library(t1=slow))
-    with Session(part, Tcp(), {}, 20.0) as session:
-        wanted = Wanted(tokens, Sampling(), ())
-        chat(
-            Scheduler(session),
-            wanted,
-            Tokenizer(str(path), path.read_bytes(), numpy_model.VOCABULARY),
-            Console(quiet=False),
-        )
+    console = Console(quiet=False)
+    tokenizer = Tokenizer(str(path), path.read_bytes(), numpy_model.VOCABULARY)
+    wanted = Wanted(tokens, Sampling(1.2, 40, 0.98, 5), ())
+    kept = recording(session_file, part.record, Kind.CONVERSATION, console)
+    with kept as file, Session(part, Tcp(), {}, 20.0) as session:
+        chat(Scheduler(session), wanted, tokenizer, console, file)
 
 
 def tell_lines() -> None:
@@ -52,8 +53,11 @@ if __name__ == "__main__":
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     try:
         if sys.argv[1:]:
-            converse(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
+            session_file = Path(sys.argv[4]) if sys.argv[4:] else None
+            converse(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), session_file)
         else:
             tell_lines()
     except KeyboardInterrupt:
         sys.exit(1)
+    except RunError as error:
+        sys.exit(str(error))

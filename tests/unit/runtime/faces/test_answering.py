@@ -29,6 +29,7 @@ from llrun.faces.console import Console
 from llrun.faces.printer import Wanted
 from llrun.faces.tokenizer_files import TOKENIZER, read_tokenizer
 from llrun.faces.where import Where
+from llrun.head.options import Balancing
 from llrun.requests.sampling import Sampling
 from llrun.schema import FileEntry
 from llrun.wire.transport import Tcp
@@ -106,7 +107,7 @@ def test_text_needs_one(tmp_path):
     where = Where(local=False, peers={}, verify=True, timeout_s=1.0, transport=Tcp())
     for given, wanted in ((Given(("ab",), ()), NO_LIMIT), (Given((), ([1],)), Wanted(1, Sampling(), ("a",)))):
         with pytest.raises(RunError) as refused:
-            answer_all(stored, where, wanted, given, False, Console(quiet=False))
+            answer_all(stored, where, wanted, given, False, Console(quiet=False), Balancing(), None)
         assert refused.value.code == "R109"
 
 

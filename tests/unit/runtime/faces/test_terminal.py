@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from pathlib import Path
 
@@ -86,6 +87,77 @@ def test_a_second_interrupt_ends_the_program(tokenizer):
         assert terminal.exit_code() == 1
         assert terminal.by_lines()
         assert "Traceback" not in terminal.shown
+
+
+# --- a session file ---
+
+
+def answers(shown: str) -> list[str]:
+    """The texts of the answers, which are (numbers), a and b alone."""
+    return re.findall(r"^[ab(].*$", shown, re.MULTILINE)
+
+
+def say(terminal: Terminal, line: str) -> None:
+    """Type a line, and wait for the end of its answer."""
+    terminal.until("> ")
+    terminal.type(f"{line}\n")
+    terminal.until("]\n")
+
+
+def test_a_conversation_goes_on_after_its_program_was_killed(tokenizer, tmp_path):
+    """Killed in an answer, which is then finished, and at the prompt."""
+    path = tmp_path / "talk.session"
+    with at_terminal(SCRIPT, tokenizer, 0, 20) as terminal:
+        for line in ("ab", "b", "ba"):
+            say(terminal, line)
+        whole = answers(terminal.shown)
+    assert len(set(whole)) == 3
+    with at_terminal(SCRIPT, tokenizer, 0.01, 20, path) as terminal:
+        say(terminal, "ab")
+        answering(terminal, "b")
+    with at_terminal(SCRIPT, tokenizer, 0, 20, path) as terminal:
+        terminal.until("its conversation of 23 tokens goes on")
+        terminal.until("> ")
+        assert answers(terminal.shown) == whole[1:2]
+    with at_terminal(SCRIPT, tokenizer, 0, 20, path) as terminal:
+        terminal.until("its conversation of 44 tokens goes on")
+        say(terminal, "ba")
+        assert answers(terminal.shown) == whole[2:]
+        terminal.until("> ")
+        terminal.type("/new\n")
+        say(terminal, "ab")
+        assert answers(terminal.shown)[1:] == whole[:1]
+        terminal.until("> ")
+        terminal.type(END)
+        assert ended(terminal)
+
+
+def test_an_answer_that_was_stopped_is_not_finished(tokenizer, tmp_path):
+    path = tmp_path / "talk.session"
+    with at_terminal(SCRIPT, tokenizer, 0.05, 100, path) as terminal:
+        answering(terminal, "ab")
+        terminal.type(INTERRUPT)
+        terminal.until(" tokens, stopped)")
+        answering(terminal, "b")
+        terminal.type(INTERRUPT)
+        time.sleep(0.1)
+        terminal.type(INTERRUPT)
+        terminal.exit_code()
+    with at_terminal(SCRIPT, tokenizer, 0, 100, path) as terminal:
+        terminal.until("tokens goes on.\n> ")
+        terminal.type(END)
+        assert ended(terminal)
+
+
+def test_two_at_one_file(tokenizer, tmp_path):
+    path = tmp_path / "talk.session"
+    with at_terminal(SCRIPT, tokenizer, 0, 20, path) as terminal:
+        terminal.until("> ")
+        with at_terminal(SCRIPT, tokenizer, 0, 20, path) as other:
+            other.until("error[R123]")
+            assert other.exit_code() == 1
+        terminal.type("ab\n")
+        terminal.until("]\n")
 
 
 @pytest.mark.parametrize("term", ["dumb", "xterm"])
