@@ -9,10 +9,20 @@ from collections.abc import Sequence as Several
 from queue import SimpleQueue
 from typing import Protocol, assert_never
 
-from llrun.device.library import Library
-from llrun.device.load import Block
+from llrun.device.load import Device
 from llrun.engine.bind import BoundSegment, Parts, bind
-from llrun.engine.events import Arrived, Asking, Closing, Event, Fed, Feed, Opening, Stop, Switch
+from llrun.engine.events import (
+    Arrived,
+    Asking,
+    Closing,
+    Event,
+    Fed,
+    Feed,
+    Halting,
+    Opening,
+    Stop,
+    Switch,
+)
 from llrun.engine.runner import FINAL, JoinedRow, Results, Runner, is_row
 from llrun.engine.stores import Sequence, SequenceStore, StepState
 from llrun.engine.switch import Turnstile
@@ -20,8 +30,8 @@ from llrun.errors import INTERNAL, RunError
 from llrun.memory import peak_bytes
 from llrun.programs.installed import Installed
 from llrun.schema import MAX_BATCH
-from llrun.wire.messages import Figures, StepDone
-from llrun.wire.protocol import ONE_ROW, Header, ProtocolError
+from llrun.wire.messages import Figures, Held, StepDone
+from llrun.wire.protocol import ONE_ROW, REPLAY, Header, ProtocolError
 
 MAX_STEPS = 64
 
@@ -31,6 +41,7 @@ class Outside(Results, Protocol):
 
     def opened(self, sequence: int, figures: Figures) -> None: ...
     def rejected(self, sequence: int, reason: str) -> None: ...
+    def halted(self, epoch: int, held: tuple[Held, ...]) -> None: ...
     def switched(self, installed: Installed) -> None: ...
     def steps_done(self, steps: Several[StepDone], figures: Figures) -> None: ...
     def measured(self, figures: Figures) -> None: ...
@@ -42,28 +53,30 @@ class Engine:
     What has come in is taken before anything is run, and of the steps that can run those of which the same
     segment computes a single row run as one: up to MAX_BATCH sequences, their weights read once.
 
-    `blocks` and `library` are injected: any mapping of callables over arrays serves. `inbox` is the only
-    way in, and safe from any thread. A step's tensors, caches and cursor are touched by the thread that
-    calls `run` alone.
+    `device` is injected: any mapping of callables over arrays serves as its library. `sequences`: where somebody else
+    has to do with their caches. `installed`: the program that runs first, the slice's own where it is None. `inbox` is
+    the only way in, and safe from any thread. A step's tensors and cursor are touched by the thread that calls `run`
+    alone.
     """
 
     def __init__(
         self,
-        installed: Installed,
-        blocks: Mapping[int, Block],
-        library: Library,
+        device: Device,
         outside: Outside,
         inbox: SimpleQueue[Event],
+        sequences: SequenceStore | None = None,
+        installed: Installed | None = None,
     ) -> None:
         self.inbox = inbox
-        self._blocks = blocks
-        self._library = library
+        self._blocks = device.blocks
+        self._library = device.library
         self._outside = outside
-        self._sequences = SequenceStore([block.entry for block in blocks.values()], library.wrap)
+        self.sequences = sequences or SequenceStore(device.record.blocks, device.library.wrap)
         self._turnstile = Turnstile()
         self._ready: deque[StepState] = deque()
-        self._runner = Runner(installed, library, outside)
-        self._install(installed, {})
+        self._runner = Runner(installed or device.installed, device.library, outside)
+        self._install(installed or device.installed, {}, frozenset())
+        self._halted = False  # no step is there, and none begins before the next program
         self._stopped = False
         self._wait_s = 0.0
         self._idle_s = 0.0  # of that, what no step has been charged for yet
@@ -98,7 +111,7 @@ class Engine:
     def _handle(self, event: Event) -> None:
         match event:
             case Arrived():
-                if self._turnstile.sort(event, self._installed.epoch):
+                if self._turnstile.sort(event, self._installed.epoch) and not self._halted:
                     self._arrived(event)
             case Fed():
                 self._feed(event)
@@ -108,8 +121,10 @@ class Engine:
                 self._close(event.sequence)
             case Asking():
                 self._outside.measured(self.measure())
+            case Halting():
+                self._halt(event.epoch)
             case Switch():
-                self._turnstile.announce(event, self._installed, self._blocks, self._sequences.numbers)
+                self._turnstile.announce(event, self._installed, self._blocks, self.sequences.numbers)
             case Stop():
                 self._stopped = True
                 if event.error:
@@ -118,7 +133,7 @@ class Engine:
                 assert_never(event)
 
     def _open(self, number: int) -> None:
-        reason = self._sequences.open(number)
+        reason = self.sequences.open(number)
         if reason is None:
             self._outside.opened(number, self.measure())
         else:
@@ -126,31 +141,53 @@ class Engine:
 
     def _close(self, number: int) -> None:
         """What of the sequence has not run yet never will."""
-        self._sequences.close(number)
+        self.sequences.close(number)
         self._ready = deque(step for step in self._ready if step.sequence.number != number)
 
     # --- programs ---
 
-    def _install(self, installed: Installed, positions: Mapping[int, int]) -> None:
-        """Run `installed` from now on; open sequences go on at `positions`."""
-        places = {number: (place,) * len(installed.segments) for number, place in positions.items()}
-        self._sequences.prepare([segment.blocks for segment in installed.segments], places)
-        self._segments = bind(installed, Parts(self._blocks, self._library, self._sequences))
+    def _install(
+        self, installed: Installed, positions: Mapping[int, Several[int]], keep: frozenset[int]
+    ) -> None:
+        """Run `installed` from now on; open sequences go on at `positions`, and blocks to `keep` stay as they are."""
+        self.sequences.prepare([segment.blocks for segment in installed.segments], positions, keep)
+        self._segments = bind(installed, Parts(self._blocks, self._library, self.sequences))
         self._runner.install(installed)
         self._installed = installed
         self._most = min(MAX_BATCH, installed.chunk)
 
     def _turn(self) -> bool:
         """Take up the program that waits, and what came for it, if no step is under way; whether it was."""
-        turned = self._turnstile.turn() if self._sequences.idle else None
+        turned = self._turnstile.turn() if self.sequences.idle else None
         if turned is None:
             return False
         switch, early = turned
-        self._install(switch.installed, switch.positions)
+        self._halted = False
+        self._install(switch.installed, switch.positions, switch.keep)
         self._outside.switched(switch.installed)
         for event in early:
             self._handle(event)
         return True
+
+    def _halt(self, epoch: int) -> None:
+        """Drop every step, and begin none until the program of `epoch`. Raises RunError R207 when that is not next."""
+        self._drop_steps()
+        if self._turnstile.waiting:  # it was told first
+            self._turn()
+            self._drop_steps()
+        if epoch != self._installed.epoch + 1:
+            raise RunError(
+                "R207", f"a halt for epoch {epoch}, the next is {self._installed.epoch + 1}", INTERNAL
+            )
+        self._halted = True
+        self._outside.halted(epoch, self.sequences.held())
+
+    def _drop_steps(self) -> None:
+        self._ready.clear()
+        for number in self.sequences.numbers:
+            sequence = self.sequences.get(number)
+            if sequence:
+                sequence.steps.clear()
 
     # --- a step's tensors come in ---
 
@@ -168,16 +205,19 @@ class Engine:
 
     def _take(self, header: Header, value: object) -> None:
         number, name = header.sequence, self._installed.layouts[header.tensor].name
-        sequence = self._sequences.get(number)
+        sequence = self.sequences.get(number)
         if sequence is None:
-            if self._sequences.was_closed(number):
+            if self.sequences.was_closed(number):
                 return
             raise ProtocolError(f"tensor {name} of sequence {number}, which was never opened")
         index = self._installed.segment_of[header.tensor]
         if header.tensor in self._segments[index].only_last and not header.flags & FINAL:
             return
         if sequence.frontier[index] > header.position:
-            raise ProtocolError(f"tensor {name} of sequence {number} at {header.position} came twice")
+            if not header.flags & REPLAY:
+                raise ProtocolError(f"tensor {name} of sequence {number} at {header.position} came twice")
+            _check_past(sequence, index, header.position, header.rows)
+            return
         step = self._step(sequence, header.position, header.rows, header.flags & ~ONE_ROW)
         if header.tensor in step.values:
             raise ProtocolError(f"tensor {name} of sequence {number} at {header.position} came twice")
@@ -185,19 +225,26 @@ class Engine:
         self._queue(step)
 
     def _feed(self, event: Fed) -> None:
-        if self._turnstile.waiting:
+        if self._turnstile.waiting or self._halted:
             self._turnstile.keep(event)
             return
         for feed in event.feeds:
             self._fed(feed)
 
     def _fed(self, feed: Feed) -> None:
-        sequence = self._sequences.get(feed.sequence)
-        if sequence is None and self._sequences.was_closed(feed.sequence):
+        sequence = self.sequences.get(feed.sequence)
+        if sequence is None and self.sequences.was_closed(feed.sequence):
             return  # closed while its tokens were kept for the next program
         if sequence is None:
             raise RunError("R402", f"sequence {feed.sequence} is not open", INTERNAL)
-        step = self._step(sequence, feed.position, feed.ids.shape[1], feed.flags)
+        flags = feed.flags
+        if flags & REPLAY:
+            flags &= ~FINAL
+        step = self._step(sequence, feed.position, feed.ids.shape[1], flags)
+        if step.cursor and step.cursor == len(self._segments):
+            del sequence.steps[step.position]
+            self._outside.steps_done([_done(step)], self._figures())
+            return
         step.values[self._installed.input_ids] = self._library.wrap(feed.ids)
         self._queue(step)
 
@@ -208,13 +255,28 @@ class Engine:
                 raise ProtocolError(
                     f"sequence {sequence.number} has {MAX_STEPS} steps under way, no more are taken"
                 )
-            step = sequence.steps[position] = StepState(sequence, position, rows, flags)
+            step = StepState(sequence, position, rows, flags)
+            if sequence.frontier[0] > position:
+                self._pass_by(step)
+            sequence.steps[position] = step
         elif (step.rows, step.flags) != (rows, flags):
             raise ProtocolError(
                 f"the step of sequence {sequence.number} at {position} has {step.rows} rows, then {rows}"
                 f" (flags {step.flags}, then {flags})"
             )
         return step
+
+    def _pass_by(self, step: StepState) -> None:
+        """Move on to the first segment that is not past the step. Raises ProtocolError where that is no replay."""
+        frontier = step.sequence.frontier
+        while step.cursor < len(frontier) and frontier[step.cursor] > step.position:
+            if not step.flags & REPLAY:
+                raise ProtocolError(
+                    f"the step of sequence {step.sequence.number} at {step.position} was computed before"
+                )
+            _check_past(step.sequence, step.cursor, step.position, step.rows)
+            step.runs += (0.0,)
+            step.cursor += 1
 
     # --- and what has all it needs runs ---
 
@@ -233,17 +295,18 @@ class Engine:
         steps = self._together()
         for step in steps:
             step.queued = False
-        index = steps[0].cursor
+        index, count = steps[0].cursor, len(self._segments)
         self._run_for(steps, self._segments[index])
         done = []
         for step in steps:
             sequence, stop = step.sequence, step.position + step.rows
             sequence.frontier[index] = stop
             step.cursor += 1
-            if step.cursor == len(self._segments):
+            if step.cursor < count and sequence.frontier[step.cursor] > step.position:
+                self._pass_by(step)
+            if step.cursor == count:
                 del sequence.steps[step.position]
-                cost = step.compute_s, step.wait_s, step.sent_bytes
-                done.append(StepDone(sequence.number, step.position, *cost))
+                done.append(_done(step))
             else:
                 self._queue(step)
             following = sequence.steps.get(stop)
@@ -256,16 +319,20 @@ class Engine:
         """Run it, and charge the steps for it and for the idle time that ended with it: equal shares, as each
         of several has one row there. The first bears what bytes are left over."""
         runner, count = self._runner, len(steps)
-        compute_s, sent_bytes = runner.compute_s, runner.sent_bytes
+        compute_s, send_s, sent_bytes = runner.compute_s, runner.send_s, runner.sent_bytes
         runner.run(segment, steps)
-        compute_s, sent_bytes = runner.compute_s - compute_s, runner.sent_bytes - sent_bytes
+        compute_s, send_s = runner.compute_s - compute_s, runner.send_s - send_s
+        sent_bytes = runner.sent_bytes - sent_bytes
         idle_s, self._idle_s = self._idle_s, 0.0
         if count > 1:
             steps[0].sent_bytes += sent_bytes % count
-            compute_s, idle_s, sent_bytes = compute_s / count, idle_s / count, sent_bytes // count
+            compute_s, idle_s, send_s = compute_s / count, idle_s / count, send_s / count
+            sent_bytes //= count
         for step in steps:
+            step.runs += (compute_s,)
             step.compute_s += compute_s
             step.wait_s += idle_s
+            step.send_s += send_s
             step.sent_bytes += sent_bytes
 
     def _together(self) -> list[StepState]:
@@ -290,7 +357,7 @@ class Engine:
     @property
     def capacity(self) -> int:
         """How many sequences there is room for."""
-        return self._sequences.capacity
+        return self.sequences.capacity
 
     def measure(self) -> Figures:
         """The figures now, memory read anew."""
@@ -300,3 +367,17 @@ class Engine:
     def _figures(self) -> Figures:
         runner = self._runner
         return Figures(runner.compute_s, self._wait_s, runner.sent_bytes, self._peak_bytes)
+
+
+def _done(step: StepState) -> StepDone:
+    cost = step.compute_s, step.wait_s, step.sent_bytes, step.send_s, step.runs
+    return StepDone(step.sequence.number, step.position, *cost)
+
+
+def _check_past(sequence: Sequence, index: int, position: int, rows: int) -> None:
+    """Raises ProtocolError for a step of which segment `index` has done a part alone."""
+    if sequence.frontier[index] < position + rows:
+        raise ProtocolError(
+            f"the step of sequence {sequence.number} at {position} has {rows} rows, of which segment {index} has done"
+            f" {sequence.frontier[index] - position}: it must end at {sequence.frontier[index]}"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -56,16 +56,28 @@ class Asking:
 
 
 @dataclass(frozen=True)
+class Halting:
+    """Drop every step under way, at the next boundary between segments, and run nothing until the program of `epoch`,
+    which is the next: a device was lost, and what it should have made will never come."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
 class Switch:
     """Another program, of the next epoch, from the next step boundary on.
 
-    `positions`: where each open sequence goes on, by number. A sequence of which a block here has not computed all
-    tokens before that goes on at 0: its history is fed again. Devices may switch one after another, but no step may
-    be under way on any when the first is told: what it sent would be of an epoch that others have left.
+    `positions`: where each open sequence goes on, by number, a position for each segment. No block of the segment may
+    hold less of the sequence, and no segment may be ahead of one after it: what is computed again begins at the first
+    one that needs it, and passes by those that are past it. `keep`: blocks whose caches stay though they don't run.
+
+    Devices may switch one after another, but no step may be under way on any when the first is told: what it sent
+    would be of an epoch that others have left.
     """
 
     installed: Installed
-    positions: Mapping[int, int]
+    positions: Mapping[int, Sequence[int]]
+    keep: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Stop:
     error: RunError | None = None
 
 
-Event = Arrived | Fed | Opening | Closing | Asking | Switch | Stop
+Event = Arrived | Fed | Opening | Closing | Asking | Halting | Switch | Stop
 
 
 class Inbox(SimpleQueue[Event]):

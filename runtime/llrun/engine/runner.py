@@ -58,7 +58,7 @@ class Pass:
 
 
 class Runner:
-    """Runs segments. `compute_s`: seconds spent so, sends aside; `sent_bytes`: with headers."""
+    """Runs segments. `compute_s`: seconds spent so, sends aside, which are in `send_s`; `sent_bytes`: with headers."""
 
     def __init__(self, installed: Installed, library: Library, outside: Results) -> None:
         self._installed = installed
@@ -66,6 +66,7 @@ class Runner:
         self._outside = outside
         self._since = 0.0
         self.compute_s = 0.0
+        self.send_s = 0.0
         self.sent_bytes = 0
 
     def install(self, installed: Installed) -> None:
@@ -177,9 +178,11 @@ class Runner:
         if array.nbytes != rows * layout.row_bytes or rows not in due:
             raise RunError("R501", f"tensor {layout.name} came out as {array.dtype} {array.shape}", INTERNAL)
         header = self._header(send.tensor, layout.code, current.steps, rows, array.nbytes)
-        self.compute_s += time.perf_counter() - self._since
+        before = time.perf_counter()
+        self.compute_s += before - self._since
         self._outside.send(send.destination, header, array.data.cast("B"))
         self._since = time.perf_counter()
+        self.send_s += self._since - before
         self.sent_bytes += len(header) + array.nbytes
 
     def _header(self, tensor: int, code: int, steps: Steps, rows: int, size: int) -> bytes:

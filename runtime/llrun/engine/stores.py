@@ -22,8 +22,8 @@ Wrap = Callable[[Array], Any]
 @dataclass(eq=False)
 class StepState:
     """One chunk or token of a sequence under way on this device. `values`: tensors by id. `cursor`: next
-    segment. `queued`: that one is to run as soon as may be. `compute_s`, `wait_s`, `sent_bytes`: what the step
-    has cost this device."""
+    segment. `queued`: that one is to run as soon as may be. `compute_s`, `wait_s`, `sent_bytes`, `send_s`: what the
+    step has cost this device; `runs`: of `compute_s`, that of each segment up to here."""
 
     sequence: Sequence
     position: int
@@ -35,6 +35,8 @@ class StepState:
     compute_s: float = 0.0
     wait_s: float = 0.0
     sent_bytes: int = 0
+    send_s: float = 0.0
+    runs: tuple[float, ...] = ()
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from itertools import pairwise
 
 from llrun.engine.events import Arrived, Fed, Switch
 from llrun.errors import INTERNAL, RunError
@@ -30,7 +31,8 @@ class Turnstile:
         `sequences` open; those that are opened before the boundary begin at 0.
 
         Raises RunError that names why it cannot be: R207 for an epoch that is not the next, another device's program
-        or a block that is not in memory, R402 for a sequence of which it is not said where it goes on.
+        or a block that is not in memory, R402 for a sequence of which it is not said where it goes on, in each segment
+        no further than in those after it.
         """
         following = switch.installed
         if following.device != current.device:
@@ -50,13 +52,8 @@ class Turnstile:
                 f" {current.device}",
                 INTERNAL,
             )
-        unsaid = sorted(set(sequences) - switch.positions.keys())
-        if unsaid:
-            raise RunError(
-                "R402",
-                f"the program of epoch {following.epoch} does not say where open sequence {unsaid[0]} goes on",
-                INTERNAL,
-            )
+        for number in sorted(sequences):
+            _check_places(number, switch)
         self._switch, self.waiting = switch, True
 
     def keep(self, event: Arrived | Fed) -> None:
@@ -84,3 +81,30 @@ class Turnstile:
         switch, early = self._switch, self._early
         self._switch, self.waiting, self._early = None, False, []
         return switch, early
+
+
+def _check_places(number: int, switch: Switch) -> None:
+    following = switch.installed
+    count = len(following.segments)
+    places = switch.positions.get(number, () if count == 0 else None)
+    if places is None:
+        raise RunError(
+            "R402",
+            f"the program of epoch {following.epoch} does not say where open sequence {number} goes on",
+            INTERNAL,
+        )
+    if len(places) != count:
+        raise RunError(
+            "R402",
+            f"sequence {number} is to go on at {len(places)} places, the program of epoch {following.epoch} has"
+            f" {count} segments",
+            INTERNAL,
+        )
+    for index, (place, then) in enumerate(pairwise(places)):
+        if place > then:
+            raise RunError(
+                "R402",
+                f"sequence {number} is to go on at {place} in segment {index} and at {then} in the next, which needs"
+                " what comes before",
+                INTERNAL,
+            )

@@ -29,6 +29,8 @@ from llrun.wire.messages import (
     Configured,
     Connect,
     Figures,
+    Halted,
+    Held,
     Measured,
     Message,
     Open,
@@ -58,6 +60,9 @@ class Outbound:
 
     def opened(self, sequence: int, figures: Figures) -> None:
         self._replies.put((self._device, Opened(sequence, figures)))
+
+    def halted(self, epoch: int, held: tuple[Held, ...]) -> None:
+        self._replies.put((self._device, Halted(epoch, held)))
 
     def switched(self, installed: Installed) -> None:
         self._links.install(installed)
@@ -102,7 +107,7 @@ class Session:
         inbox = Inbox()
         self._links = Links(device.installed, device.limits, inbox.deliver, self._replies.put)
         outbound = Outbound(device.name, self._links, self._replies)
-        self._engine = Engine(device.installed, device.blocks, device.library, outbound, inbox)
+        self._engine = Engine(device, outbound, inbox)
         chosen = {name: addresses[name] for name in workers_of(device)}
         self._controls = Controls(
             device.record.bundle, device.name, transport, chosen, self._replies, timeout_s, note

@@ -5,7 +5,18 @@ from __future__ import annotations
 from llrun.programs.installed import Installed
 from llrun.programs.layouts import Layout, Limits
 from llrun.schema import MAX_BATCH
-from llrun.wire.protocol import ONE_ROW, ROWS, TABLE_ENTRY_BYTES, TENSOR, Header, ProtocolError, unpack_rows
+from llrun.wire.protocol import (
+    ALL_ROWS,
+    LAST_CHUNK,
+    ONE_ROW,
+    REPLAY,
+    ROWS,
+    TABLE_ENTRY_BYTES,
+    TENSOR,
+    Header,
+    ProtocolError,
+    unpack_rows,
+)
 from llrun.wire.transport import Connection
 
 
@@ -60,6 +71,8 @@ def _check_step(header: Header, layout: Layout, limits: Limits) -> None:
             f"tensor {layout.name} ends at position {header.position + header.rows},"
             f" the context is {limits.context}"
         )
+    if header.flags & REPLAY and header.flags & (LAST_CHUNK | ALL_ROWS):
+        raise ProtocolError(f"tensor {layout.name} is of a last chunk that is computed again")
     _check_size(header, layout, layout.row_bytes * (1 if header.flags & ONE_ROW else header.rows))
 
 

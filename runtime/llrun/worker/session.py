@@ -26,7 +26,9 @@ from llrun.wire.messages import (
     Failed,
     Figures,
     Goodbye,
+    Halted,
     Heartbeat,
+    Held,
     Hello,
     Measured,
     Message,
@@ -62,6 +64,9 @@ class HeadLink:
 
     def opened(self, sequence: int, figures: Figures) -> None:
         self.reply(Opened(sequence, figures))
+
+    def halted(self, epoch: int, held: tuple[Held, ...]) -> None:
+        self.reply(Halted(epoch, held))
 
     def switched(self, installed: Installed) -> None:
         self._links.install(installed)
@@ -108,7 +113,7 @@ class WorkerSession:
         inbox = Inbox()
         self._links = Links(device.installed, device.limits, inbox.deliver, self._fail)
         self._outside = HeadLink(control, self._links, self._head)
-        self._engine = Engine(device.installed, device.blocks, device.library, self._outside, inbox)
+        self._engine = Engine(device, self._outside, inbox)
         self._pulse = Pulse(self._fail)
 
     def run(self) -> RunError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from queue import SimpleQueue
 
 import msgspec
@@ -46,7 +47,7 @@ class Spy:
 def spied(name: str, **changes) -> tuple[Engine, Recorder, Spy]:
     spy, outside = Spy(), Recorder()
     part = numpy_model.device(name, NAMES, spy.library, **changes)
-    return Engine(part.installed, part.blocks, part.library, outside, SimpleQueue()), outside, spy
+    return Engine(part, outside, SimpleQueue()), outside, spy
 
 
 def model(chunk: int) -> ModelInfo:
@@ -306,7 +307,7 @@ def test_logits_of_a_pass_are_each_sequence_s_own():
     outside.logits = lambda steps, found: rows.update(
         {number: found[0, i] for i, (number, _) in enumerate(steps)}
     )
-    subject = Engine(part.installed, part.blocks, part.library, outside, SimpleQueue())
+    subject = Engine(part, outside, SimpleQueue())
     for number, tokens in enumerate(ids):
         perform(subject, Opening(number), _feed(number, tokens[:-1], 0) if tokens[:-1] else Fed(()))
     feeds = [_feed(number, tokens[-1:], len(tokens) - 1).feeds[0] for number, tokens in enumerate(ids)]
@@ -328,7 +329,7 @@ def test_a_failing_batch_is_named():
     part = numpy_model.device("bert", NAMES)
     functions = {**part.library.functions, "t1_batch": broken}
     library = Library(functions, part.library.wrap, part.library.unwrap)
-    subject = Engine(part.installed, part.blocks, library, Recorder(), SimpleQueue())
+    subject = Engine(replace(part, library=library), Recorder(), SimpleQueue())
     with pytest.raises(RunError, match="template t1 of block 3 failed: no room"):
         perform(subject, Opening(0), Opening(1), token(0, 0), token(1, 0))
 
@@ -338,7 +339,7 @@ def test_two_rows_of_one_sequence_are_never_one_pass():
     request was cancelled, and the last row of what was asked next."""
     devices = ["head", "anna", "bert", "cora"]
     part, outside = numpy_model.device("cora", devices), Recorder()
-    subject = Engine(part.installed, part.blocks, part.library, outside, SimpleQueue())
+    subject = Engine(part, outside, SimpleQueue())
     perform(subject, Opening(0), Opening(1))
     rows = [(0, 5), (0, 9), (1, 3)]
     perform(

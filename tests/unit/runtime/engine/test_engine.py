@@ -13,7 +13,7 @@ from llrun.engine.engine import Engine
 from llrun.engine.events import Arrived, Closing, Fed, Feed, Opening
 from llrun.errors import RunError
 from llrun.schema import DeviceProgram, Load, Receive, Run, Send
-from llrun.wire.messages import StepDone
+from llrun.wire.messages import Held, StepDone
 from llrun.wire.protocol import (
     ALL_ROWS,
     HEADER_BYTES,
@@ -42,6 +42,7 @@ class Recorder:
         self.spent: list[object] = []
         self.costs: list[StepDone] = []
         self.refused: list[tuple[int, str]] = []
+        self.halts: list[tuple[int, tuple[Held, ...]]] = []
 
     def send(self, destination, header, payload) -> None:
         frame, table = unpack_header(header[:HEADER_BYTES]), header[HEADER_BYTES:]
@@ -52,6 +53,9 @@ class Recorder:
 
     def opened(self, sequence, figures) -> None:
         self.spent.append(figures)
+
+    def halted(self, epoch, held) -> None:
+        self.halts.append((epoch, held))
 
     def switched(self, installed) -> None:
         self.spent.append(installed)
@@ -73,7 +77,7 @@ class Recorder:
 def engine(name: str, **changes) -> tuple[Engine, Recorder]:
     part = numpy_model.device(name, NAMES, **changes)
     outside = Recorder()
-    return Engine(part.installed, part.blocks, part.library, outside, SimpleQueue()), outside
+    return Engine(part, outside, SimpleQueue()), outside
 
 
 def perform(subject: Engine, *events) -> None:
@@ -230,7 +234,7 @@ def test_a_failing_kernel_is_named():
         raise RuntimeError("shape mismatch")
 
     part = numpy_model.device("bert", NAMES, numpy_model.library(t1=broken))
-    subject = Engine(part.installed, part.blocks, part.library, Recorder(), SimpleQueue())
+    subject = Engine(part, Recorder(), SimpleQueue())
     with pytest.raises(RunError, match="template t1 of block 3 failed: shape mismatch") as caught:
         perform(subject, Opening(0), arrived(FIRST + 2, 0, 8))
     assert (caught.value.code, caught.value.exit_code) == ("R501", 1)
@@ -238,7 +242,7 @@ def test_a_failing_kernel_is_named():
 
 def test_a_tensor_of_another_size_than_the_program_says_is_not_sent():
     part = numpy_model.device("bert", NAMES, numpy_model.library(t1=lambda x, *_: x[..., :3]))
-    subject = Engine(part.installed, part.blocks, part.library, Recorder(), SimpleQueue())
+    subject = Engine(part, Recorder(), SimpleQueue())
     with pytest.raises(RunError, match="tensor h4 came out as"):
         perform(subject, Opening(0), arrived(FIRST + 2, 0, 8, LAST_CHUNK))
 

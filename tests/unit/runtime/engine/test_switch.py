@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -22,7 +23,7 @@ from llrun.programs.write import write_programs
 from llrun.schema import DeviceProgram, Load
 from llrun.wire.frames import check_tensor
 from llrun.wire.links import Links
-from llrun.wire.protocol import HEADER_BYTES, LAST_CHUNK, ONE_ROW, ProtocolError, unpack_header
+from llrun.wire.protocol import HEADER_BYTES, LAST_CHUNK, ONE_ROW, REPLAY, ProtocolError, unpack_header
 
 LIMITS = Limits(CHUNK, CONTEXT, CHUNK * WIDTH * 4)
 HEAD, ANNA, BERT = NAMES
@@ -30,6 +31,7 @@ AT_FIRST = numpy_model.owners(NAMES)
 TRIM_ELSEWHERE = [HEAD, ANNA, ANNA, BERT, BERT, BERT, HEAD]
 MIXERS_ELSEWHERE = [HEAD, BERT, ANNA, ANNA, HEAD, HEAD, HEAD]
 ANNA_IDLE = [HEAD, BERT, BERT, BERT, BERT, HEAD, HEAD]
+BERT_TWICE = [HEAD, BERT, ANNA, BERT, BERT, HEAD, HEAD]
 PROMPT = [5, 90, 17, 2, 2, 61, 33, 8, 40, 71]
 Mail = tuple[str, str, bytes, bytes]  # from, to, header, payload
 
@@ -41,32 +43,42 @@ def next_program(part: Device, owner: list[str], epoch: int = 2) -> Installed:
     return install(part.record, write_programs(part.record.graph, stages, sent, epoch).get(part.name, idle))
 
 
+def at(following: Installed, positions: dict[int, int]) -> Switch:
+    """Each sequence goes on at one position in all segments."""
+    return Switch(
+        following, {number: (place,) * len(following.segments) for number, place in positions.items()}
+    )
+
+
 class Station(Recorder):
     """A device's outside: what it sends goes into the common mail."""
 
     def __init__(self, device: str, mail: deque[Mail]) -> None:
         super().__init__()
-        self.device, self.mail, self.tokens = device, mail, []
+        self.device, self.mail, self.tokens, self.rows = device, mail, [], []
 
     def send(self, destination, header, payload) -> None:
         self.mail.append((self.device, destination, bytes(header), bytes(payload)))
 
     def logits(self, steps, rows) -> None:
         self.tokens.append(int(np.argmax(rows[0, -1])))
+        self.rows.append(rows[0, -1].copy())
+
+
+def with_program(part: Device, owner: list[str]) -> Device:
+    return replace(part, installed=next_program(part, owner, epoch=1))
 
 
 class Net:
-    """Engines of three devices; mail is delivered when told, so that it may be early or late."""
+    """Engines of three devices; mail is delivered when told, early or late, and never to those that are `lost`."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: list[str] = AT_FIRST) -> None:
         self.mail: deque[Mail] = deque()
         self.dropped = 0
-        self.parts = {name: numpy_model.device(name, NAMES) for name in NAMES}
+        self.lost: set[str] = set()
+        self.parts = {name: with_program(numpy_model.device(name, NAMES), owner) for name in NAMES}
         self.stations = {name: Station(name, self.mail) for name in NAMES}
-        self.engines = {
-            name: Engine(part.installed, part.blocks, part.library, self.stations[name], Inbox())
-            for name, part in self.parts.items()
-        }
+        self.engines = {name: Engine(part, self.stations[name], Inbox()) for name, part in self.parts.items()}
 
     def tell(self, *events, devices: list[str] = NAMES) -> None:
         for name in devices:
@@ -74,7 +86,8 @@ class Net:
 
     def switch(self, owner: list[str], position: int, devices: list[str]) -> None:
         for name in devices:
-            perform(self.engines[name], Switch(next_program(self.parts[name], owner), {0: position}))
+            following = next_program(self.parts[name], owner)
+            perform(self.engines[name], at(following, {0: position}))
 
     def deliver(self) -> None:
         while self.mail:
@@ -82,6 +95,8 @@ class Net:
 
     def hand_over(self, letter: Mail) -> None:
         source, destination, data, payload = letter
+        if {source, destination} & self.lost:
+            return
         header, engine = unpack_header(data[:HEADER_BYTES]), self.engines[destination]
         layout = check_tensor(header, source, engine.installed, LIMITS)
         if layout is None:
@@ -92,10 +107,11 @@ class Net:
         engine.inbox.deliver(source, (header,), array)
         engine.settle()
 
-    def feed(self, ids: list[int], position: int) -> None:
+    def feed(self, ids: list[int], position: int, replay: bool = False) -> None:
         for start in range(0, len(ids), CHUNK):
             part = np.array([ids[start : start + CHUNK]], np.int64)
-            flags = LAST_CHUNK if start + CHUNK >= len(ids) else 0
+            last = LAST_CHUNK if start + CHUNK >= len(ids) else 0
+            flags = REPLAY if replay else last
             perform(self.engines[HEAD], Fed((Feed(0, position + start, flags, part),)))
 
     def answer(self) -> int:
@@ -165,7 +181,7 @@ def test_what_is_late_is_dropped_and_changes_nothing():
 
 def bert(**changes) -> tuple[Engine, Recorder, Device]:
     part, outside = numpy_model.device(BERT, NAMES, **changes), Recorder()
-    return Engine(part.installed, part.blocks, part.library, outside, Inbox()), outside, part
+    return Engine(part, outside, Inbox()), outside, part
 
 
 def of_epoch(epoch: int, event: Arrived, source: str = ANNA) -> Arrived:
@@ -173,7 +189,8 @@ def of_epoch(epoch: int, event: Arrived, source: str = ANNA) -> Arrived:
 
 
 def switch(part: Device, positions: dict[int, int], epoch: int = 2) -> Switch:
-    return Switch(next_program(part, AT_FIRST, epoch), positions)
+    following = next_program(part, AT_FIRST, epoch)
+    return at(following, positions)
 
 
 def test_what_is_early_waits_for_its_program():
@@ -209,7 +226,7 @@ def test_an_early_tensor_of_a_device_that_the_program_does_not_name_is_refused_t
 def test_a_program_waits_for_the_step_under_way():
     subject, outside, part = bert(**two_sources())
     again = install(part.record, msgspec.structs.replace(part.record.program, epoch=2))
-    perform(subject, Opening(0), arrived(FIRST + 2, 0, 8, LAST_CHUNK), Switch(again, {0: 8}))
+    perform(subject, Opening(0), arrived(FIRST + 2, 0, 8, LAST_CHUNK), at(again, {0: 8}))
     assert (subject.installed.epoch, outside.done) == (1, [])
     perform(subject, Opening(1), arrived(FIRST, 0, 8, LAST_CHUNK))
     assert (subject.installed.epoch, outside.done) == (2, [(0, 0)])
@@ -222,7 +239,7 @@ def test_a_program_waits_for_the_step_under_way():
 
 def test_tokens_fed_after_a_program_was_told_are_its_own():
     part, outside = numpy_model.device(HEAD, NAMES), Recorder()
-    subject = Engine(part.installed, part.blocks, part.library, outside, Inbox())
+    subject = Engine(part, outside, Inbox())
     perform(subject, Opening(0), Opening(1), fed(0, 8, LAST_CHUNK), switch(part, {0: 8, 1: 0}))
     perform(subject, fed(8, 1, LAST_CHUNK), fed(0, 1, LAST_CHUNK, sequence=1))
     assert [(h.epoch, h.sequence, h.position) for _, h, _ in outside.sent] == [(1, 0, 0)]
@@ -239,12 +256,22 @@ def test_tokens_fed_after_a_program_was_told_are_its_own():
         (lambda part: switch(numpy_model.device(ANNA, NAMES), {0: 8}), "R207", "of device anna for bert"),
         (lambda part: switch(part, {}), "R402", "does not say where open sequence 0 goes on"),
         (
+            lambda part: Switch(next_program(part, AT_FIRST), {0: (8, 8)}),
+            "R402",
+            "sequence 0 is to go on at 2 places, the program of epoch 2 has 1 segments",
+        ),
+        (
+            lambda part: Switch(next_program(part, BERT_TWICE), {0: (8, 3)}),
+            "R402",
+            "sequence 0 is to go on at 8 in segment 0 and at 3 in the next",
+        ),
+        (
             lambda part: switch(part, {0: 9}),
             "R402",
             "cannot go on at 9: the cache of block 3 holds 8 of its tokens",
         ),
         (
-            lambda part: Switch(next_program(part, ANNA_IDLE), {0: 8}),
+            lambda part: at(next_program(part, ANNA_IDLE), {0: 8}),
             "R402",
             "cannot go on at 8: the cache of block 1 holds 0 of its tokens here",
         ),
@@ -261,7 +288,7 @@ def test_a_program_that_cannot_follow_is_refused_by_name(event: Callable[[Device
 def test_a_block_that_is_not_in_memory_is_named():
     part = numpy_model.device(BERT, NAMES)
     held = {id: block for id, block in part.blocks.items() if id in part.installed.blocks}
-    subject = Engine(part.installed, held, part.library, Recorder(), Inbox())
+    subject = Engine(replace(part, blocks=held), Recorder(), Inbox())
     with pytest.raises(
         RunError, match="block 1 is run by the program of epoch 2, but is not in the memory of bert"
     ):
@@ -271,7 +298,7 @@ def test_a_block_that_is_not_in_memory_is_named():
 def test_a_block_that_comes_back_has_nothing_of_the_sequence():
     subject, _, part = bert()
     perform(subject, Opening(0), arrived(FIRST + 2, 0, 8, LAST_CHUNK))
-    perform(subject, Switch(next_program(part, MIXERS_ELSEWHERE), {0: 0}))
+    perform(subject, at(next_program(part, MIXERS_ELSEWHERE), {0: 0}))
     with pytest.raises(RunError, match="cannot go on at 8: the cache of block 3 holds 0"):
         perform(subject, switch(part, {0: 8}, epoch=3))
 
@@ -288,7 +315,7 @@ def test_a_device_may_hold_blocks_that_it_does_not_run():
     part = numpy_model.device(BERT, NAMES)
     assert set(part.installed.blocks) == {3, 4}
     assert set(part.blocks) == set(range(BLOCKS))
-    assert Engine(part.installed, part.blocks, part.library, Recorder(), Inbox()).installed is part.installed
+    assert Engine(part, Recorder(), Inbox()).installed is part.installed
 
 
 def test_the_model_is_cut_as_these_tests_say():
