@@ -57,6 +57,18 @@ def test_help_and_version_need_neither_numpy_nor_tokenizers():
     assert result.returncode == 0, result.stderr
 
 
+def test_importing_llrun_loads_nothing_and_has_what_programs_use():
+    result = python(
+        "import sys, llrun\n"
+        "assert not {'numpy', 'msgspec', 'click'} & sys.modules.keys()\n"
+        "assert {'Session', 'Answer', 'RunError'} <= set(dir(llrun))\n"
+        "assert llrun.Session.__module__ == 'llrun.faces.api'\n"
+        "assert all(getattr(llrun, name) is not None for name in dir(llrun))\n"
+        "assert not hasattr(llrun, 'Nonsense')\n"
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_worker_needs_no_tokenizers():
     result = python(
         SCRIPT.format(

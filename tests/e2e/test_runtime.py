@@ -211,6 +211,55 @@ def typed(bundle: Path, *lines: str) -> str:
     return shown.decode().replace("\r\n", "\n")
 
 
+PROGRAM = """
+import json, sys, llrun
+seen = []
+with llrun.Session(sys.argv[1], local=True, rebalance=lambda view: None) as session:
+    text = session.generate("def main(", 20, temperature=1.2, seed=3, each=lambda *both: seen.append(both))
+    ids = session.generate([1, 2, 3], 8, each=lambda token, piece: False)
+    try:
+        session.generate([1] * 300)
+    except llrun.RunError as error:
+        refused = str(error)
+print(json.dumps([text.tokens, text.text, seen, text.token_s, sorted(text.devices), ids.tokens, refused]))
+"""
+
+
+def test_a_python_program_runs_it(bundle):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, bundle], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    tokens, text, seen, token_s, devices, ids, refused = json.loads(done.stdout)
+    words = ["--prompt", "def main(", "-n", 20, "--temperature", 1.2, "--seed", 3, "--json"]
+    found = json.loads(llrun(bundle, "--local", *words).stdout)
+    assert (tokens, text) == (found["tokens"], found["text"])
+    assert [token for token, _ in seen] == tokens
+    assert text.startswith("".join(piece for _, piece in seen))
+    assert len(token_s) == 20
+    assert (devices, len(ids)) == (["d0", "d1", "d2"], 1)
+    assert refused.startswith("error[R105]: 300 prompt tokens")
+
+
+def test_a_killed_run_goes_on_from_its_session_file(bundle, tmp_path):
+    path = tmp_path / "run.session"
+    words = ["--local", "--prompt", "def ", "--prompt", "for ", "-n", 120, "--temperature", 1.1, "--json"]
+    whole = json.loads(llrun(bundle, *words).stdout)["results"]
+    command = [*LLRUN, str(bundle), *map(str, words), "--session", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not path.exists() or path.stat().st_size < 6000:  # in the second answer
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    had = path.read_bytes().count(b'"token"')
+    done = llrun(bundle, *words, "--session", path)
+    results = json.loads(done.stdout)["results"]
+    assert [(one["tokens"], one["text"]) for one in results] == [(o["tokens"], o["text"]) for o in whole]
+    assert sum(one["token_s"].count(0.0) for one in results) == had
+    again = llrun(bundle / "devices/d0", *words[1:], "--session", path)  # which starts no device
+    assert [one["tokens"] for one in json.loads(again.stdout)["results"]] == [one["tokens"] for one in whole]
+
+
 def test_a_reader_that_leaves_is_no_traceback(bundle):
     words = [*LLRUN, str(bundle), "--local", "-n", "200", "--prompt-ids", "1,2,3"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

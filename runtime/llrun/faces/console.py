@@ -31,15 +31,20 @@ class Console:
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._to_terminal = sys.stdout is not None and sys.stdout.isatty()
         self._percent = -1
+        self._in_line = False  # the last piece of an answer has not ended its line
 
     def show(self, text: str) -> None:
         """A piece of the answer, at once: as it is to a file, without what a terminal would obey to one."""
         if text and not self._quiet:
             # Without `color`, click would leave out of a file what looks like a terminal's colours.
             click.echo(visible.text(text) if self._to_terminal else text, nl=False, color=True)
+            self._in_line = not text.endswith("\n")
 
     def note(self, text: str) -> None:
-        """A message, one line on stderr."""
+        """A message, one line on stderr: where a terminal shows both, not within a line of the answer."""
+        if self._in_line and self._to_terminal and self._terminal:
+            click.echo(err=True)
+            self._in_line = False
         click.echo(printable(text), err=True)
 
     def silent(self, text: str) -> None:

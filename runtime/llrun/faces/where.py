@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from llrun.device.headroom import check_together
 from llrun.device.load import load_device
 from llrun.device.slice import StoredSlice
 from llrun.errors import RunError
 from llrun.faces import local
-from llrun.faces.console import Console
+from llrun.head.controls import Note
 from llrun.head.options import Balancing
 from llrun.head.session import Session
 from llrun.wire.addresses import parse_address
 from llrun.wire.transport import Transport
+
+
+class Told(Protocol):
+    """Who is told what a session does meanwhile: a console, or a program."""
+
+    @property
+    def note(self) -> Note:
+        """Takes a line."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Bytes of weights that are read, of all."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ def check_peers(stored: StoredSlice, peers: Mapping[str, str]) -> list[str]:
 
 @contextmanager
 def session_on(
-    stored: StoredSlice, where: Where, console: Console, balancing: Balancing | None = None
+    stored: StoredSlice, where: Where, told: Told, balancing: Balancing | None = None
 ) -> Iterator[Session]:
     """All devices, connected. With `local`, the workers load while the head does. `balancing` None: as by default.
 
@@ -55,9 +67,9 @@ def session_on(
     names = check_peers(stored, where.peers)
     if not where.local:
         described = {name: stored.record.devices[name].address for name in names}
-        device = load_device(stored, where.verify, console.progress)
+        device = load_device(stored, where.verify, told.progress)
         addresses = {**described, **where.peers}
-        with Session(device, where.transport, addresses, where.timeout_s, console.note) as session:
+        with Session(device, where.transport, addresses, where.timeout_s, told.note) as session:
             yield session
         return
     if stored.bundle is None:
@@ -65,6 +77,6 @@ def session_on(
     check_together(stored.record.devices)
     options = () if where.verify else ("--no-verify",)
     with local.workers(stored.bundle, names, options) as listening:
-        device = load_device(stored, where.verify, console.progress)
-        with Session(device, where.transport, listening(), where.timeout_s, console.note) as session:
+        device = load_device(stored, where.verify, told.progress)
+        with Session(device, where.transport, listening(), where.timeout_s, told.note) as session:
             yield session

@@ -143,6 +143,27 @@ def test_answers_keep_newlines_and_tabs_on_a_terminal_and_all_in_a_file(monkeypa
     assert screen.getvalue() == "a\\x1b[2J\\x07\\x9b31m\\x7f\\x00b\tc\nd\\re👩\u200d💻"
 
 
+def test_a_note_within_an_answer_has_a_line_of_its_own_on_a_terminal(monkeypatch, capsys):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    console = Console(quiet=False)
+    for text in ("ab", " c", "d\n", "e"):
+        console.show(text)
+        console.note("pi was lost")
+        console.note("it is back")
+    told = "pi was lost\nit is back\n"
+    assert screen.getvalue() == f"ab\n{told} c\n{told}d\n{told}e\n{told}"
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    screen.truncate(0)
+    screen.seek(0)
+    console = Console(quiet=False)  # stderr is elsewhere: the answer stays whole
+    console.show("ab")
+    console.note("pi was lost")
+    console.show(" c")
+    assert screen.getvalue() == "ab c"
+
+
 def test_json_says_the_same_without_control_characters(capsys):
     Console(quiet=True).json({"text": HOSTILE})
     said = capsys.readouterr().out
