@@ -265,7 +265,9 @@ def test_weights_of_another_size_are_refused_before_memory_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = numpy_model.record("head", ["head"])
-    monkeypatch.setattr("llrun.device.load.side_by_side", lambda sizes: pytest.fail("memory was asked for"))
+    monkeypatch.setattr(
+        "llrun.device.reading.side_by_side", lambda sizes: pytest.fail("memory was asked for")
+    )
     for name in record.files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"small")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from llrun.errors import INTERNAL, RunError
-from llrun.schema import DeviceInfo
+from llrun.schema import DeviceInfo, EnvelopeDevice
 
 MIB = 1 << 20
 # What a group counts of a process beside its pages, and no plan does: its kernel memory (2 MiB), pages charged ahead.
@@ -67,6 +67,44 @@ def check_together(devices: dict[str, DeviceInfo], root: Path = ROOT) -> None:
     room = memory_left(root)
     if room and needed > room.free_bytes + SLACK_BYTES * len(devices):
         raise _short(f"the {len(devices)} devices of this bundle", "the plan has them", needed, room)
+
+
+def check_reading(name: str, blocks: Collection[int], needed: int, root: Path = ROOT) -> None:
+    """Raises RunError R208 when reading `blocks` of device `name` takes more memory than this machine leaves it.
+    `needed`: bytes more than there are in use."""
+    room = memory_left(root)
+    if blocks and room and needed > room.free_bytes + SLACK_BYTES:
+        raise RunError(
+            "R208",
+            f"not enough memory for {_listed(blocks)} of device {name} beside what it holds: {-(-needed // MIB)} MiB"
+            f" more, {room.bound} leaves {room.free_bytes // MIB} MiB. End other programs or raise the limit",
+            INTERNAL,
+        )
+
+
+def check_change(name: str, device: EnvelopeDevice, stay: Collection[int], blocks: Collection[int]) -> None:
+    """Raises RunError R208 when device `name`, which has the blocks `stay` in memory, takes more with `blocks` than
+    devices.json gives it: the runtime, weights, and for one sequence the caches and the largest block's activations,
+    as in a plan."""
+    held = [block for block in device.blocks if block.id in blocks or block.id in stay]
+    needed = (
+        device.runtime_bytes
+        + sum(block.weights_bytes + block.cache_bytes for block in held)
+        + max((block.activation_bytes for block in held), default=0)
+    )
+    if blocks and needed > device.memory_bytes:
+        raise RunError(
+            "R208",
+            f"not enough memory for {_listed(blocks)} of device {name} beside the {len(stay)} that it holds: they take"
+            f" {-(-needed // MIB)} MiB together, its memory_bytes gives {device.memory_bytes // MIB} MiB. Give it"
+            " more in devices.json, or build again with a smaller --context or --quant",
+            INTERNAL,
+        )
+
+
+def _listed(blocks: Collection[int]) -> str:
+    first, *others = sorted(blocks)
+    return f"block {first}" + (f" and {len(others)} more" if others else "")
 
 
 def _short(who: str, whose: str, needed: int, room: Room) -> RunError:

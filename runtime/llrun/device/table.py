@@ -61,6 +61,11 @@ class Table:
         """Give back the memory of all rows."""
         self._region.madvise(mmap.MADV_DONTNEED)
 
+    def close(self) -> None:
+        """Give back the memory, and let go of the file: nothing can be read any more."""
+        self.release()
+        self._file.close()
+
     def _runs(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
         """First and last page of each run of pages that these rows lie in, no page twice."""
         base = self._bytes.ctypes.data

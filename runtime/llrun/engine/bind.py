@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+from llrun.device.blocks import Block
 from llrun.device.library import Library
-from llrun.device.load import Block
 from llrun.engine.stores import SequenceStore
 from llrun.errors import INTERNAL, RunError
 from llrun.programs.effects import Effects, all_effects

@@ -8,12 +8,13 @@ unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from llrun.device.blocks import BlockStore, Progress, Read
 from llrun.device.library import Library
-from llrun.device.load import Block, Device
+from llrun.device.load import Device
 from llrun.programs.installed import install
 from llrun.schema import (
     MAX_BATCH,
@@ -322,9 +323,33 @@ def record(
     return Slice(**{**fields, **changes})
 
 
-def device(name: str, devices: list[str], functions: Library | None = None, **changes: object) -> Device:
-    described = record(name, devices, **changes)
-    installed = install(described)
-    parts = weights()
-    blocks = {b.id: Block(b, parts[b.id]) for b in described.blocks}
-    return Device(described, installed, blocks, functions or library())
+class Parts:
+    """Where a device's blocks come from: they are drawn, not read. `read_bytes`: what a disk would have read."""
+
+    def __init__(self) -> None:
+        self.read_bytes = 0
+
+    def memory_bytes(self, block: int) -> int:
+        return sum(array.nbytes for array in weights()[block])
+
+    def read(self, blocks: Sequence[int], progress: Progress) -> dict[int, Read]:
+        parts = weights()
+        for block in blocks:
+            self.read_bytes += self.memory_bytes(block)
+            progress(self.read_bytes, self.read_bytes)
+        return {block: Read(parts[block], lambda: None) for block in blocks}
+
+
+def device(
+    name: str,
+    devices: list[str],
+    functions: Library | None = None,
+    resident: Iterable[int] = range(BLOCKS),
+    **changes: object,
+) -> Device:
+    """`resident`: the blocks that are in memory to begin with."""
+    described, parts = record(name, devices, **changes), Parts()
+    library_of = functions or library()
+    read = parts.read(sorted(set(resident) & {b.id for b in described.blocks}), lambda done, total: None)
+    store = BlockStore(described, parts, library_of.wrap, read)
+    return Device(described, install(described), store, library_of)

@@ -14,7 +14,7 @@ import pytest
 from mappings import resident_bytes
 
 from llrun.device.library import Library
-from llrun.device.load import Lookup, by_rows
+from llrun.device.lookups import Lookup, by_rows
 from llrun.device.table import Table
 from llrun.device.weights import Source
 from llrun.errors import RunError
@@ -66,7 +66,7 @@ def test_a_call_holds_the_rows_of_its_tokens_alone(tmp_path: Path) -> None:
         return found
 
     functions = {"t0_prefill": look_up, "t1_prefill": look_up}
-    library = by_rows(Library(functions, lambda x: x, lambda x: x), [Lookup("t0", 1, table)])
+    library = by_rows(Library(functions, lambda x: x, lambda x: x), [Lookup("t0", 1, lambda: [table])])
     ids = np.array([[5, 900, 5, 130]])
     for _ in range(2):
         assert library.functions["t0_prefill"](None, ids) == [row_bytes(i) for i in (5, 900, 5, 130)]
@@ -95,7 +95,9 @@ def test_memory_is_given_back_when_a_call_fails(tmp_path: Path) -> None:
     def fails(ids: Array) -> None:
         raise RuntimeError("out of order")
 
-    library = by_rows(Library({"t0_decode": fails}, lambda x: x, lambda x: x), [Lookup("t0", 0, table)])
+    library = by_rows(
+        Library({"t0_decode": fails}, lambda x: x, lambda x: x), [Lookup("t0", 0, lambda: [table])]
+    )
     with pytest.raises(RuntimeError, match="out of order"):
         library.functions["t0_decode"](np.array([[7]]))
     assert resident_bytes(table.arrays[0]) == 0
@@ -151,7 +153,7 @@ def test_what_a_changed_file_still_holds_is_used(tmp_path: Path) -> None:
 
 def test_blocks_lie_side_by_side_on_pages() -> None:
     sizes = [3 * MIB + 5, 1, 5 * MIB]
-    regions = side_by_side(sizes)
+    regions = [stretch.bytes for stretch in side_by_side(sizes)]
     assert [region.size for region in regions] == sizes
     starts = [region.ctypes.data for region in regions]
     assert starts[0] % (2 * MIB) == 0

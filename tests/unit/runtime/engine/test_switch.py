@@ -287,8 +287,8 @@ def test_a_program_that_cannot_follow_is_refused_by_name(event: Callable[[Device
 
 def test_a_block_that_is_not_in_memory_is_named():
     part = numpy_model.device(BERT, NAMES)
-    held = {id: block for id, block in part.blocks.items() if id in part.installed.blocks}
-    subject = Engine(replace(part, blocks=held), Recorder(), Inbox())
+    part.store.restore()
+    subject = Engine(part, Recorder(), Inbox())
     with pytest.raises(
         RunError, match="block 1 is run by the program of epoch 2, but is not in the memory of bert"
     ):
