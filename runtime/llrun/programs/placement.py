@@ -55,7 +55,5 @@ class Placement(Rated):
         best of those looked at.
         """
         asked = question(self, before, held, to_come, lost)
-        runs = search(asked) if asked else None
-        if asked is None or runs is None:
-            return None
-        return tuple(StageRecord.on(asked.names[device], start, stop) for device, start, stop in runs)
+        runs = search(asked) if asked else []
+        return tuple(StageRecord.on(*run) for run in runs) or None

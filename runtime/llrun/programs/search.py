@@ -15,10 +15,12 @@ from heapq import heappop, heappush
 
 import numpy as np
 
+from llrun.programs.many import among, chain, fastest
 from llrun.programs.question import HEAD, NONE, Ints, Question, picoseconds
 from llrun.programs.tables import STAGE, table
 
-EXACT_WORKERS = 8
+EXACT_WORKERS = 10
+GROUPS = 4  # of first stages that are looked at where there are more workers
 Run = tuple[int, int, int]  # device, start, stop
 Path = tuple[tuple[int, int], ...]  # device and stop of each stage
 Sources = tuple[tuple[int, int], ...]  # of each tensor that is needed later: which of the far flows, device
@@ -27,26 +29,55 @@ Node = tuple[
 ]  # least cost of a whole plan, its beginning, cost of that, workers used
 
 
-def search(question: Question) -> list[Run] | None:
-    """The runs of the best plan, in order; None where there is none. Ties: fewer devices, then the first of them."""
+def search(question: Question) -> list[tuple[str, int, int]]:
+    """Device, start and stop of each stage of the best plan; empty where none was found. Ties: fewer devices, then the
+    first of them."""
+    chosen, runs = question, list[Run]()
+    if question.devices > EXACT_WORKERS + 1:
+        cost, runs = _chain(question)
+        if question.head_alone and question.sums[HEAD, -1] <= cost:
+            runs = []
+        workers = {device for device, _, _ in runs if device != HEAD}
+        if len(workers) <= EXACT_WORKERS:
+            others = [worker for worker in fastest(question) if worker not in workers]
+            chosen, runs = among(question, [*workers, *others[: EXACT_WORKERS - len(workers)]]), []
+    runs = runs or _best(chosen)
+    return [(chosen.names[device], start, stop) for device, start, stop in runs]
+
+
+def _chain(question: Question) -> tuple[int, list[Run]]:
+    """A good plan of many workers and its picoseconds; empty where none was found."""
+    groups = _groups_of(question)
+    kept = sorted(groups)[:: max(1, len(groups) // GROUPS)]
+    chains = [found for returns in kept if (found := chain(question, returns, groups[returns]))]
+    return min(chains, default=(NONE, []))
+
+
+def _best(question: Question) -> list[Run]:
+    """The best plan, empty where there is none."""
     best: tuple[int, Path] = NONE, ()
     if question.head_alone:
         best = int(question.sums[HEAD, -1]), ((HEAD, question.blocks),)
-    if question.devices > 1:
-        for bound, returns, stops in _groups(question):
-            if bound <= best[0]:
-                found = _cheapest(question, returns, stops, best[0])
-                best = min(best, found) if found else best
+    for bound, returns, stops in _groups(question) if question.devices > 1 else ():
+        if bound <= best[0]:
+            found = _cheapest(question, returns, stops, best[0])
+            best = min(best, found) if found else best
     starts = [0, *(stop for _, stop in best[1])]
-    return [(device, start, stop) for (device, stop), start in zip(best[1], starts, strict=False)] or None
+    return [(device, start, stop) for (device, stop), start in zip(best[1], starts, strict=False)]
 
 
-def _groups(question: Question) -> list[tuple[int, int, list[int]]]:
-    """Bound, earliest start of the head's last stage, the stops of its first one that leave it; least bound first."""
+def _groups_of(question: Question) -> dict[int, list[int]]:
+    """[earliest start of the head's last stage]: the stops of its first stage that leave it."""
     groups: dict[int, list[int]] = defaultdict(list)
     for stop in range(1, question.blocks):
         if question.returns[stop] < question.blocks:
             groups[int(question.returns[stop])].append(stop)
+    return dict(groups)
+
+
+def _groups(question: Question) -> list[tuple[int, int, list[int]]]:
+    """Least picoseconds, key and value of each group; least first."""
+    groups = _groups_of(question)
     if len(groups) < 2:
         return [(0, returns, stops) for returns, stops in groups.items()]
     least = table(question, 1)[0, HEAD] + question.sums[HEAD]

@@ -25,10 +25,10 @@ def table(question: Question, returns: int) -> Ints:
     workers, count = question.devices - 1, question.blocks + 1
     behind = np.full((1 << workers, question.devices, count), NONE)  # after the device's stage has ended
     inside = behind.copy()  # where it begins
-    finish = _finish(question, returns)
+    ending = finish(question, returns)
     for sets in _by_size(workers):
         used, last = _pairs(sets, workers)
-        rest = finish[last]
+        rest = ending[last]
         for worker in range(1, question.devices):
             free = np.flatnonzero((used >> (worker - 1)) & 1 == 0)
             following = inside[used[free] | 1 << (worker - 1), worker]
@@ -38,13 +38,13 @@ def table(question: Question, returns: int) -> Ints:
     return behind
 
 
-def _finish(question: Question, returns: int) -> Ints:
-    """[device, block]: the head's last stage begins at the block."""
-    finish = np.full((question.devices, question.blocks + 1), NONE)
+def finish(question: Question, returns: int) -> Ints:
+    """[device, block]: picoseconds of the head's last stage, if it begins at the block, and of the hop there."""
+    ending = np.full((question.devices, question.blocks + 1), NONE)
     own = question.sums[HEAD, -1] - question.sums[HEAD]
     may = slice(returns, question.blocks)
-    finish[1:, may] = question.hops[1:, HEAD, may] + own[may]
-    return finish
+    ending[1:, may] = question.hops[1:, HEAD, may] + own[may]
+    return ending
 
 
 def _by_size(workers: int) -> Sequence[list[int]]:
