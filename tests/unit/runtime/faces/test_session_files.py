@@ -19,7 +19,9 @@ from llrun.errors import RunError
 from llrun.faces import session_file
 from llrun.faces.printer import Wanted
 from llrun.faces.prompts import Prompt
+from llrun.faces.recording import recorded
 from llrun.faces.session_file import SessionFile
+from llrun.requests import journal
 from llrun.requests.journal import Asked, How, Kind
 from llrun.requests.sampling import Sampling
 
@@ -131,6 +133,20 @@ def add_tokens(file: SessionFile) -> None:
     while time.monotonic() < until:
         time.sleep(0.01)
         file.token(6)
+
+
+def test_a_token_is_in_the_file_before_it_is_shown(tmp_path):
+    path, there = tmp_path / "a.session", []
+
+    def show(token: int) -> bool:
+        there.append(journal.line(journal.Token(token)) in path.read_bytes())
+        return token < 7
+
+    with opened(path) as file:
+        file.asked(ASKED)
+        take = recorded(file, show)
+        assert [take(token) for token in (5, 6, 7)] == [True, True, False]
+    assert there == [True, True, True]
 
 
 def test_it_is_the_users_alone_and_one_processs_at_a_time(tmp_path):
