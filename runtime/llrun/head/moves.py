@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from llrun.programs.rated import owner_of, spans
 from llrun.schema import StageRecord
 
 
@@ -38,3 +41,29 @@ class Move:
     moved_bytes: int
     computed_again: int
     at_s: float
+
+
+def in_words(move: Move, before: Sequence[StageRecord]) -> str:
+    """One line on a move: which blocks went where, why, and what it took."""
+    then, now = owner_of(before), owner_of(move.stages)
+    ways: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for block, owner in now.items():
+        if then.get(block) != owner:
+            ways[then.get(block, "nowhere"), owner].add(block)
+    went = "; ".join(f"{spans(blocks)} from {a} to {b}" for (a, b), blocks in sorted(ways.items()))
+    took = [f"{move.pause_s * 1000:.0f} ms without a token"]
+    if move.moved_bytes:
+        took.append(f"{move.moved_bytes / 1e6:.1f} MB of caches copied")
+    if move.computed_again:
+        took.append(f"{move.computed_again} tokens computed again")
+    return f"{_why(move)}: blocks {went or 'stay'} ({', '.join(took)})"
+
+
+def _why(move: Move) -> str:
+    words = {
+        MoveReason.SLOW: f"device {move.device} is slow" if move.device else "faster this way",
+        MoveReason.LOST: f"device {move.device} was lost",
+        MoveReason.JOINED: f"device {move.device} takes part",
+        MoveReason.HOOK: "as the function says",
+    }
+    return words[move.reason]

@@ -1,0 +1,72 @@
+"""What people are told of a move, and what a request's result has of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from llrun.faces.console import Console
+from llrun.head.moves import Move, MoveReason, in_words
+from llrun.requests.request import Handle, Request
+from llrun.schema import StageRecord
+
+BEFORE = (StageRecord.on("laptop", 0, 4), StageRecord.on("pi", 4, 9), StageRecord.on("laptop", 9, 10))
+AFTER = (StageRecord.on("laptop", 0, 6), StageRecord.on("old", 6, 9), StageRecord.on("laptop", 9, 10))
+MOVE = Move(17, 3, MoveReason.LOST, "pi", AFTER, 0.0312, 0, 40, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {},
+            "device pi was lost: blocks 4-5 from pi to laptop; 6-8 from pi to old (31 ms without a token, 40 tokens"
+            " computed again)",
+        ),
+        (
+            {"reason": MoveReason.SLOW, "moved_bytes": 2_340_000, "computed_again": 0},
+            "device pi is slow: blocks 4-5 from pi to laptop; 6-8 from pi to old (31 ms without a token, 2.3 MB of"
+            " caches copied)",
+        ),
+        (
+            {"reason": MoveReason.HOOK, "device": None, "stages": BEFORE, "computed_again": 0},
+            "as the function says: blocks stay (31 ms without a token)",
+        ),
+        (
+            {"reason": MoveReason.SLOW, "device": None, "stages": BEFORE, "computed_again": 0},
+            "faster this way: blocks stay (31 ms without a token)",
+        ),
+    ],
+)
+def test_a_move_in_a_line(changes, words):
+    assert in_words(replace(MOVE, **changes), BEFORE) == words
+
+
+def test_a_request_has_the_moves_that_it_saw_at_its_own_tokens(capsys):
+    handle = Handle(Request([1, 2], 5, produced=(7, 8)), lambda _: None)
+    start = handle.submitted_at
+    handle.tokens += [9, 10, 11]
+    handle.times += [start + 1, start + 2, start + 3]
+    moves = [replace(MOVE, at_s=start + at) for at in (-0.5, 0.5, 2.0, 2.5, 9)]
+    handle.finish({}, moves)
+    assert handle.result
+    assert [move.token for move in handle.result.moves] == [2, 4, 4, 5]
+    Console(quiet=True).results([(handle.result, "text")])
+    found = json.loads(capsys.readouterr().out)
+    assert found["token_s"][:2] == [0.0, 0.0]
+    assert found["moves"][1] == {
+        "token": 4,
+        "epoch": 3,
+        "reason": "lost",
+        "device": "pi",
+        "stages": [
+            {"devices": ["laptop"], "shares": [1.0], "blocks": [0, 6], "window": 0},
+            {"devices": ["old"], "shares": [1.0], "blocks": [6, 9], "window": 0},
+            {"devices": ["laptop"], "shares": [1.0], "blocks": [9, 10], "window": 0},
+        ],
+        "pause_s": 0.0312,
+        "moved_bytes": 0,
+        "computed_again": 40,
+    }
