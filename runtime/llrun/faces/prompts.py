@@ -48,11 +48,12 @@ class PromptRun:
 
     def read(self, turns: Sequence[Turn]) -> list[Answer]:
         """Show the answers that are whole."""
-        answers = []
-        for turn in turns:
-            if is_whole(turn, self.tokenizer, self.model):
-                answers.append(self._read(turn))
-        return answers
+        whole = [turn for turn in turns if is_whole(turn, self.tokenizer, self.model)]
+        if self.file and whole:
+            self.console.note(
+                f"{self.file.path}: {len(whole)} of {len(self.prompts)} answers are read from it."
+            )
+        return [self._read(turn) for turn in whole]
 
     def rest(self, scheduler: Scheduler, turns: Sequence[Turn], whole: int) -> Iterator[Answer]:
         """Answer the prompts after the first `whole`, showing each as it comes; one that was cut off goes on."""
@@ -74,7 +75,9 @@ class PromptRun:
     def _answer(self, scheduler: Scheduler, prompt: Prompt, cut: Turn | None) -> Answer:
         printer = self._printer(prompt.ids)
         produced = cut.tokens if cut else ()
-        if self.file and not cut:
+        if self.file and cut:
+            self.console.note(f"{self.file.path}: {prompt.source} goes on after {len(produced)} tokens.")
+        elif self.file:
             self.file.asked(asked_for(prompt.ids, self.wanted))
         for token in produced:
             printer.take(token)

@@ -68,6 +68,17 @@ def test_a_run_cut_off_at_any_line_gives_the_same_and_ends_with_the_same_file(un
         assert path.read_bytes() == data
 
 
+def test_a_run_says_what_it_reads_and_what_goes_on(undisturbed, tmp_path, capsys):
+    path = tmp_path / "run.session"
+    lines = undisturbed[1].splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[: 1 + 14 + 1 + 5]))
+    prompts_here.answers(path)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{path}: 1 of 3 answers are read from it.",
+        f"{path}: second goes on after 5 tokens.",
+    ]
+
+
 def test_a_whole_run_is_read_without_any_device(undisturbed, tmp_path, monkeypatch):
     tokens, data = undisturbed
     path = tmp_path / "run.session"
