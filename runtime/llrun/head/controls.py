@@ -1,62 +1,38 @@
-"""The head's control connections: set-up, what the workers say, which of failures is the cause."""
+"""The head's control connections: made once for all, or again and again until a device listens."""
 
 from __future__ import annotations
 
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from queue import SimpleQueue
 
-import numpy as np
-from numpy.typing import NDArray
-
-from llrun.errors import INTERNAL, LOST, RunError, lost
-from llrun.programs.installed import Installed
+from llrun.errors import INTERNAL, RunError
+from llrun.head.replies import Back, Came, Gone, Refused, Reply, Said, Silent
 from llrun.wire.handshake import Refusal, dial, read_message, send_message
-from llrun.wire.links import Links
-from llrun.wire.messages import AnyMessage, Failed, Goodbye, Heartbeat, Hello, Message
+from llrun.wire.messages import Failed, Goodbye, Heartbeat, Hello, Message
 from llrun.wire.protocol import BUSY, LOADING, ProtocolError
-from llrun.wire.pulse import Pulse
+from llrun.wire.pulse import HEAD_PATIENCE_S, Pulse
 from llrun.wire.transport import Connection, ConnectionLost, Transport
 
-REACH_S = 120.0
-DATA_S = 30.0
 FIRST_ATTEMPT_S, ATTEMPT_S = 0.5, 2.0  # the first one is short: who waits is told at once
 RETRY_S = 0.2
+AGAIN_S = 1.0  # between two attempts for a device that can be done without
 GOODBYE_S = 0.5
-GRACE_S = 0.25
-
-
-class Logits(NamedTuple):
-    """Logits (rows, vocabulary) of a sequence's step that began at `position`."""
-
-    sequence: int
-    position: int
-    rows: NDArray[np.float32]
-
-
 Note = Callable[[str], None]
-Reply = tuple[str, AnyMessage] | list[Logits] | RunError  # the logits of one pass come together; [] wakes
 
 
 def silent(text: str) -> None:
     """A note that nobody reads."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """An error, and the worker that reported it (None: seen from here)."""
-
-    device: str | None
-    error: RunError
-
-
 class Controls:
-    """A control connection to every worker. What they say goes into `replies`, heartbeats apart."""
+    """A control connection to each worker that is there. What they say goes into `replies`, heartbeats apart.
+
+    A device that is not there is dialled on a thread of its own until it is, or until it is not looked for any more.
+    """
 
     def __init__(
         self,
@@ -65,147 +41,138 @@ class Controls:
         transport: Transport,
         addresses: Mapping[str, str],
         replies: SimpleQueue[Reply],
-        timeout_s: float = REACH_S,
         note: Note = silent,
     ) -> None:
-        """`timeout_s`: how long each worker is waited for; `note` is told who is waited for, and why."""
+        """`note` is told who is waited for, and why."""
         self.addresses = dict(addresses)
         self.session = secrets.token_hex(16)
         self._hello = Hello(bundle, head, "control")
         self._transport = transport
         self._replies = replies
-        self._timeout_s = timeout_s
         self._note = note
         self._connections: dict[str, Connection] = {}
         self._hearing: list[threading.Thread] = []
-        self._pulse = Pulse(replies.put)
+        self._looked_for: dict[str, threading.Event] = {}  # set: not any more
+        self._why: dict[str, RunError] = {}  # whoever is looked for, what stands in the way
+        self._closed = False
+        self._pulse = Pulse(
+            lambda device, reason: replies.put(Silent(device, reason)),
+            lambda device: replies.put(Back(device)),
+            HEAD_PATIENCE_S,
+        )
 
-    def __len__(self) -> int:
-        return len(self._connections)
+    @property
+    def connected(self) -> frozenset[str]:
+        return frozenset(self._connections)
 
-    def connect(self) -> None:
-        """Reach every worker, however late it comes. One after the other, in the order of their names, so that
-        of two heads one gets all workers. Each connection has its pulse as soon as it is made.
+    def connection(self, device: str) -> Connection | None:
+        return self._connections.get(device)
 
-        Raises RunError: R302 that names who did not come in time and why, its refusal, or the loss of one that
-        was reached before.
-        """
-        for name in sorted(self.addresses):
-            control = self._reach(name, self._hello, time.monotonic() + self._timeout_s)
-            self._connections[name] = control
-            self._pulse.watch(name, control)
-            thread = threading.Thread(target=self._hear, args=(name,), name=f"hear {name}", daemon=True)
-            self._hearing.append(thread)
-            thread.start()
+    def look_for(self, device: str, told: bool = False) -> None:
+        """Dial a device until it answers. `told`: whether who waits has been told why."""
+        stop = self._looked_for.get(device)
+        if stop is None or stop.is_set():
+            stop = self._looked_for[device] = threading.Event()
+            threading.Thread(
+                target=self._look, args=(device, stop, told), name=f"look for {device}", daemon=True
+            ).start()
 
-    def connect_data(self, installed: Installed, links: Links) -> None:
-        """Make the data connections with the head's neighbours, which know the session's name by now."""
-        until = time.monotonic() + DATA_S
+    def why(self, device: str) -> RunError:
+        """What stands in the way of a device that is looked for."""
+        address = self.addresses[device]
+        nothing = RunError("R302", f"cannot reach device {device} at {address}: no answer in time", INTERNAL)
+        return self._why.get(device, nothing)
+
+    def take(self, device: str, connection: Connection) -> None:
+        """A connection that came is the device's from now on: it is heard, and has its pulse."""
+        self._looked_for.pop(device, None)
+        self._connections[device] = connection
+        self._pulse.watch(device, connection)
+        thread = threading.Thread(
+            target=self._hear, args=(device, connection), name=f"hear {device}", daemon=True
+        )
+        self._hearing = [each for each in self._hearing if each.is_alive()]
+        self._hearing.append(thread)
+        thread.start()
+
+    def tell(self, device: str, message: Message) -> None:
+        """Say it to a device; that it is gone is told by who hears it."""
+        connection = self._connections.get(device)
+        if connection is not None:
+            with suppress(ConnectionLost):
+                send_message(connection, message)
+
+    def tell_all(self, message: Message, devices: Iterable[str] | None = None) -> None:
+        for device in sorted(self._connections if devices is None else devices):
+            self.tell(device, message)
+
+    def drop(self, device: str) -> None:
+        """The device takes no part any more; it hears so if it can."""
+        connection = self._connections.pop(device, None)
+        if connection is not None:
+            self._pulse.forget(device)
+            connection.close()
+
+    def dial_data(self, device: str, timeout_s: float) -> Connection:
+        """A data connection to a device that knows the session's name. Raises ConnectionLost, RunError."""
         hello = Hello(self._hello.bundle, self._hello.sender, "data", self.session)
-        for name in sorted(installed.neighbours):
-            links.attach(name, self._reach(name, hello, until))
-
-    def tell(self, message: Message) -> None:
-        """Say it to every worker. Raises RunError that names the one that is gone."""
-        for device, control in self._connections.items():
-            try:
-                send_message(control, message)
-            except ConnectionLost as error:
-                raise lost(device, str(error)) from error
+        return dial(self._transport, device, self.addresses[device], hello, timeout_s)
 
     def close(self) -> None:
         """Say goodbye, wait a moment for workers to have heard it, and close."""
+        self._closed = True
+        for stop in self._looked_for.values():
+            stop.set()
         self._pulse.stop()
-        for control in self._connections.values():
-            with suppress(ConnectionLost):
-                send_message(control, Goodbye())
+        self.tell_all(Goodbye())
         until = time.monotonic() + GOODBYE_S
         for thread in self._hearing:
             thread.join(max(until - time.monotonic(), 0))
-        for control in self._connections.values():
-            control.close()
-        self._connections.clear()
+        for device in list(self._connections):
+            self._connections.pop(device).close()
 
-    def _reach(self, device: str, hello: Hello, until: float) -> Connection:
+    def _look(self, device: str, stop: threading.Event, told: bool) -> None:
         """Dial, and dial again while nobody listens yet, the worker loads, or still serves another head."""
-        address, attempt_s, told = self.addresses[device], FIRST_ATTEMPT_S, set[str]()
-        while True:
-            left_s = max(until - time.monotonic(), RETRY_S)
+        address, attempt_s, reasons = self.addresses[device], FIRST_ATTEMPT_S, set[str]()
+        while not stop.is_set():
             try:
-                return dial(self._transport, device, address, hello, min(attempt_s, left_s))
+                connection = dial(self._transport, device, address, self._hello, attempt_s)
             except ConnectionLost as error:
-                failure: RunError = RunError(
-                    "R302", f"cannot reach device {device} at {address}: {error}", INTERNAL
-                )
                 reason = str(error)
+                self._why[device] = RunError(
+                    "R302", f"cannot reach device {device} at {address}: {reason}", INTERNAL
+                )
             except Refusal as error:
                 if error.code not in (BUSY, LOADING):
-                    raise
-                if error.code == LOADING:  # it lives: what is waited for comes nearer
-                    until = max(until, time.monotonic() + self._timeout_s)
-                failure, reason = error, error.reason
-            if time.monotonic() + RETRY_S > until:
-                raise failure
-            if reason not in told:
+                    self._replies.put(Refused(device, error))
+                    return
+                self._why[device], reason = error, error.reason
+            except RunError as error:  # another device, another program
+                self._replies.put(Refused(device, error))
+                return
+            else:
+                if stop.is_set():
+                    connection.close()
+                else:
+                    self._replies.put(Came(device, connection))
+                return
+            if not told and reason not in reasons:
                 self._note(f"waiting for device {device} at {address}: {reason}")
-            told.add(reason)
+            reasons.add(reason)
             attempt_s = ATTEMPT_S
-            self._pause()
+            stop.wait(AGAIN_S if told else RETRY_S)
 
-    def _pause(self) -> None:
-        """Wait a little before the next attempt. Raises RunError as soon as a device that was reached before
-        fails."""
-        with suppress(Empty):
-            reply = self._replies.get(timeout=RETRY_S)
-            failure = failure_of(reply)
-            if failure:
-                raise cause_of(failure, self._replies)
-            raise ProtocolError(f"{type(reply).__name__} came before all devices were reached")
-
-    def _hear(self, device: str) -> None:
+    def _hear(self, device: str, connection: Connection) -> None:
         """Pass on what `device` says until it is gone."""
-        control = self._connections[device]
         try:
             while True:
-                message = read_message(control)
-                if isinstance(message, Failed) and message.lost == self._hello.sender:
-                    # It has lost this device, which is here: what is lost is the way to that one.
-                    self._replies.put(lost(device, f"there it says: {message.reason}"))
-                elif not isinstance(message, Heartbeat):
-                    self._replies.put((device, message))
+                message = read_message(connection)
+                if isinstance(message, Failed):
+                    self._replies.put(Gone(device, connection, message.reason, message.code))
+                    return
+                if not isinstance(message, Heartbeat):
+                    self._replies.put(Said(device, message, connection))
         except ConnectionLost as error:
-            self._replies.put(lost(device, str(error)))
+            self._replies.put(Gone(device, connection, str(error), "R301"))
         except ProtocolError as error:
-            self._replies.put(RunError(error.code, f"device {device}: {error.message}", INTERNAL))
-
-
-def failure_of(reply: Reply) -> Failure | None:
-    """The failure that a reply stands for, if any. That a device was lost is about that one, whoever
-    says it."""
-    if isinstance(reply, RunError):
-        return Failure(None, reply)
-    if isinstance(reply, tuple) and isinstance(reply[1], Failed):
-        device, said = reply[0], reply[1]
-        reason = said.reason if said.code == LOST else f"device {device}: {said.reason}"
-        return Failure(device, RunError(said.code, reason, INTERNAL, said.lost or None))
-    return None
-
-
-def cause_of(first: Failure, replies: SimpleQueue[Reply]) -> RunError:
-    """Why a session ended. A device that fails, or misses another, says so and closes its connections,
-    and which is heard first is chance: the cause is what is not a loss, else the loss of one that said
-    nothing itself."""
-    failures = [first, *_failures_within(replies, GRACE_S)]
-    spoke = {failure.device for failure in failures}
-    causes = [f.error for f in failures if f.error.code != LOST]
-    causes += [f.error for f in failures if f.error.device not in spoke]
-    return (causes or [first.error])[0]
-
-
-def _failures_within(replies: SimpleQueue[Reply], seconds: float) -> Iterator[Failure]:
-    until = time.monotonic() + seconds
-    while (left_s := until - time.monotonic()) > 0:
-        with suppress(Empty):
-            failure = failure_of(replies.get(timeout=left_s))
-            if failure:
-                yield failure
+            self._replies.put(Gone(device, connection, error.message, error.code))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from llrun.engine.events import Feed
 from llrun.errors import RunError
 from llrun.head.history import History
+from llrun.head.progress import Progress
+from llrun.head.replay import Rewind
 from llrun.memory import ALIGNMENT, Array, empty
 from llrun.schema import ModelInfo
-from llrun.wire.protocol import ALL_ROWS, LAST_CHUNK
+from llrun.wire.messages import StepDone
+from llrun.wire.protocol import ALL_ROWS, LAST_CHUNK, REPLAY
 
 CHUNKS_A_DEVICE = 2
 ROWS = 256
@@ -21,21 +24,25 @@ class Feeding:
 
     Chunks go in the order in which they were asked for, while fewer are under way than keep every device
     busy. A token of a sequence of which nothing waits overtakes them: conversations go on while a long
-    prompt is computed.
+    prompt is computed. While it is on `hold` nothing goes.
     """
 
-    def __init__(self, model: ModelInfo, devices: int) -> None:
+    def __init__(self, model: ModelInfo) -> None:
         self._context, self._chunk = model.shapes.context, model.shapes.chunk
-        self._devices = devices
         self._histories: dict[int, History] = {}
         self._waiting: deque[Feed] = deque()
-        self._due: dict[tuple[int, int], int] = {}  # chunks under way: devices that have not done them
         self._rows: list[Array] = []  # for tokens yet to come: making each anew takes longer than feeding it
-        self._partial: set[str] = set()
+        self.progress = Progress()
+        self.held = False
         self.newest: tuple[int, int] | None = None
 
     def __contains__(self, number: int) -> bool:
         return number in self._histories
+
+    @property
+    def histories(self) -> Mapping[int, History]:
+        """Of every open sequence, by number."""
+        return self._histories
 
     def history(self, number: int) -> History:
         return self._histories[number]
@@ -43,19 +50,15 @@ class Feeding:
     def begin(self, number: int) -> None:
         self._histories[number] = History()
 
-    def only_last(self, device: str) -> None:
-        """`device` takes part in a prompt's last chunk alone."""
-        self._partial.add(device)
-
     def forget(self, number: int) -> None:
         """The sequence is closed: nothing of it waits or is under way any more."""
         self._histories.pop(number, None)
-        self._waiting = deque(feed for feed in self._waiting if feed.sequence != number)
-        self._due = {step: due for step, due in self._due.items() if step[0] != number}
+        self._drop_waiting(number)
+        self.progress.forget(number)
 
     def withdraw(self, number: int) -> None:
         """What has not gone yet stays in the history, and goes when it is asked for again."""
-        self._waiting = deque(feed for feed in self._waiting if feed.sequence != number)
+        self._drop_waiting(number)
         self._histories[number].withdraw()
 
     def add(self, numbers: Iterable[int], all_rows: bool) -> list[Feed]:
@@ -69,36 +72,47 @@ class Feeding:
                 )
         going = []
         for number, history in histories:
-            if history.fed == history.queued == len(history.ids) - 1 and not all_rows:
+            single = history.fed == history.queued == len(history.ids) - 1
+            if single and not all_rows and not self.held:
                 going.append(self._token(number, history))
             else:
-                self._waiting.extend(self._chunked(number, history.queued, history.take(), all_rows))
+                start, ids = history.queued, history.take(all_rows)
+                self._waiting.extend(self._chunked(number, start, ids, _final_flags(all_rows)))
         return going + self.release() if self._waiting else going
+
+    def rewind(self, way: Rewind, stages: Mapping[str, Sequence[int]]) -> None:
+        """Feed a sequence again from `way.start` on. `stages`: for each device the numbers of its stages."""
+        history = self._histories[way.sequence]
+        self._drop_waiting(way.sequence)
+        firsts = {device: min(way.stages[i] for i in mine) for device, mine in stages.items()}
+        self.progress.rewind(way.sequence, firsts)
+        history.fed = way.start
+        cuts = sorted({*way.stages, history.queued})
+        for start, stop in zip([way.start, *cuts], cuts, strict=False):
+            if start < stop:
+                self._waiting.extend(self._again(way, history, start, stop))
+
+    def _again(self, way: Rewind, history: History, start: int, stop: int) -> list[Feed]:
+        """Positions start..stop-1 in chunks: a replay of what some stage has computed, or what comes after that."""
+        ids = history.ids[start:stop]
+        if stop <= way.reached:
+            return self._chunked(way.sequence, start, ids, REPLAY, REPLAY)
+        flags = 0 if history.awaited is None else _final_flags(history.all_rows)
+        return self._chunked(way.sequence, start, ids, flags)
 
     def release(self) -> list[Feed]:
         """Waiting chunks that may go now."""
-        going = []
-        while self._waiting and (
-            self._waiting[0].ids.shape[1] == 1 or len(self._due) < CHUNKS_A_DEVICE * self._devices
-        ):
+        going: list[Feed] = []
+        while self._waiting and not self.held:
+            rows = self._waiting[0].ids.shape[1]
+            if rows > 1 and self.progress.under_way >= CHUNKS_A_DEVICE * self.progress.devices:
+                break
             going.append(self._gone(self._waiting.popleft()))
         return going
 
-    def done(self, step: tuple[int, int]) -> bool:
-        """A device has done a step; whether it was the last one to do a chunk, so that others may go."""
-        due = self._due.get(step)
-        if due is None:
-            return False
-        if due > 1:
-            self._due[step] = due - 1
-            return False
-        del self._due[step]
-        return True
-
-    @property
-    def under_way(self) -> int:
-        """Chunks that the devices have been given and not done."""
-        return len(self._due)
+    def done(self, device: str, steps: Collection[StepDone]) -> bool:
+        """A device has done these steps; whether others may go now."""
+        return self.progress.done(device, steps)
 
     def _token(self, number: int, history: History) -> Feed:
         """The one token that is not fed yet: decoding does nothing else, so it is quick."""
@@ -109,25 +123,39 @@ class Feeding:
         array = self._rows.pop()
         array[0, 0] = history.ids[position]
         history.queued = history.fed = position + 1
+        history.awaited = history.final = position
+        history.all_rows = False
         self.newest = number, position
+        self.progress.single(number, position)
         return Feed(number, position, LAST_CHUNK, array)
 
     def _gone(self, feed: Feed) -> Feed:
         """Keep count of a feed that goes to the devices."""
         self.newest = feed.sequence, feed.position
-        rows = feed.ids.shape[1]
-        self._histories[feed.sequence].fed = feed.position + rows
-        if rows > 1:
-            absent = 0 if feed.flags & (LAST_CHUNK | ALL_ROWS) else len(self._partial)
-            self._due[self.newest] = self._devices - absent
+        rows, history = feed.ids.shape[1], self._histories[feed.sequence]
+        history.fed = feed.position + rows
+        final = bool(feed.flags & (LAST_CHUNK | ALL_ROWS))
+        if final:
+            history.final = feed.position
+        self.progress.gone(feed.sequence, feed.position, rows, final)
         return feed
 
-    def _chunked(self, number: int, position: int, ids: list[int], all_rows: bool) -> list[Feed]:
+    def _chunked(self, number: int, position: int, ids: list[int], last: int, others: int = 0) -> list[Feed]:
+        """Feeds of at most a chunk each; `last`: the flags of the last one, `others`: of those before it, which have
+        ALL_ROWS when that has."""
         chunk, feeds = self._chunk, []
+        others |= last & ALL_ROWS
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
             array = empty((1, len(part)), "int64")
             array[0] = part
-            flags = (LAST_CHUNK if start + chunk >= len(ids) else 0) | (ALL_ROWS if all_rows else 0)
+            flags = last if start + chunk >= len(ids) else others
             feeds.append(Feed(number, position + start, flags, array))
         return feeds
+
+    def _drop_waiting(self, number: int) -> None:
+        self._waiting = deque(feed for feed in self._waiting if feed.sequence != number)
+
+
+def _final_flags(all_rows: bool) -> int:
+    return LAST_CHUNK | ALL_ROWS if all_rows else LAST_CHUNK

@@ -14,25 +14,52 @@ class History:
     `ids`: by position; all are final: a prompt's as they come, produced ones once they are chosen. `queued`:
     how many of them are to be computed or have been. `fed`: how many the devices have been given, which
     is what their caches hold when all that is under way is done. fed <= queued <= len(ids).
+
+    `awaited`: the first position whose logits are due and have not come, None when none are. `all_rows`: whether those
+    of every position from there on are due, or of the newest alone. `final`: where the step begins that gives these.
+    `until`: how many tokens it will have at most when the request that runs is done.
     """
 
     ids: list[int] = field(default_factory=list)
     queued: int = 0
     fed: int = 0
+    awaited: int | None = None
+    all_rows: bool = False
+    final: int | None = None
+    until: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def to_come(self) -> int:
+        """Tokens that are still to be produced, at most."""
+        return max(self.until - len(self.ids), 0)
 
     def extend(self, ids: Iterable[int]) -> None:
         """These follow; nothing is computed for them until they are taken."""
         self.ids.extend(ids)
 
-    def take(self) -> list[int]:
-        """The ids that are not queued yet, which are now."""
-        ids = self.ids[self.queued :]
+    def take(self, all_rows: bool = False) -> list[int]:
+        """The ids that are not queued yet, which are now: their logits are awaited, all or the newest token's."""
+        start, ids = self.queued, self.ids[self.queued :]
         self.queued = len(self.ids)
+        if ids:
+            self.awaited, self.all_rows = (start if all_rows else self.queued - 1), all_rows
         return ids
+
+    def answered(self, position: int, rows: int) -> None:
+        """Logits have come: `rows` rows of the step that began at `position`."""
+        if self.awaited is None:
+            return
+        if self.all_rows:
+            stop = position + rows
+            self.awaited = stop if stop < self.queued else None
+        elif position == self.final:
+            self.awaited = None
 
     def withdraw(self) -> None:
         """What the devices have not been given waits again to be taken."""
         self.queued = self.fed
+        if self.awaited is not None and self.awaited >= self.fed:
+            self.awaited = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from queue import Empty, SimpleQueue
@@ -11,75 +12,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llrun.device.load import Device
+from llrun.engine.caches import Caches
 from llrun.engine.engine import Engine
 from llrun.engine.events import Asking, Closing, Event, Fed, Feed, Inbox, Opening, Stop
+from llrun.engine.part import Part
 from llrun.errors import INTERNAL, RunError
-from llrun.head.controls import Controls, Logits, Note, Reply, cause_of, failure_of, silent
+from llrun.head.balancer import Balancer
+from llrun.head.changes import Changes
+from llrun.head.cluster import Cluster
+from llrun.head.controls import Controls, Note, silent
 from llrun.head.feeding import Feeding
 from llrun.head.history import History
-from llrun.memory import Array
-from llrun.programs.installed import Installed
+from llrun.head.membership import Membership
+from llrun.head.monitor import Monitor
+from llrun.head.moves import Move
+from llrun.head.options import Balancing
+from llrun.head.outbound import Outbound
+from llrun.head.replies import Logits, Reply, Said, Unlinked
+from llrun.programs.placement import LinkRate, Placement
 from llrun.schema import MAX_BATCH
 from llrun.wire.links import Links
 from llrun.wire.messages import (
     AnyMessage,
     AskFigures,
     Close,
-    Configure,
-    Configured,
-    Connect,
     Figures,
-    Halted,
-    Held,
     Measured,
     Message,
     Open,
     Opened,
-    Ready,
     Rejected,
     StepDone,
     StepsDone,
 )
+from llrun.wire.transfers import Transfers
 from llrun.wire.transport import Transport
 
 COMPUTE_END_S = 5.0
-NOWHERE = "0.0.0.0:0"  # the head listens nowhere
+ASK_S = 1.0  # between two askings for what the monitor keeps
 Ids = Sequence[int]
-
-
-class Outbound:
-    """The engine's outside on the head: tensors to neighbours, everything else to the driver."""
-
-    def __init__(self, device: str, links: Links, replies: SimpleQueue[Reply]) -> None:
-        self._device = device
-        self._links = links
-        self._replies = replies
-
-    def send(self, destination: str, header: bytes, payload: memoryview) -> None:
-        self._links.send(destination, header, payload)
-
-    def opened(self, sequence: int, figures: Figures) -> None:
-        self._replies.put((self._device, Opened(sequence, figures)))
-
-    def halted(self, epoch: int, held: tuple[Held, ...]) -> None:
-        self._replies.put((self._device, Halted(epoch, held)))
-
-    def switched(self, installed: Installed) -> None:
-        self._links.install(installed)
-
-    def rejected(self, sequence: int, reason: str) -> None:
-        self._replies.put((self._device, Rejected(sequence, "R402", reason)))
-
-    def steps_done(self, steps: Sequence[StepDone], figures: Figures) -> None:
-        self._replies.put((self._device, StepsDone(tuple(steps), figures)))
-
-    def measured(self, figures: Figures) -> None:
-        self._replies.put((self._device, Measured(figures)))
-
-    def logits(self, steps: Sequence[tuple[int, int]], rows: Array) -> None:
-        matrix = rows.reshape(-1, rows.shape[-1]).astype(np.float32, copy=False)
-        each = len(matrix) // len(steps)  # a row of each of several steps, or all rows of one
-        self._replies.put([Logits(*step, matrix[i * each : (i + 1) * each]) for i, step in enumerate(steps)])
 
 
 class Session:
@@ -89,8 +60,9 @@ class Session:
     A sequence is opened, its history extended with token ids, and fed; the logits of each feed's last token
     (`all_rows`: of every token) come in the order in which they are computed, those of all sequences mixed.
     `requests.scheduler` makes conversations of that. `timeout_s` bounds every wait for progress, that for
-    a worker that has not come yet included; `note` is told whom it waits for. A device
-    that refuses a sequence refuses that one alone; any RunError of `take` ends the session.
+    a worker that has not come yet included; `note` is told whom it waits for, and of every loss and move. A device
+    that refuses a sequence refuses that one alone. A device that is lost is replaced, or waited for, as `balancing`
+    says; any RunError of `take` ends the session.
     """
 
     def __init__(
@@ -100,34 +72,56 @@ class Session:
         addresses: Mapping[str, str],
         timeout_s: float,
         note: Note = silent,
+        balancing: Balancing | None = None,
     ) -> None:
+        balancing = balancing or Balancing()
+        record = device.record
         self._device = device
         self._timeout_s = timeout_s
         self._replies: SimpleQueue[Reply] = SimpleQueue()
         inbox = Inbox()
-        self._links = Links(device.installed, device.limits, inbox.deliver, self._replies.put)
-        outbound = Outbound(device.name, self._links, self._replies)
+        outbound = Outbound(device.name, self._replies)
         self._engine = Engine(device, outbound, inbox)
+        transfers = Transfers(
+            Caches(self._engine.sequences), record.model.shapes.context, outbound.send, outbound.copied
+        )
+        self._links = Links(
+            device.installed, device.limits, inbox.deliver, self._replies.put, self._unlinked, transfers
+        )
         chosen = {name: addresses[name] for name in workers_of(device)}
-        self._controls = Controls(
-            device.record.bundle, device.name, transport, chosen, self._replies, timeout_s, note
+        controls = Controls(record.bundle, device.name, transport, chosen, self._replies, note)
+        own = Part(
+            device, self._engine, self._links, transfers, lambda _: True, controls.dial_data, outbound.reply
+        )
+        outbound.attach(self._links, transfers, own)
+        planned = {
+            (k.source, k.destination): LinkRate(k.latency_s, k.bytes_per_s) for k in record.envelope.links
+        }
+        monitor = Monitor(Placement.of(record).seconds_of(record.stages), planned)
+        self._cluster = Cluster(
+            record, controls, own, monitor, {device.name}, record.stages, device.installed.epoch
         )
         self._compute = threading.Thread(target=self._run_engine, name="compute", daemon=True)
-        self._devices = (device.name, *chosen)
-        self._feeding = Feeding(device.record.model, len(self._devices))
+        self._feeding = Feeding(record.model)
         self._next = 0
         self._opening: dict[int, set[str]] = {}  # sequences, and the devices that have not said anything yet
+        self._changes = Changes(self._cluster, self._feeding, self._opening, balancing, note, self._go)
+        self._members = Membership(
+            self._cluster, self._changes, self._feeding, self._open_numbers, self._parted, self._links, note
+        )
+        self._balancer = Balancer(self._cluster, self._changes, self._feeding, balancing, note)
         self._refused: dict[int, RunError] = {}
         self._ready: deque[Logits] = deque()
         self._done: dict[str, tuple[StepDone, ...]] = {}  # what each did last
-        self._asked = 0
-        self._answered = dict.fromkeys(self._devices, 0)
+        self._asked, self._ask_at = 0, 0.0
+        self._answered: dict[str, int] = {device.name: 0}
         self.sequences = self._engine.capacity  # how many there is room for on every device
         self.figures: dict[str, Figures] = {}
 
     def __enter__(self) -> Session:
         try:
-            self._connect()
+            self._compute.start()
+            self._members.connect(self._replies, self._timeout_s, self._take_in)
         except BaseException:
             self.close()
             raise
@@ -145,13 +139,23 @@ class Session:
         """Tokens of so many sequences are computed in one pass."""
         return min(MAX_BATCH, self._device.record.model.shapes.chunk)
 
+    @property
+    def moves(self) -> Sequence[Move]:
+        """The changes of stages so far."""
+        return self._changes.moves
+
+    @property
+    def monitor(self) -> Monitor:
+        """What devices and links take, in running medians."""
+        return self._cluster.monitor
+
     # --- sequences ---
 
     def begin(self) -> int:
         """Ask every device to make room for a sequence; its number. It may be fed once it `is_open`."""
         number = self._next
         self._next += 1
-        self._opening[number] = set(self._devices)
+        self._opening[number] = set(self._cluster.alive)
         self._tell(Open(number), Opening(number))
         return number
 
@@ -208,13 +212,14 @@ class Session:
     def ask(self) -> int:
         """Ask every device for its figures, those of memory read anew; the number of this asking."""
         self._asked += 1
+        self._ask_at = time.monotonic() + ASK_S
         self._tell(AskFigures(), Asking())
         return self._asked
 
     @property
     def answered(self) -> int:
         """The newest asking that every device has answered."""
-        return min(self._answered.values())
+        return min(self._answered.get(device, self._asked) for device in self._cluster.alive)
 
     def measure(self) -> dict[str, Figures]:
         """Every device's figures now."""
@@ -236,49 +241,80 @@ class Session:
     def take(self, bounded: bool = True) -> Reply:
         """Wait for a reply and take it in: logits and figures are kept, finished chunks make room.
 
-        `bounded`: something is under way, so one is due. Raises RunError when a device is lost or
-        nothing moves for too long.
+        `bounded`: something is under way, so one is due. Raises RunError when a device is lost that nothing can
+        replace, or nothing moves for too long.
         """
+        until = time.monotonic() + self._timeout_s if bounded else None
+        while True:
+            reply = self._next_reply(until)
+            if reply is not None:
+                self._take_in(reply)
+                self._look_after()
+                return reply
+            self._look_after()
+            if until is not None and time.monotonic() >= until and not self._changes.recovering:
+                raise self._standstill()
+
+    def _next_reply(self, until: float | None) -> Reply | None:
+        """The next reply; None when something else is due before."""
+        due = [at for at in (until, self._changes.deadline) if at is not None]
+        now = time.monotonic()
+        if until is not None and self._changes.recovering:
+            due = [at for at in due if at > now] or [now + ASK_S]
         try:
-            reply = self._replies.get(timeout=self._timeout_s if bounded else None)
+            return self._replies.get(timeout=max(min(due) - now, 0.0) if due else None)
         except Empty:
-            raise self._standstill() from None
+            return None
+
+    def _look_after(self) -> None:
+        """Do what is due beside replies: devices that came, losses that were waited out, the balancer's turn."""
+        self._members.tick()
+        self._changes.tick()
+        now = time.monotonic()
+        if now >= self._ask_at and self._feeding.newest is not None:
+            self.ask()
+        self._balancer.turn(now)
+
+    def _take_in(self, reply: Reply) -> None:
         if isinstance(reply, list):
             for logits in reply:
                 if logits.sequence in self._feeding:
+                    self._changes.tokens += 1
+                    self._feeding.history(logits.sequence).answered(logits.position, len(logits.rows))
                     self._ready.append(logits)
-            return reply
-        failure = failure_of(reply)
-        if failure:
-            raise cause_of(failure, self._replies)
-        if isinstance(reply, tuple):
-            self._heard(*reply)
-        return reply
+        elif isinstance(reply, RunError):
+            raise reply
+        elif not isinstance(reply, Said):
+            self._members.happened(reply)
+        elif self._members.takes_part(reply):
+            self._heard(reply.device, reply.message)
+        else:
+            self._members.heard(reply)
 
     def _heard(self, device: str, message: AnyMessage) -> None:
         match message:
             case StepsDone():
-                self.figures[device] = message.figures
-                self._done[device] = message.steps
-                if self._feeding.under_way:
-                    self._chunks_done(message.steps)
+                self._steps_done(device, message)
             case Measured():
                 self.figures[device] = message.figures
-                self._answered[device] += 1
+                self._answered[device] = self._answered.get(device, 0) + 1
+                self._cluster.monitor.measured(device, message)
             case Opened():
                 self.figures[device] = message.figures
                 self._opened(device, message.sequence)
             case Rejected():
                 self._rejected(device, message)
-            case Configured():
-                self.sequences = min(self.sequences, message.sequences)
-                if not message.every_chunk:
-                    self._feeding.only_last(device)
+            case _:
+                if not self._members.said(device, message):
+                    self._changes.heard(device, message)
 
-    def _chunks_done(self, steps: Sequence[StepDone]) -> None:
-        for step in steps:
-            if self._feeding.done((step.sequence, step.position)):
-                self._go(self._feeding.release())
+    def _steps_done(self, device: str, message: StepsDone) -> None:
+        self.figures[device] = message.figures
+        self._done[device] = message.steps
+        self._cluster.monitor.steps(device, message.steps)
+        if self._feeding.done(device, message.steps):
+            self._go(self._feeding.release())
+        self._changes.steps_done()
 
     def _opened(self, device: str, number: int) -> None:
         if number in self._opening:  # else it was refused by another, or is not wanted any more
@@ -294,13 +330,32 @@ class Session:
             self.close_sequence(said.sequence)
             self._refused[said.sequence] = RunError(said.code, reason, INTERNAL)
 
+    def _open_numbers(self) -> list[int]:
+        """Every sequence that is open, or is being opened."""
+        return sorted({*self._opening, *self._feeding.histories})
+
+    def _parted(self, device: str, came: bool) -> None:
+        """A device takes part from now on, or does not any more."""
+        if came:
+            self._answered[device] = self._asked
+            self.sequences = min(self.sequences, self._members.capacity)
+            return
+        self._answered.pop(device, None)
+        self._done.pop(device, None)
+        for number in list(self._opening):
+            self._opened(device, number)
+        self._replies.put([])  # who waits for all others to answer looks again
+
+    def _unlinked(self, device: str, reason: str) -> None:
+        self._replies.put(Unlinked(device, reason))
+
     def _standstill(self) -> RunError:
         """Nothing moves though every device lives: name those that have not done the newest step."""
         newest = self._feeding.newest
         done = {
             device: {(step.sequence, step.position) for step in steps} for device, steps in self._done.items()
         }
-        behind = [name for name in sorted(self._devices) if newest and newest not in done.get(name, ())]
+        behind = [name for name in sorted(self._cluster.alive) if newest and newest not in done.get(name, ())]
         return RunError(
             "R305",
             f"nothing came from any device for {self._timeout_s:g} s (--timeout); the newest step is not done"
@@ -308,35 +363,17 @@ class Session:
             INTERNAL,
         )
 
-    def _gather(self, kind: type[Message], due: int) -> None:
-        """Take replies until `due` of `kind` have come."""
-        while due:
-            reply = self.take()
-            due -= isinstance(reply, tuple) and isinstance(reply[1], kind)
-
     def _go(self, feeds: Sequence[Feed]) -> None:
         if feeds:
+            self._changes.fed_at = time.perf_counter()
             self._engine.inbox.put(Fed(tuple(feeds)))
 
     def _tell(self, message: Message, event: Event) -> None:
         """Say it to every worker, and to the engine here."""
         self._engine.inbox.put(event)
-        self._controls.tell(message)
+        self._members.tell_all(message)
 
-    # --- setting up and ending ---
-
-    def _connect(self) -> None:
-        """Control connections, configuration, data connections: each step on all devices at once."""
-        controls, installed = self._controls, self._engine.installed
-        controls.connect()
-        self._compute.start()
-        controls.tell(
-            Configure(controls.session, installed.epoch, {**controls.addresses, installed.device: NOWHERE})
-        )
-        self._gather(Configured, len(controls))
-        controls.connect_data(installed, self._links)
-        controls.tell(Connect())
-        self._gather(Ready, len(controls))
+    # --- ending ---
 
     def _run_engine(self) -> None:
         try:
@@ -346,8 +383,9 @@ class Session:
 
     def close(self) -> None:
         """Say goodbye and end everything; safe to call in any state, more than once."""
+        self._balancer.close()
         self._links.retire()
-        self._controls.close()
+        self._cluster.controls.close()
         self._links.close()
         self._engine.inbox.put(Stop())
         if self._compute.is_alive():

@@ -8,8 +8,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from llrun.errors import INTERNAL, RunError
-from llrun.head.controls import Logits, Reply
 from llrun.head.history import History
+from llrun.head.replies import Logits, Reply, Said
 from llrun.head.session import Session
 from llrun.requests.request import Handle, Request, Result, State, check_ids, tokens_allowed
 from llrun.wire.messages import Measured, Opened, Rejected, StepsDone
@@ -191,6 +191,7 @@ class Scheduler:
         self._running[handle] = line
         line.claims = [*line.claims[-1:], (history.queued, handle)]
         history.extend((*request.ids, *request.produced))
+        history.until = len(history) + allowed - len(request.produced)
         handle.begin(allowed, frozenset() if request.given else self._ends)
         if history.queued == len(history):
             self._end(handle, line)  # an empty one
@@ -209,8 +210,8 @@ class Scheduler:
     def _handle(self, reply: Reply) -> None:
         if isinstance(reply, list):
             self._take_logits()
-        elif isinstance(reply, tuple):
-            device, message = reply
+        elif isinstance(reply, Said):
+            device, message = reply.device, reply.message
             match message:
                 case StepsDone():
                     for step in message.steps:

@@ -1,96 +1,186 @@
-"""The data connections of a session: tensors out, and in by a reader for each."""
+"""The data connections of a session: tensors and cache rows out, and in by a reader for each."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from llrun.errors import INTERNAL, RunError, lost
+from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array, empty
 from llrun.programs.installed import Installed
 from llrun.programs.layouts import Limits
 from llrun.wire.frames import check_tensor, drain, read_table
 from llrun.wire.handshake import read_header
-from llrun.wire.protocol import ONE_ROW, ROWS, Header, ProtocolError
-from llrun.wire.pulse import Report
+from llrun.wire.messages import LinkFigures
+from llrun.wire.protocol import CACHE, CACHE_ACK, ONE_ROW, ROWS, Header, ProtocolError
+from llrun.wire.transfers import Transfers
 from llrun.wire.transport import Connection, ConnectionLost
 
 # A checked tensor and the device it is from: of one step, or a row of several.
 Deliver = Callable[[str, tuple[Header, ...], Array], None]
+Report = Callable[[RunError], None]
+ReportLost = Callable[[str, str], None]  # device, and why
+NO_CONNECTION = "there is no data connection"
+
+
+def never() -> bool:
+    return False
 
 
 class Links:
-    """Data connections to the program's neighbours, by device. What arrives goes to `deliver`."""
+    """Data connections to other devices, by name. They come and go while the session lasts.
 
-    def __init__(self, installed: Installed, limits: Limits, deliver: Deliver, report: Report) -> None:
+    A tensor that arrives goes to `deliver`, cache rows to `transfers`. What arrives and cannot be is told to `report`.
+    A connection that ends is told to `report_lost`, where the program needs it, or the next will (`expect`); what is
+    sent to its device from then on is dropped, as steps that it was part of are never done. Both are called on
+    whatever thread finds out.
+    """
+
+    def __init__(
+        self,
+        installed: Installed,
+        limits: Limits,
+        deliver: Deliver,
+        report: Report,
+        report_lost: ReportLost,
+        transfers: Transfers,
+    ) -> None:
         self._installed = installed
         self._limits = limits
         self._deliver = deliver
         self._report = report
+        self._report_lost = report_lost
+        self._transfers = transfers
         self._connections: dict[str, Connection] = {}
+        self._expected: frozenset[str] = frozenset()
         self._changed = threading.Condition()
         self._closed = False
+        self.dropped = 0  # frames for devices that there was no connection with
+
+    @property
+    def connected(self) -> frozenset[str]:
+        with self._changed:
+            return frozenset(self._connections)
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The program's neighbours that there is no connection with."""
+        with self._changed:
+            return frozenset(self._installed.neighbours - self._connections.keys())
+
+    # --- connections come ---
 
     def attach(self, device: str, connection: Connection) -> None:
-        """Take over a connection to `device`. Raises ProtocolError for one that is not due."""
+        """Take over a connection to `device`, in place of the one that there may be. Raises ProtocolError after the
+        session's end."""
         with self._changed:
-            if self._closed or device not in self._installed.neighbours or device in self._connections:
-                raise ProtocolError(f"no data connection from device {device} is due")
+            self._check_open()
+            before = self._connections.pop(device, None)
+        self._replaced(device, before)
+        with self._changed:
+            self._check_open()
+            before = self._connections.get(device)
             self._connections[device] = connection
             self._changed.notify_all()
+        if before is not None:  # another came in between
+            self._replaced(device, before)
         threading.Thread(
             target=self._read, args=(device, connection), name=f"read {device}", daemon=True
         ).start()
 
-    def install(self, installed: Installed) -> None:
-        """Admit another program's tensors from now on. Raises RunError R302 for a neighbour without a connection."""
-        missing = sorted(installed.neighbours - self._connections.keys())
-        if missing:
-            raise RunError(
-                "R302",
-                f"no data connection with {', '.join(missing)}, which the next program needs",
-                INTERNAL,
-            )
-        self._installed = installed
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ProtocolError("a data connection came after the session's end")
 
-    def wait_complete(self, timeout_s: float) -> None:
-        """Wait for all neighbours. Raises RunError R302 that names who is missing."""
+    def _replaced(self, device: str, before: Connection | None) -> None:
+        if before is not None:
+            before.close()
+        self._transfers.lost(device)
 
-        def complete() -> bool:
-            return self._closed or self._connections.keys() >= self._installed.neighbours
+    def expect(self, devices: Collection[str]) -> None:
+        """From now on the loss of a connection to any of these is told, whether or not the program needs it."""
+        with self._changed:
+            self._expected = frozenset(devices)
+
+    def wait(self, devices: Collection[str], timeout_s: float, given_up: Callable[[], bool] = never) -> None:
+        """Wait until all of these are connected, or `given_up` (see `wake`). Raises RunError R302 that names who is
+        missing."""
+
+        def over() -> bool:
+            return self._closed or given_up() or self._connections.keys() >= set(devices)
 
         with self._changed:
-            if not self._changed.wait_for(complete, timeout_s) or self._closed:
-                missing = ", ".join(sorted(self._installed.neighbours - self._connections.keys()))
+            if not self._changed.wait_for(over, timeout_s) or self._closed:
+                missing = ", ".join(sorted(set(devices) - self._connections.keys()))
                 raise RunError(
                     "R302", f"no data connection with {missing} within {timeout_s:.0f} s", INTERNAL
                 )
 
-    def send(self, destination: str, header: bytes, payload: memoryview) -> None:
-        try:
-            self._connections[destination].send(header, payload)
-        except ConnectionLost as error:
-            raise lost(destination, str(error)) from error
+    def wake(self) -> None:
+        """Have `wait` look whether it was given up."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def install(self, installed: Installed) -> None:
+        """Admit another program's tensors from now on, and copy nothing more that was for the one before. Neighbours
+        without a connection are told as lost."""
+        self._transfers.stop()
+        with self._changed:
+            self._installed = installed
+            missing = sorted(installed.neighbours - self._connections.keys())
+        for device in missing:
+            self._report_lost(device, NO_CONNECTION)
+
+    # --- and go ---
 
     def retire(self) -> None:
-        """From now on a neighbour that closes its connection is no failure."""
+        """From now on a device that closes its connection is no loss."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def close(self) -> None:
         self.retire()
+        self._transfers.close()
         for connection in list(self._connections.values()):
             connection.close()
+
+    def _gone(self, device: str, connection: Connection, reason: str) -> None:
+        """The connection has ended, unless another had taken its place, or the session is over."""
+        connection.close()
+        with self._changed:
+            if self._closed or self._connections.get(device) is not connection:
+                return
+            del self._connections[device]
+            told = device in self._installed.neighbours or device in self._expected
+        self._transfers.lost(device)
+        if told:
+            self._report_lost(device, reason)
+
+    # --- frames ---
+
+    def send(self, destination: str, header: bytes, payload: memoryview) -> None:
+        """Send a frame, or drop it where there is no connection."""
+        connection = self._connections.get(destination)
+        if connection is None:
+            self.dropped += 1
+            return
+        try:
+            connection.send(header, payload)
+        except ConnectionLost as error:
+            self.dropped += 1
+            self._gone(destination, connection, str(error))
 
     def _read(self, device: str, connection: Connection) -> None:
         try:
             while True:
-                self._read_tensor(device, connection)
+                self._read_frame(device, connection)
         except ConnectionLost as error:
-            self._end(lost(device, str(error)))
+            self._gone(device, connection, str(error))
         except ProtocolError as error:
             self._end(RunError(error.code, f"device {device}: {error.message}", INTERNAL))
+        except MemoryError:
+            self._end(RunError("R504", f"no memory for what device {device} sends", INTERNAL))
         finally:
             connection.close()
 
@@ -98,8 +188,16 @@ class Links:
         if not self._closed:
             self._report(error)
 
-    def _read_tensor(self, device: str, connection: Connection) -> None:
+    def _read_frame(self, device: str, connection: Connection) -> None:
         header = read_header(connection)
+        if header.kind == CACHE:
+            self._transfers.take(device, header, connection.read_into)
+        elif header.kind == CACHE_ACK:
+            self._transfers.acknowledged(device, header)
+        else:
+            self._read_tensor(device, header, connection)
+
+    def _read_tensor(self, device: str, header: Header, connection: Connection) -> None:
         layout = check_tensor(header, device, self._installed, self._limits)
         if layout is None:
             drain(connection, header.length)
@@ -110,3 +208,17 @@ class Links:
         array = empty(layout.dims(rows), layout.dtype)
         connection.read_into(array.data.cast("B"))
         self._deliver(device, headers, array)
+
+    # --- figures ---
+
+    def figures(self) -> tuple[LinkFigures, ...]:
+        """What each connection's traffic has shown so far."""
+        with self._changed:
+            connections = sorted(self._connections.items())
+        copied = self._transfers.rates()
+        found = []
+        for device, connection in connections:
+            pace, rate = connection.pace(), copied.get(device)
+            bytes_per_s = pace.bytes_per_s or (rate.bytes / rate.seconds if rate and rate.seconds else 0.0)
+            found.append(LinkFigures(device, pace.latency_s, bytes_per_s))
+        return tuple(found)

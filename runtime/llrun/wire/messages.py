@@ -126,10 +126,12 @@ class Prepare(Message, frozen=True, tag="prepare"):
     """Get ready for `program`, of the next epoch, while the present one runs: check it, read its blocks and those of
     `keep` (to be in memory besides), and have data connections with its neighbours and `links`.
 
-    `drop`: blocks that are in neither are given up first; only after Halt. One for the same epoch replaces it.
+    `drop`: blocks that are in neither are given up first; only after Halt. One for the same epoch replaces it, with
+    another `attempt`, which the answer repeats.
     """
 
     epoch: Count
+    attempt: Count
     program: DeviceProgram
     links: Names = ()
     keep: Blocks = ()
@@ -138,12 +140,14 @@ class Prepare(Message, frozen=True, tag="prepare"):
 
 class Prepared(Message, frozen=True, tag="prepared"):
     epoch: Count
+    attempt: Count
 
 
 class Unprepared(Message, frozen=True, tag="unprepared"):
     """It cannot be got ready; the present program goes on."""
 
     epoch: Count
+    attempt: Count
     code: Name
     reason: Text
 

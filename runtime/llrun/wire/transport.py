@@ -22,6 +22,7 @@ from llrun.wire.addresses import (
     why_not_listening,
     why_not_reached,
 )
+from llrun.wire.pace import Pace, read_pace
 
 # How long bytes may stay unacknowledged, and an idle peer's system silent: longer than the pulse's patience,
 # which names the device, and long enough for a connection to recover from a network that is gone for seconds.
@@ -57,6 +58,9 @@ class Connection(Protocol):
     def deadline(self, seconds: float | None) -> None:
         """All reads from now on end `seconds` from now; None: never."""
 
+    def pace(self) -> Pace:
+        """What its traffic has shown of latency and rate. Costs some microseconds."""
+
     def close(self, drain_s: float = 0.0) -> None:
         """End it both ways, `drain_s` at most for what is queued; who reads or sends gets ConnectionLost."""
 
@@ -88,6 +92,7 @@ class TcpConnection:
         self._writer: threading.Thread | None = None
         self._closed = False
         self._until: float | None = None
+        self._bytes_per_s = 0.0
         self.heard_at = time.monotonic()
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -121,6 +126,11 @@ class TcpConnection:
     def deadline(self, seconds: float | None) -> None:
         self._until = None if seconds is None else time.monotonic() + seconds
         self._limit_read(0.0)
+
+    def pace(self) -> Pace:
+        now = read_pace(self._socket)
+        self._bytes_per_s = now.bytes_per_s or self._bytes_per_s  # the newest that says anything
+        return Pace(now.latency_s, self._bytes_per_s)
 
     def close(self, drain_s: float = 0.0) -> None:
         with self._lock:

@@ -51,6 +51,7 @@ class Worker:
         self._failure: RunError | None = None
         self._awaited = threading.Event()
         self._told = threading.Event()
+        self._restored = True  # whether the device has its own program's blocks in memory
         self._session: WorkerSession | None = None
         self._sessions: SimpleQueue[WorkerSession] = SimpleQueue()
 
@@ -72,9 +73,11 @@ class Worker:
             session = self._sessions.get()
             error = session.run()
             with self._lock:
-                self._session = None
+                self._session, self._restored = None, False
             if error:
                 self._note(f"{error}; listening again")
+            session.restore()  # what it moved here goes, what it moved away comes back, before the next head is served
+            self._restored = True
 
     def _admit(self, hello: Hello, connection: Connection) -> None:
         """Begin a session with a head, or give the session its data connection. Raises RunError for anyone else, who
@@ -105,7 +108,7 @@ class Worker:
         if self._failure:
             self._told.set()
             raise self._failure
-        if self._device is None:
+        if self._device is None or not self._restored:
             self._awaited.set()
             raise RunError(LOADING, "it is still loading its part of the model", INTERNAL)
         return self._device

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy_model as synthetic
 import pytest
+from losses import irreplaceable
 
 from llrun.device.load import Device
 from llrun.head.controls import silent
@@ -45,8 +46,9 @@ class Cluster:
         return Session(self.parts[self.devices[0]], Tcp(), self.addresses, timeout_s, note)
 
     @contextmanager
-    def scheduler(self, timeout_s: float = 20.0) -> Iterator[Scheduler]:
-        with self.session(timeout_s) as session:
+    def scheduler(self, timeout_s: float = 20.0, replaceable: bool = True) -> Iterator[Scheduler]:
+        session = self.session(timeout_s)
+        with session if replaceable else irreplaceable(session):
             yield Scheduler(session)
 
 

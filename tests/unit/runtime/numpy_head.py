@@ -1,13 +1,15 @@
-"""A head process that computes with numpy: `numpy_head.py DEVICES NAME=ADDRESS,... TOKENS`. Prints each note and
-each token as it comes, then `error[...]` where there is one."""
+"""A head process that computes with numpy: `numpy_head.py DEVICES NAME=ADDRESS,... TOKENS WAIT`. Nothing can take a
+lost device's place: it is waited for for WAIT seconds. Prints each token as it comes, then `error[...]`."""
 
 from __future__ import annotations
 
 import sys
 
 import numpy_model
+from losses import irreplaceable
 
 from llrun.errors import RunError
+from llrun.head.options import Balancing
 from llrun.head.session import Session
 from llrun.requests.conversation import generate
 from llrun.requests.sampling import Sampling
@@ -26,7 +28,8 @@ if __name__ == "__main__":
     addresses = dict(pair.split("=", 1) for pair in sys.argv[2].split(","))
     head = numpy_model.device(devices[0], devices)
     try:
-        with Session(head, Tcp(), addresses, 30.0, say) as session:
+        waiting = Balancing(wait_s=float(sys.argv[4]))
+        with irreplaceable(Session(head, Tcp(), addresses, 30.0, balancing=waiting)) as session:
             generate(Scheduler(session), [1, 2, 3], int(sys.argv[3]), Sampling(), say)
     except RunError as error:
         say(error)

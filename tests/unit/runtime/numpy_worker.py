@@ -1,4 +1,4 @@
-"""A worker process that computes with numpy: `numpy_worker.py NAME DEVICES [LISTEN [NAME=ADDRESS,...]]`. Prints
+"""A worker process that computes with numpy: `numpy_worker.py NAME DEVICES [LISTEN [NAME=ADDRESS,... [fast]]]`. Prints
 its address, then serves."""
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def slow_mix(*arguments):
 
 if __name__ == "__main__":
     name, devices = sys.argv[1:3]
-    listen, pairs = [*sys.argv[3:], *("127.0.0.1:0", "")[len(sys.argv) - 3 :]]
+    listen, pairs, pace = [*sys.argv[3:], *("127.0.0.1:0", "", "slow")[len(sys.argv) - 3 :]]
     addresses = dict(pair.split("=", 1) for pair in pairs.split(",") if pair)
     listener = Tcp().listen(listen)
-    functions = numpy_model.library(t1=slow_mix)
+    functions = numpy_model.library(**({} if pace == "fast" else {"t1": slow_mix}))
     part = numpy_model.device(name, devices.split(","), functions, addresses=addresses)
     sys.stdout.write(listener.address + "\n")
     sys.stdout.flush()

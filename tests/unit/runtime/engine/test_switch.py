@@ -14,8 +14,10 @@ from numpy_model import BLOCKS, CHUNK, CONTEXT, FIRST, MIXERS, POSITIONS, WIDTH,
 from test_engine import NAMES, Recorder, arrived, fed, perform, two_sources
 
 from llrun.device.load import Device
+from llrun.engine.caches import Caches
 from llrun.engine.engine import Engine
 from llrun.engine.events import Arrived, Closing, Fed, Feed, Inbox, Opening, Switch
+from llrun.engine.stores import SequenceStore
 from llrun.errors import RunError
 from llrun.programs.installed import Installed, install
 from llrun.programs.layouts import Limits
@@ -24,6 +26,7 @@ from llrun.schema import DeviceProgram, Load
 from llrun.wire.frames import check_tensor
 from llrun.wire.links import Links
 from llrun.wire.protocol import HEADER_BYTES, LAST_CHUNK, ONE_ROW, REPLAY, ProtocolError, unpack_header
+from llrun.wire.transfers import Transfers
 
 LIMITS = Limits(CHUNK, CONTEXT, CHUNK * WIDTH * 4)
 HEAD, ANNA, BERT = NAMES
@@ -305,10 +308,15 @@ def test_a_block_that_comes_back_has_nothing_of_the_sequence():
 
 def test_links_need_a_connection_with_every_neighbour_of_the_next_program():
     part = numpy_model.device(BERT, NAMES)
-    links = Links(part.installed, LIMITS, Inbox().deliver, lambda error: None)
-    with pytest.raises(RunError, match="no data connection with anna, head, which the next program needs"):
-        links.install(next_program(part, AT_FIRST))
+    lost: list[str] = []
+    caches = Caches(SequenceStore(part.record.blocks, part.library.wrap))
+    transfers = Transfers(caches, LIMITS.context, lambda *frame: None, lambda number: None)
+    told = Inbox().deliver, lambda error: None, lambda device, reason: lost.append(device)
+    links = Links(part.installed, LIMITS, *told, transfers)
+    links.install(next_program(part, AT_FIRST))
+    assert lost == ["anna", "head"]
     links.install(next_program(part, [HEAD] * BLOCKS))
+    assert lost == ["anna", "head"]
 
 
 def test_a_device_may_hold_blocks_that_it_does_not_run():

@@ -75,7 +75,7 @@ def test_cancelling_one_request_leaves_the_others_and_its_room(cluster):
         for ids, handle in zip(prompts, handles, strict=True):
             assert list(handle.result.tokens) == synthetic.greedy(ids, 8)[: len(handle.result.tokens)]
             assert len(handle.result.tokens) == 8 or handle in cancelled
-        assert len(scheduler.session._engine._sequences._open) == 0
+        assert len(scheduler.session._engine.sequences._open) == 0
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -120,7 +120,7 @@ def test_a_sequence_that_a_device_refuses_is_the_requests_error_alone(cluster, m
             )
         with pytest.raises(RunError, match="device bert has no room"):
             scheduler.run_until(handles[3])
-        assert len(scheduler.session._engine._sequences._open) == 0
+        assert len(scheduler.session._engine.sequences._open) == 0
         again = generate(scheduler, prompts[2], 5, Sampling(), lambda _: True)
         assert list(again.tokens) == synthetic.greedy(prompts[2], 5)
     assert workers.notes == []
@@ -233,7 +233,7 @@ def test_a_lost_session_ends_every_request(cluster):
         return synthetic.mix(*arguments)
 
     broken = synthetic.device("bert", NAMES[:3], synthetic.library(t1=sometimes))
-    with cluster(NAMES[:3], {"bert": broken}).scheduler() as scheduler:
+    with cluster(NAMES[:3], {"bert": broken}).scheduler(replaceable=False) as scheduler:
         handles = [scheduler.submit(Request(prompt(3), 20)), scheduler.submit(Request(prompt(20), 20))]
         with pytest.raises(RunError, match="a kernel's complaint"):
             finish(scheduler)

@@ -142,7 +142,7 @@ def test_what_is_said_to_people_is_printable():
         Refused("R1", said),
         Rejected(1, "R1", said),
         Failed("R1", said),
-        Unprepared(1, "R1", said),
+        Unprepared(1, 1, "R1", said),
         LostPeer("pi", said),
     ]
     texts = {kind for kind in get_args(AnyMessage) if "reason" in kind.__struct_fields__}

@@ -22,7 +22,7 @@ def network():
         yield machines
 
 
-def start_all(network: Network, tokens: int):
+def start_all(network: Network, tokens: int, wait_s: float = 2.5):
     places = {name: f"{network.addresses[name]}:5700" for name in NAMES}
     pairs = ",".join(f"{name}={place}" for name, place in places.items())
     for name in NAMES[1:]:
@@ -30,13 +30,13 @@ def start_all(network: Network, tokens: int):
         assert worker.stdout
         assert worker.stdout.readline().strip() == places[name]
     workers = ",".join(f"{name}={places[name]}" for name in NAMES[1:])
-    return network.start("head", "numpy_head.py", ",".join(NAMES), workers, str(tokens))
+    return network.start("head", "numpy_head.py", ",".join(NAMES), workers, str(tokens), str(wait_s))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after_tokens", [1, 6])
 def test_three_seconds_without_a_network_are_borne(network, after_tokens):
-    head = start_all(network, 24)
+    head = start_all(network, 24, 8.0)
     lines = [head.stdout.readline() for _ in range(after_tokens)]
     network.cut()
     time.sleep(3.0)

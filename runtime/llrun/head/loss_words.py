@@ -1,0 +1,31 @@
+"""What a loss is called: who takes over, or what would make it so."""
+
+from __future__ import annotations
+
+from llrun.errors import INTERNAL, RunError
+from llrun.programs.rated import Stages, owned, owner_of, spans
+
+
+def taken_over(device: str, reason: RunError, before: Stages, after: Stages) -> str:
+    """That a device is lost, and where its blocks go."""
+    mine = owned(before).get(device, set())
+    takers: dict[str, set[int]] = {}
+    for block, owner in owner_of(after).items():
+        if block in mine:
+            takers.setdefault(owner, set()).add(block)
+    to = ", ".join(f"{spans(blocks)} to {name}" for name, blocks in sorted(takers.items()))
+    return f"{reason.message}. Its blocks go: {to}; the answer goes on"
+
+
+def irreplaceable(device: str, reason: RunError, stages: Stages, wait_s: float) -> RunError:
+    """The error of a loss that nothing can make good."""
+    blocks = owned(stages).get(device, set())
+    which = f"blocks {spans(blocks)}" if len(blocks) > 1 else f"block {spans(blocks)}"
+    return RunError(
+        reason.code,
+        f"{reason.message}. No other device can run its {which}. Start it again within --wait (now {wait_s:g} s) and"
+        " the answer goes on, or build with more memory_bytes or disk_bytes on another device, so that it can hold"
+        " them (--spare auto)",
+        INTERNAL,
+        device,
+    )

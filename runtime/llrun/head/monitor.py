@@ -1,0 +1,116 @@
+"""What devices and links really take, as running medians of what every step and every asking says."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from llrun.programs.placement import LinkRate, Rates
+from llrun.wire.messages import Measured, StepDone
+
+RECENT, LONG = 8, 64  # steps
+
+
+@dataclass
+class Samples:
+    """Seconds of the newest steps. `recent` and `usual` are medians, None before there is a step."""
+
+    values: deque[float] = field(default_factory=lambda: deque(maxlen=LONG))
+
+    @property
+    def recent(self) -> float | None:
+        return median(list(self.values)[-RECENT:]) if self.values else None
+
+    @property
+    def usual(self) -> float | None:
+        return median(self.values) if self.values else None
+
+
+@dataclass
+class DeviceSamples:
+    """Of one device: a token's compute, waiting and sending seconds, and the compute of each of its segments."""
+
+    compute: Samples = field(default_factory=Samples)
+    wait: Samples = field(default_factory=Samples)
+    send: Samples = field(default_factory=Samples)
+    runs: list[Samples] = field(default_factory=list)
+    free_memory_bytes: int = 0
+    tokens: int = 0
+
+
+class Monitor:
+    """Running medians of single tokens' steps since the program was taken up, and of links."""
+
+    def __init__(self, predicted: Mapping[str, float], planned: Mapping[tuple[str, str], LinkRate]) -> None:
+        """`predicted`: seconds a token that the plan has each device compute. `planned`: the links' rates there."""
+        self._planned = dict(planned)
+        self._devices: dict[str, DeviceSamples] = {}
+        self._links: dict[tuple[str, str], LinkRate] = {}
+        self._slowness: dict[str, float] = {}  # as it was when the device ran something last
+        self._predicted = dict(predicted)
+
+    @property
+    def devices(self) -> Mapping[str, DeviceSamples]:
+        return self._devices
+
+    def plan(self, predicted: Mapping[str, float]) -> None:
+        """Other stages run from now on: what was measured stays as how slow each device is."""
+        self._slowness = dict(self.slowness())
+        self._predicted = dict(predicted)
+        for samples in self._devices.values():
+            samples.compute, samples.wait, samples.send = Samples(), Samples(), Samples()
+            samples.runs, samples.tokens = [], 0
+
+    def steps(self, device: str, steps: Sequence[StepDone]) -> None:
+        """A pass was done: single tokens, of one or of several sequences, or a chunk, which `chunk` says."""
+        samples = self._devices.get(device)
+        if samples is None:
+            samples = self._devices[device] = DeviceSamples()
+        samples.tokens += 1
+        if len(steps) == 1:
+            step = steps[0]
+            samples.compute.values.append(step.compute_s)
+            samples.wait.values.append(step.wait_s)
+            samples.send.values.append(step.send_s)
+            runs: Iterable[float] = step.runs
+        else:
+            samples.compute.values.append(sum(step.compute_s for step in steps))
+            samples.wait.values.append(sum(step.wait_s for step in steps))
+            samples.send.values.append(sum(step.send_s for step in steps))
+            runs = map(sum, zip(*(step.runs for step in steps), strict=False))
+        for index, seconds in enumerate(runs):
+            if index == len(samples.runs):
+                samples.runs.append(Samples())
+            samples.runs[index].values.append(seconds)
+
+    def measured(self, device: str, said: Measured) -> None:
+        """A device's links and memory."""
+        self._devices.setdefault(device, DeviceSamples()).free_memory_bytes = said.free_memory_bytes
+        for link in said.links:
+            planned = self._planned.get((device, link.device))
+            latency_s = link.latency_s or (planned.latency_s if planned else 0.0)
+            bytes_per_s = link.bytes_per_s or (planned.bytes_per_s if planned else 0.0)
+            if latency_s and bytes_per_s:  # what the traffic does not show is as it was planned
+                self._links[device, link.device] = LinkRate(latency_s, bytes_per_s)
+
+    def forget(self, device: str) -> None:
+        """The device is gone: what it was says nothing of what it will be."""
+        self._devices.pop(device, None)
+        self._slowness.pop(device, None)
+        self._links = {pair: rate for pair, rate in self._links.items() if device not in pair}
+
+    def slowness(self) -> Mapping[str, float]:
+        """Measured seconds over predicted ones, of each device that has computed enough, now or earlier."""
+        found = dict(self._slowness)
+        for device, samples in self._devices.items():
+            recent, predicted = samples.compute.recent, self._predicted.get(device, 0.0)
+            if recent is not None and predicted > 0 and samples.tokens >= RECENT:
+                found[device] = recent / predicted
+        return found
+
+    def rates(self) -> Rates:
+        """What the balancer reckons with. A device that has computed nothing is as far from its prediction as the
+        others are, in the median."""
+        return Rates(self.slowness(), dict(self._links))

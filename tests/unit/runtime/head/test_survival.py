@@ -1,0 +1,221 @@
+"""A device is lost in the middle of an answer: the same answer goes on without it, and with it when it comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy_model
+import pytest
+
+from llrun.errors import RunError
+from llrun.head.options import Balancing
+from llrun.head.session import Session
+from llrun.requests.request import Request
+from llrun.requests.scheduler import Scheduler
+from llrun.wire.transport import Tcp
+
+HERE = Path(__file__).parents[1]
+
+
+class Processes:
+    """Workers as processes, each on a port that it keeps when it is started again."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.running: dict[str, subprocess.Popen[str]] = {}
+        self.addresses: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def start(self, name: str) -> None:
+        listen = self.addresses.get(name, "127.0.0.1:0")
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "numpy_worker.py"), name, ",".join(self.names), listen, "", "fast"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert process.stdout
+        self.running[name] = process
+        self.addresses[name] = process.stdout.readline().strip()
+
+    def kill(self, name: str) -> None:
+        process = self.running.pop(name)
+        process.kill()
+        process.communicate()
+
+    def end(self) -> None:
+        for name in list(self.running):
+            self.kill(name)
+
+    def session(self, **balancing: object) -> Session:
+        head = numpy_model.device("head", self.names)
+        return Session(head, Tcp(), self.addresses, 20.0, self.notes.append, Balancing(**balancing))
+
+
+@pytest.fixture
+def workers() -> Iterator[Callable[[int], Processes]]:
+    started: list[Processes] = []
+
+    def start(count: int) -> Processes:
+        processes = Processes(["head", "anna", "bert", "cora"][:count])
+        started.append(processes)
+        for name in processes.names[1:]:
+            processes.start(name)
+        return processes
+
+    yield start
+    for processes in started:
+        processes.end()
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, numpy_model.VOCABULARY, length).tolist()
+
+
+def answers(
+    session: Session, prompts: list[list[int]], count: int, at: dict[int, Callable[[], None]]
+) -> list:
+    """What each prompt gives when all are asked at once; `at`: what is done when so many tokens have come in all."""
+    seen = 0
+
+    def sink(_: int) -> bool:
+        nonlocal seen
+        seen += 1
+        if seen in at:
+            at[seen]()
+        return True
+
+    scheduler = Scheduler(session)
+    handles = [scheduler.submit(Request(ids, count, sink=sink)) for ids in prompts]
+    return [list(scheduler.run_until(handle).tokens) for handle in handles]
+
+
+@pytest.mark.parametrize("lost", ["anna", "bert"])
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_a_killed_worker_is_replaced_and_no_token_is_lost(workers, lost, sequences):
+    devices = workers(3)
+    prompts = [prompt(5 + 9 * i, i) for i in range(sequences)]
+    with devices.session() as session:
+        found = answers(session, prompts, 30, {20: lambda: devices.kill(lost)})
+        (move,) = session.moves
+    assert found == [numpy_model.greedy(ids, 30) for ids in prompts]
+    assert (move.reason, move.device, move.epoch) == ("lost", lost, 2)
+    assert all(stage.lead != lost for stage in move.stages)
+    assert move.computed_again > 0
+    assert any(f"device {lost} was lost" in note for note in devices.notes)
+
+
+def test_a_worker_killed_while_a_long_prompt_is_computed(workers):
+    devices = workers(3)
+    prompts = [prompt(4, 1), prompt(200, 2)]
+    with devices.session() as session:
+        found = answers(session, prompts, 12, {2: lambda: devices.kill("bert")})
+    assert found == [numpy_model.greedy(ids, 12) for ids in prompts]
+
+
+def test_the_one_that_took_over_is_lost_too(workers):
+    devices = workers(4)
+    ids = prompt(9, 4)
+    with devices.session() as session:
+        session._cluster.barred["head"] = {2}  # so that a worker has to take it
+
+        def kill_again() -> None:
+            devices.kill(next(s.lead for s in session.moves[-1].stages if 2 in range(*s.blocks)))
+
+        found = answers(session, [ids], 30, {8: lambda: devices.kill("anna"), 15: kill_again})
+        assert len(session.moves) == 2
+        assert len({move.device for move in session.moves}) == 2
+    assert found == [numpy_model.greedy(ids, 30)], devices.notes
+
+
+def test_two_workers_at_once(workers):
+    devices = workers(4)
+    ids = prompt(9, 5)
+
+    def both() -> None:
+        devices.kill("anna")
+        devices.kill("cora")
+
+    with devices.session() as session:
+        assert answers(session, [ids], 30, {8: both}) == [numpy_model.greedy(ids, 30)]
+
+
+def test_a_frozen_worker_is_replaced_and_comes_back(workers):
+    devices = workers(3)
+    ids, process = prompt(9, 6), devices.running["anna"]
+    with devices.session() as session:
+        began = time.monotonic()
+        found = answers(session, [ids], 20, {8: lambda: os.kill(process.pid, signal.SIGSTOP)})
+        assert time.monotonic() - began < 15
+        assert found == [numpy_model.greedy(ids, 20)]
+        os.kill(process.pid, signal.SIGCONT)
+        until = time.monotonic() + 15
+        while not any("anna takes part" in note for note in devices.notes) and time.monotonic() < until:
+            answers(session, [prompt(3, 7)], 2, {})
+            time.sleep(0.05)
+        assert any("anna takes part" in note for note in devices.notes)
+        assert answers(session, [ids], 10, {}) == [numpy_model.greedy(ids, 10)]
+
+
+def test_short_sleep_is_no_death(workers):
+    devices = workers(3)
+    ids, process = prompt(9, 8), devices.running["bert"]
+
+    def nap() -> None:
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(0.5)
+        os.kill(process.pid, signal.SIGCONT)
+
+    with devices.session() as session:
+        assert answers(session, [ids], 20, {8: nap}) == [numpy_model.greedy(ids, 20)]
+        assert not session.moves
+
+
+def test_the_session_after_a_loss_serves_on(workers):
+    """The workers that are left have their own blocks again."""
+    devices = workers(3)
+    ids = prompt(9, 9)
+    with devices.session() as session:
+        answers(session, [ids], 20, {8: lambda: devices.kill("anna")})
+    devices.start("anna")
+    with devices.session() as session:
+        assert answers(session, [ids], 20, {}) == [numpy_model.greedy(ids, 20)]
+        assert not session.moves
+
+
+def test_nothing_can_take_its_place(workers):
+    devices = workers(3)
+    with devices.session(wait_s=0.5) as session:
+        session._cluster.barred.update({name: {2} for name in ("head", "bert")})
+        began = 0.0
+
+        def kill() -> None:
+            nonlocal began
+            began = time.monotonic()
+            devices.kill("anna")
+
+        with pytest.raises(
+            RunError, match=r"device anna was lost: .* No other device can run its blocks? "
+        ) as caught:
+            answers(session, [prompt(5, 1)], 20, {5: kill})
+        assert caught.value.device == "anna"
+        assert time.monotonic() - began < 5
+
+
+def test_it_comes_back_while_it_is_waited_for(workers):
+    devices = workers(3)
+    ids = prompt(5, 1)
+
+    def again() -> None:
+        devices.kill("anna")
+        devices.start("anna")
+
+    with devices.session(wait_s=15.0) as session:
+        session._cluster.barred.update({name: {2} for name in ("head", "bert")})
+        assert answers(session, [ids], 20, {5: again}) == [numpy_model.greedy(ids, 20)]
+        assert [move.reason for move in session.moves] == ["joined"]
