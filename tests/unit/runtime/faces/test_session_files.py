@@ -19,10 +19,12 @@ from llrun.errors import RunError
 from llrun.faces import session_file
 from llrun.faces.printer import Wanted
 from llrun.faces.prompts import Prompt
-from llrun.faces.recording import recorded
+from llrun.faces.recording import how_it_ended, recorded
 from llrun.faces.session_file import SessionFile
 from llrun.requests import journal
+from llrun.requests.conversation import Conversation
 from llrun.requests.journal import Asked, How, Kind
+from llrun.requests.request import Request
 from llrun.requests.sampling import Sampling
 
 SCRIPT = Path(prompts_here.__file__)
@@ -265,3 +267,30 @@ def test_what_is_asked_is_on_the_disk_before_it_is_answered_and_tokens_soon_afte
         while synced[-1] < path.stat().st_size:
             assert time.monotonic() < until
             time.sleep(0.01)
+
+
+# --- how an answer ended ---
+
+
+def test_what_was_refused_before_it_began_was_not_said(cluster):
+    """A conversation's history has exactly the prompts whose end is not `refused`."""
+
+    def fail(_: int) -> bool:
+        raise RunError("R502", "no numbers")
+
+    with cluster(["head", "anna"]).scheduler() as scheduler:
+        talk = Conversation(scheduler)
+        refused = talk.submit(Request([1, 2], 3))
+        refused.cancel()
+        failed = talk.submit(Request([3, 4, 5], 3, sink=fail))
+        cancelled = talk.submit(Request([6], 50))
+        while not cancelled.tokens:
+            scheduler.step()
+        cancelled.cancel()
+        done = talk.submit(Request([7, 8], 2))
+        scheduler.run_until(done)
+        handles = (refused, failed, cancelled, done)
+        assert [how_it_ended(one) for one in handles] == [How.REFUSED, How.FAILED, How.CANCELLED, How.DONE]
+        said = [token for one in handles[1:] for token in (*one.request.ids, *one.tokens)]
+        assert talk.used == len(said)
+        assert scheduler.session.history(0).ids == said
