@@ -332,9 +332,11 @@ def _balancing(
     rebalance: str = "auto", wait_s: float = WAIT_S, mirror: bool = False, exact: bool = False
 ) -> Balancing:
     """What the options ask for. Raises RunError for what they cannot mean, before anything is loaded."""
-    from llrun.head.options import Balancing
+    from llrun.head.hook import load_hook
+    from llrun.head.options import BUILT_IN, Balancing
 
-    return Balancing(rebalance, wait_s, mirror, exact)
+    decides = rebalance if rebalance in BUILT_IN else load_hook(rebalance)
+    return Balancing(decides, wait_s, mirror, exact)
 
 
 def _checked_stops(stops: tuple[str, ...]) -> tuple[str, ...]:

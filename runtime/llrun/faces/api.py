@@ -12,7 +12,9 @@ from llrun.errors import RunError
 from llrun.faces.tokenizer_files import read_tokenizer
 from llrun.faces.where import Where, check_peers, session_on
 from llrun.head.controls import Note, silent
-from llrun.head.options import WAIT_S, Balancing, Rebalance
+from llrun.head.hook import load_hook
+from llrun.head.moves import Move
+from llrun.head.options import BUILT_IN, WAIT_S, Balancing, Rebalance
 from llrun.requests.request import Request, Result
 from llrun.requests.sampling import Sampling
 from llrun.requests.scheduler import Scheduler
@@ -59,6 +61,8 @@ class Session:
         note: Note = silent,
     ) -> None:
         """Raises RunError for what is wrong with the bundle or with an option, before anything is started."""
+        if isinstance(rebalance, str) and rebalance not in BUILT_IN:
+            rebalance = load_hook(rebalance)
         self._balancing = Balancing(rebalance, wait_s, mirror, exact)
         self._stored = find(Path(path), None)
         self._where = Where(local, dict(peers or {}), verify, timeout_s, Tcp())
@@ -108,6 +112,11 @@ class Session:
         return Answer(
             **{field.name: getattr(result, field.name) for field in fields(result)}, text=text.whole()
         )
+
+    @property
+    def moves(self) -> Sequence[Move]:
+        """Every change of stages so far."""
+        return tuple(self._scheduler.session.moves) if self._scheduler else ()
 
     def _encoded(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):

@@ -69,7 +69,7 @@ def session_on(
         described = {name: stored.record.devices[name].address for name in names}
         device = load_device(stored, where.verify, told.progress)
         addresses = {**described, **where.peers}
-        with Session(device, where.transport, addresses, where.timeout_s, told.note) as session:
+        with Session(device, where.transport, addresses, where.timeout_s, told.note, balancing) as session:
             yield session
         return
     if stored.bundle is None:
@@ -78,5 +78,5 @@ def session_on(
     options = () if where.verify else ("--no-verify",)
     with local.workers(stored.bundle, names, options) as listening:
         device = load_device(stored, where.verify, told.progress)
-        with Session(device, where.transport, listening(), where.timeout_s, told.note) as session:
+        with Session(device, where.transport, listening(), where.timeout_s, told.note, balancing) as session:
             yield session

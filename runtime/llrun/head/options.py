@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llrun.errors import RunError
 from llrun.schema import StageRecord
 
+BUILT_IN = ("auto", "off")
 WAIT_S = 2.5
 LONGEST_WAIT_S = 86_400.0
 Rebalance = Callable[..., Sequence[StageRecord] | None]

@@ -295,7 +295,7 @@ class Scheduler:
     def _finish_those_measured(self) -> None:
         while self._ending and self._ending[0][0] <= self._session.answered:
             _, handle, line = self._ending.popleft()
-            handle.finish(self._session.figures)
+            handle.finish(self._session.figures, self._session.moves)
             if line.closed and line.number is not None:
                 self._lines.pop(line.number, None)
 
@@ -308,7 +308,7 @@ class Scheduler:
     def _cancel(self, handle: Handle) -> None:
         if handle.state is State.WAITING:
             handle.cancelled = True
-            handle.finish(self._session.figures)
+            handle.finish(self._session.figures, self._session.moves)
             self._changed = True
             for waiting, line in self._waiting:
                 if waiting is handle and not line.kept:
