@@ -2,23 +2,80 @@
 
 from __future__ import annotations
 
+from llrun.head.balance import Policy
 from llrun.head.changes import Changes
 from llrun.head.cluster import Cluster
 from llrun.head.controls import Note
 from llrun.head.feeding import Feeding
+from llrun.head.hook import Hook
+from llrun.head.moves import MoveReason
 from llrun.head.options import Balancing
+from llrun.head.view import Event, EventKind, SequenceView, View, view_of
+from llrun.schema import StageRecord
+
+EVERY_S = 0.25
 
 
 class Balancer:
-    """Placeholder until the hook is there."""
+    """Offers views several times a second while requests run, and at once when a device is lost or joins."""
 
     def __init__(
         self, cluster: Cluster, changes: Changes, feeding: Feeding, balancing: Balancing, note: Note
     ) -> None:
-        pass
+        self._cluster = cluster
+        self._changes = changes
+        self._feeding = feeding
+        self._own = callable(balancing.rebalance)
+        function = balancing.rebalance if callable(balancing.rebalance) else Policy()
+        self._hook = None if balancing.rebalance == "off" else Hook(function, note)
+        self._events: list[Event] = []
+        self._next = 0.0
+
+    def happened(self, kind: EventKind, device: str) -> None:
+        """A device was lost or has joined: the function is told with the next view."""
+        self._events.append(Event(kind, device))
 
     def turn(self, now: float) -> None:
-        pass
+        """Begin what was asked for; offer another view when it is time."""
+        if self._hook is None or not self._changes.steady:
+            return
+        asked = self._hook.take()
+        if asked is not None:
+            self._begin(self._hook, *asked)
+        elif (now >= self._next or self._events) and self._measured():
+            event = self._events[0] if self._events else Event(EventKind.STEP)
+            if self._hook.offer(self._view(event)):
+                self._events = self._events[1:]
+            self._next = now + EVERY_S
 
     def close(self) -> None:
-        pass
+        if self._hook is not None:
+            self._hook.close()
+
+    def _begin(self, hook: Hook, view: View, stages: tuple[StageRecord, ...]) -> None:
+        if stages == self._cluster.stages:
+            return
+        faults = self._cluster.placement().faults(stages, self._cluster.stages)
+        if faults:
+            hook.report(f"asked for what cannot be: {faults[0]}")
+            return
+        joined = view.event.kind == EventKind.JOINED
+        reason = MoveReason.HOOK if self._own else MoveReason.JOINED if joined else MoveReason.SLOW
+        self._changes.move(stages, reason, view.event.device or self._slowest(view))
+
+    def _slowest(self, view: View) -> str | None:
+        """Whom a move is about that no event was: the device that is furthest from its plan."""
+        running = {stage.lead for stage in view.stages}
+        return max(running, key=lambda name: view.devices[name].slowness, default=None)
+
+    def _measured(self) -> bool:
+        """Whether there is anything to balance, and every device that runs has shown how fast it is."""
+        histories = self._feeding.histories
+        return any(each.to_come for each in histories.values()) and self._cluster.monitor.measured_all(
+            {stage.lead for stage in self._cluster.stages}
+        )
+
+    def _view(self, event: Event) -> View:
+        sequences = tuple(SequenceView(each.fed, each.to_come) for each in self._feeding.histories.values())
+        free = {name: each.free_memory_bytes for name, each in self._cluster.monitor.devices.items()}
+        return view_of(self._cluster.placement(), self._cluster.stages, sequences, event, free)

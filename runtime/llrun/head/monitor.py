@@ -113,4 +113,11 @@ class Monitor:
     def rates(self) -> Rates:
         """What the balancer reckons with. A device that has computed nothing is as far from its prediction as the
         others are, in the median."""
-        return Rates(self.slowness(), dict(self._links))
+        slowness = dict(self.slowness())
+        usual = median(slowness.values()) if slowness else 1.0
+        names = {name for pair in self._planned for name in pair}
+        return Rates({**dict.fromkeys(names, usual), **slowness}, dict(self._links))
+
+    def measured_all(self, devices: Iterable[str]) -> bool:
+        """Whether each of these has computed enough tokens since the program was taken up."""
+        return all(name in self._devices and self._devices[name].tokens >= RECENT for name in devices)

@@ -97,6 +97,10 @@ class Progress:
             for device in self.partial
         )
 
+    def are_tokens(self, steps: Collection[StepDone]) -> bool:
+        """Whether these are single tokens, not a chunk of a prompt."""
+        return all(self._rows.get((step.sequence, step.position), 1) == 1 for step in steps)
+
     def reached(self, device: str, number: int) -> int:
         """How many tokens of a sequence a device has computed for sure."""
         position = self._done.get(device, {}).get(number, -1)

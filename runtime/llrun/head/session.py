@@ -29,6 +29,7 @@ from llrun.head.moves import Move
 from llrun.head.options import Balancing
 from llrun.head.outbound import Outbound
 from llrun.head.replies import Logits, Reply, Said, Unlinked
+from llrun.head.view import EventKind
 from llrun.programs.placement import LinkRate, Placement
 from llrun.schema import MAX_BATCH
 from llrun.wire.links import Links
@@ -311,7 +312,8 @@ class Session:
     def _steps_done(self, device: str, message: StepsDone) -> None:
         self.figures[device] = message.figures
         self._done[device] = message.steps
-        self._cluster.monitor.steps(device, message.steps)
+        if self._feeding.progress.are_tokens(message.steps):
+            self._cluster.monitor.steps(device, message.steps)
         if self._feeding.done(device, message.steps):
             self._go(self._feeding.release())
         self._changes.steps_done()
@@ -336,6 +338,7 @@ class Session:
 
     def _parted(self, device: str, came: bool) -> None:
         """A device takes part from now on, or does not any more."""
+        self._balancer.happened(EventKind.JOINED if came else EventKind.LOST, device)
         if came:
             self._answered[device] = self._asked
             self.sequences = min(self.sequences, self._members.capacity)

@@ -12,6 +12,7 @@ from losses import irreplaceable
 
 from llrun.device.load import Device
 from llrun.head.controls import silent
+from llrun.head.options import Balancing
 from llrun.head.session import Session
 from llrun.requests.scheduler import Scheduler
 from llrun.wire.transport import Tcp, TcpListener
@@ -43,7 +44,8 @@ class Cluster:
         threading.Thread(target=worker.serve, daemon=True, name=f"worker {name}").start()
 
     def session(self, timeout_s: float = 20.0, note: Callable[[str], None] = silent) -> Session:
-        return Session(self.parts[self.devices[0]], Tcp(), self.addresses, timeout_s, note)
+        off = Balancing("off")  # what these tests count is of the plan as it is
+        return Session(self.parts[self.devices[0]], Tcp(), self.addresses, timeout_s, note, off)
 
     @contextmanager
     def scheduler(self, timeout_s: float = 20.0, replaceable: bool = True) -> Iterator[Scheduler]:

@@ -54,7 +54,7 @@ class Processes:
 
     def session(self, **balancing: object) -> Session:
         head = numpy_model.device("head", self.names)
-        return Session(head, Tcp(), self.addresses, 20.0, self.notes.append, Balancing(**balancing))
+        return Session(head, Tcp(), self.addresses, 20.0, self.notes.append, Balancing("off", **balancing))
 
 
 @pytest.fixture

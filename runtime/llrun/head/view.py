@@ -1,0 +1,122 @@
+"""What a balancing function sees: the devices, links, stages and sequences of one moment, frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from llrun.programs.placement import Cost, Placement
+from llrun.schema import Envelope, StageRecord
+
+
+class EventKind(StrEnum):
+    """Why the function is called: a device was lost or joined, or steps were made (`step`, several times a second)."""
+
+    LOST = "lost"
+    JOINED = "joined"
+    STEP = "step"
+
+
+@dataclass(frozen=True)
+class Event:
+    """`device`: whom it is about; None for a step."""
+
+    kind: EventKind
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class DeviceView:
+    """`blocks`: those that it could run. `block_s`: seconds of each for a token, measured. `slowness`: measured seconds
+    over those that the plan was made with. `free_memory_bytes`: 0 where it is not known."""
+
+    name: str
+    alive: bool
+    blocks: tuple[int, ...]
+    memory_bytes: int
+    free_memory_bytes: int
+    block_s: Mapping[int, float]
+    slowness: float
+
+
+@dataclass(frozen=True)
+class LinkView:
+    """`measured`: whether the figures are of the traffic itself, or those of the plan."""
+
+    source: str
+    destination: str
+    latency_s: float
+    bytes_per_s: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class SequenceView:
+    """`tokens`: in its caches. `to_come`: that are still to be produced, at most."""
+
+    tokens: int
+    to_come: int
+
+
+@dataclass(frozen=True)
+class View:
+    """One moment of a session. `stages`: what runs now; `envelope`: what could."""
+
+    devices: Mapping[str, DeviceView]
+    links: tuple[LinkView, ...]
+    stages: tuple[StageRecord, ...]
+    sequences: tuple[SequenceView, ...]
+    event: Event
+    envelope: Envelope
+    placement: Placement
+
+    @property
+    def to_come(self) -> int:
+        """Tokens that all open sequences are still to produce, at most."""
+        return sum(each.to_come for each in self.sequences)
+
+    def predict(self, stages: Sequence[StageRecord]) -> float:
+        """TPOT in seconds of other stages, at the measured rates."""
+        return self.placement.predict(tuple(stages))
+
+    def cost(self, stages: Sequence[StageRecord]) -> Cost:
+        """Seconds and bytes of the change to other stages."""
+        return self.placement.cost(self.stages, tuple(stages), [each.tokens for each in self.sequences])
+
+    def faults(self, stages: Sequence[StageRecord]) -> list[str]:
+        """Why there cannot be these stages, in words; empty when there can."""
+        return self.placement.faults(tuple(stages), self.stages)
+
+    def best(self) -> tuple[StageRecord, ...] | None:
+        """The stages that produce the tokens to come soonest, the change to them included."""
+        held = [each.tokens for each in self.sequences]
+        return self.placement.best(self.stages, held, float(self.to_come))
+
+
+def view_of(
+    placement: Placement,
+    stages: tuple[StageRecord, ...],
+    sequences: tuple[SequenceView, ...],
+    event: Event,
+    free_memory: Mapping[str, int],
+) -> View:
+    """The view of a moment. `placement` knows who is alive, and the measured rates."""
+    devices = {
+        name: DeviceView(
+            name=name,
+            alive=placement.usable(name),
+            blocks=tuple(block.id for block in device.blocks),
+            memory_bytes=device.memory_bytes,
+            free_memory_bytes=free_memory.get(name, 0),
+            block_s={block.id: block.decode_s * placement.slowness(name) for block in device.blocks},
+            slowness=placement.slowness(name),
+        )
+        for name, device in placement.envelope.devices.items()
+    }
+    links = []
+    for planned in placement.envelope.links:
+        way = planned.source, planned.destination
+        rate = placement.link(*way)
+        links.append(LinkView(*way, rate.latency_s, rate.bytes_per_s, way in placement.rates.links))
+    return View(devices, tuple(links), stages, sequences, event, placement.envelope, placement)

@@ -1,0 +1,190 @@
+"""Moves while tokens go on: asked for by a function, made without a token lost, doubled, changed or computed again."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy_model
+import pytest
+
+from llrun.errors import RunError
+from llrun.head.balance import Policy
+from llrun.head.hook import Hook, load_hook
+from llrun.head.options import Balancing
+from llrun.head.session import Session
+from llrun.head.view import Event, EventKind, SequenceView, View, view_of
+from llrun.programs.placement import Placement, Rates
+from llrun.requests.request import Request
+from llrun.requests.scheduler import Scheduler
+from llrun.schema import StageRecord
+from llrun.wire.transport import Tcp
+
+NAMES = ["head", "anna", "bert"]
+RECORD = numpy_model.record("head", NAMES)
+OTHERS = (
+    StageRecord.on("head", 0, 1),
+    StageRecord.on("bert", 1, 4),
+    StageRecord.on("anna", 4, 5),
+    StageRecord.on("head", 5, 7),
+)
+
+
+def session(workers, notes: list[str], hook) -> Session:
+    return Session(workers.parts["head"], Tcp(), workers.addresses, 20.0, notes.append, Balancing(hook))
+
+
+def produced(session: Session, prompts: list[list[int]], count: int) -> list[list[int]]:
+    scheduler = Scheduler(session)
+    handles = [scheduler.submit(Request(ids, count)) for ids in prompts]
+    return [list(scheduler.run_until(handle).tokens) for handle in handles]
+
+
+@pytest.mark.parametrize("sequences", [1, 4])
+def test_a_move_that_a_function_asks_for(cluster, sequences):
+    notes: list[str] = []
+    prompts = [[3 + i, 5, 7 * i + 1] for i in range(sequences)]
+    with session(cluster(NAMES), notes, lambda view: OTHERS) as moving:
+        found = produced(moving, prompts, 120)
+        (move,) = moving.moves
+    assert found == [numpy_model.greedy(ids, 120) for ids in prompts]
+    assert (move.reason, move.stages, move.epoch, move.computed_again) == ("hook", OTHERS, 2, 0)
+    assert move.moved_bytes > 0
+    assert notes == []
+
+
+def test_to_and_fro(cluster):
+    def swing(view: View):
+        time.sleep(0.02)
+        return OTHERS if view.stages == RECORD.stages else RECORD.stages
+
+    with session(cluster(NAMES), [], swing) as moving:
+        ids, moved = [1, 2, 3], 0
+        for _ in range(4):
+            assert produced(moving, [ids], 60) == [numpy_model.greedy(ids, 60)]
+            moved = len(moving.moves)
+        assert moved >= 2
+        assert all(move.computed_again == 0 for move in moving.moves)
+
+
+def raising(view: View):
+    raise ValueError("no idea")
+
+
+def sleeping(view: View):
+    time.sleep(60)
+
+
+LACKING = (StageRecord.on("head", 0, 1), StageRecord.on("anna", 1, 5))
+STRANGER = (StageRecord.on("head", 0, 1), StageRecord.on("zoe", 1, 5), StageRecord.on("head", 5, 7))
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        (raising, "raised ValueError: no idea"),
+        (lambda view: 7, "returned int, neither a sequence of stages nor None"),
+        (lambda view: ["anna"], "returned list, neither a sequence of stages nor None"),
+        (lambda view: LACKING, "asked for what cannot be"),
+        (lambda view: STRANGER, "asked for what cannot be"),
+    ],
+)
+def test_a_function_that_is_wrong_is_told_of_once_and_ignored(cluster, hook, said):
+    notes: list[str] = []
+    slow = numpy_model.library(t1=lambda *each: time.sleep(0.005) or numpy_model.mix(*each))
+    workers = cluster(NAMES, {"anna": numpy_model.device("anna", NAMES, slow)})
+    with session(workers, notes, hook) as wrong:
+        assert produced(wrong, [[1, 2, 3]], 90) == [numpy_model.greedy([1, 2, 3], 90)]
+        assert not wrong.moves
+    assert [note for note in notes if said in note] == notes
+    assert len(notes) == 1
+
+
+def test_a_function_that_sleeps_for_ever():
+    notes: list[str] = []
+    hook = Hook(sleeping, notes.append, deadline_s=0.1)
+    assert hook.offer(view())
+    time.sleep(0.15)
+    assert not hook.offer(view())
+    assert not hook.offer(view())
+    assert notes == [
+        "the balancing function has not returned within 0.1 s: it is ignored; the stages stay as they are"
+    ]
+
+
+def view(slowness: dict[str, float] | None = None, to_come: int = 1000) -> View:
+    placement = Placement.of(RECORD, Rates(slowness or {}), frozenset(NAMES))
+    stages = numpy_model.record("head", NAMES).stages
+    return view_of(placement, stages, (SequenceView(10, to_come),), Event(EventKind.STEP), {"anna": 5})
+
+
+def test_what_a_function_sees():
+    seen = view({"anna": 3.0})
+    assert seen.devices["anna"].slowness == 3.0
+    assert seen.devices["anna"].block_s[1] == pytest.approx(3e-3)
+    assert seen.devices["anna"].free_memory_bytes == 5
+    assert seen.devices["bert"].blocks == tuple(range(7))
+    assert seen.to_come == 1000
+    assert seen.predict(seen.stages) == pytest.approx(
+        Placement.of(RECORD, Rates({"anna": 3.0})).predict(seen.stages)
+    )
+    assert seen.faults(LACKING)
+    assert not seen.faults(OTHERS)
+    with pytest.raises(AttributeError):
+        seen.stages = ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nothing", "takes auto, off, MODULE:FUNCTION or FILE.py:FUNCTION, not 'nothing'"),
+        ("no_such_module_here:f", "cannot be imported: ModuleNotFoundError"),
+        ("/none.py:f", "there is no file /none.py"),
+        ("json:nothing", "json has no function nothing"),
+    ],
+)
+def test_functions_that_are_not_there(text, said):
+    with pytest.raises(RunError) as caught:
+        load_hook(text)
+    assert said in caught.value.message
+    assert caught.value.code == "R125"
+
+
+def test_a_function_of_a_file(tmp_path: Path):
+    (tmp_path / "mine.py").write_text("def rebalance(view):\n    return view\n")
+    assert load_hook(f"{tmp_path}/mine.py:rebalance")(3) == 3
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def moves_in(seconds: float, slowness) -> int:
+    """Moves that the policy makes in so many seconds, four views a second; `slowness(t)`: anna's, as measured."""
+    clock = Clock()
+    policy, stages, count = Policy(clock), RECORD.stages, 0
+    while clock.now < seconds:
+        seen = replace(view({"head": 4.0, "bert": 4.0, "anna": slowness(clock.now)}), stages=stages)
+        asked = policy(seen)
+        if asked:
+            stages, count = asked, count + 1
+        clock.now += 0.25
+    return count
+
+
+def test_an_hour_of_noise_is_no_reason_to_move():
+    draw = random.Random(1)
+    assert moves_in(600, lambda t: 4.0 * (1 + draw.uniform(-0.2, 0.2))) <= 1
+
+
+def test_a_device_that_stays_slow_is_left_once():
+    assert moves_in(120, lambda t: 4.0 if t < 30 else 12.0) in (1, 2)
+
+
+def test_a_device_that_flaps_moves_once_a_minute():
+    assert moves_in(600, lambda t: 4.0 if int(t / 10) % 2 else 1.0) <= 2 + 10
