@@ -7,7 +7,7 @@ from llrun.head.changes import Changes
 from llrun.head.cluster import Cluster
 from llrun.head.controls import Note
 from llrun.head.feeding import Feeding
-from llrun.head.hook import Hook
+from llrun.head.hook import IMPOSSIBLE, Hook
 from llrun.head.moves import MoveReason
 from llrun.head.options import Balancing
 from llrun.head.view import Event, EventKind, SequenceView, View, view_of
@@ -57,7 +57,7 @@ class Balancer:
             return
         faults = self._cluster.placement().faults(stages, self._cluster.stages)
         if faults:
-            hook.report(f"asked for what cannot be: {faults[0]}")
+            hook.report(IMPOSSIBLE, f"asked for what cannot be: {faults[0]}")
             return
         joined = view.event.kind == EventKind.JOINED
         reason = MoveReason.HOOK if self._own else MoveReason.JOINED if joined else MoveReason.SLOW
