@@ -29,8 +29,7 @@ Examples:
   llrun bundle/ --session talk.session                       a conversation that goes on after this program was killed
   llrun bundle/ --prompt 'import ' --session run.session     killed, and given again: the answer goes on where it was
   llrun bundle/ --rebalance night.py:rebalance               your own function moves blocks between the devices
-  llrun bundle/ --mirror --wait 30                           a lost device costs no computing; wait longer for one that
-                                                             nothing can replace
+  llrun bundle/ --wait 30                                    wait longer for a lost device that nothing can replace
   llrun bench bundle/ --local -p 128 -n 32                   measure it; see llrun bench --help
 
 `tokens` in the JSON are the ids produced, an end-of-sequence token last where one was produced.
@@ -121,10 +120,9 @@ def _balanced(command: Callable[..., None]) -> Callable[..., None]:
     """Options of Balancing, for `_balancing`."""
     for option in (
         click.option("--exact", is_flag=True,
-                     help="The same bits for a token alone, in a prompt, or beside others, where that costs speed."),
+                     help="Not in this version."),
         click.option("--mirror", is_flag=True,
-                     help="Copy caches to the devices that would take a lost one's blocks, as they are made: then"
-                     " nothing is computed again."),
+                     help="Not in this version."),
         click.option("--wait", "wait_s", type=float, default=WAIT_S, show_default=True, metavar="S",
                      help="How long a lost device that nothing can replace is waited for."),
         click.option("--rebalance", default="auto", show_default=True, metavar="HOW",

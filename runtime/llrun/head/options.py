@@ -21,7 +21,7 @@ class Balancing:
     replace is waited for. `mirror`: keep the caches of each device on its spares up to date, so that a loss computes
     nothing again. `exact`: the same bits for a token however it is computed, alone or with others.
 
-    Raises RunError R102 for a wait that is none.
+    `mirror` and `exact` are not in this version. Raises RunError R126 for these, R102 for a wait that is none.
     """
 
     rebalance: str | Rebalance = "auto"
@@ -30,5 +30,8 @@ class Balancing:
     exact: bool = False
 
     def __post_init__(self) -> None:
+        for name, asked in (("mirror", self.mirror), ("exact", self.exact)):
+            if asked:
+                raise RunError("R126", f"--{name} is not in this version: leave it out")
         if not 0 <= self.wait_s <= LONGEST_WAIT_S:
             raise RunError("R102", f"wait is {self.wait_s}, it must be 0 to {LONGEST_WAIT_S:g} seconds")
