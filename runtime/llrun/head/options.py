@@ -9,7 +9,7 @@ from llrun.errors import RunError
 from llrun.schema import StageRecord
 
 BUILT_IN = ("auto", "off")
-WAIT_S = 2.5
+WAIT_S = 2.0
 LONGEST_WAIT_S = 86_400.0
 Rebalance = Callable[..., Sequence[StageRecord] | None]
 
