@@ -122,7 +122,8 @@ def _balanced(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--exact", is_flag=True,
                      help="Not in this version."),
         click.option("--mirror", is_flag=True,
-                     help="Not in this version."),
+                     help="Copy caches, as they are made, to the devices that would take a lost one's blocks: then next"
+                     " to nothing is computed again."),
         click.option("--wait", "wait_s", type=float, default=WAIT_S, show_default=True, metavar="S",
                      help="How long a lost device that nothing can replace is waited for."),
         click.option("--rebalance", default="auto", show_default=True, metavar="HOW",

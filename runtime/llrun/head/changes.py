@@ -12,12 +12,13 @@ from llrun.head.cluster import Cluster
 from llrun.head.copying import Copying
 from llrun.head.feeding import Feeding
 from llrun.head.loss_words import irreplaceable, taken_over
+from llrun.head.mirroring import links_of, ways_of
 from llrun.head.moves import Move, MoveReason
 from llrun.head.options import Balancing
 from llrun.head.replay import Rewind, by_block, rewind
-from llrun.programs.rated import owner_of, spans
+from llrun.programs.rated import spans
 from llrun.schema import StageRecord
-from llrun.wire.messages import Copied, Halt, Halted, Message, Mirror, Prepared, Switched, Unprepared, Way
+from llrun.wire.messages import Copied, Halt, Halted, Message, Mirror, Prepared, Switched, Unprepared
 
 Note = Callable[[str], None]
 Go = Callable[[Sequence[Feed]], None]
@@ -118,7 +119,7 @@ class Changes:
         self._reason, self._device = reason, device or ""
         self._awaiting = set(self._cluster.alive)
         self._copying.plan(self._stages)
-        self._cluster.prepare(self._stages, False, self._copying.links(), {})
+        self._cluster.prepare(self._stages, False, self._links(), {})
 
     def _prepared(self) -> None:
         self._phase = Phase.COPYING
@@ -238,7 +239,8 @@ class Changes:
         if device in self._missing and self._cluster.runs(device):
             self._note(taken_over(device, self._missing[device], self._cluster.stages, stages))
         self._cluster.tell_all(Halt(self._cluster.epoch + 1))
-        self._cluster.prepare(stages, True, {}, {})
+        self._copying.plan(self._cluster.stages)
+        self._cluster.prepare(stages, True, self._links(), {})
 
     def _stages_left(self) -> tuple[StageRecord, ...] | None:
         """The stages that are taken now: the present ones when they still can be."""
@@ -295,40 +297,29 @@ class Changes:
         now = time.perf_counter()
         pause_s = max(now - self._began_at, 0.0) if self.tokens else 0.0
         device = self._device or None
-        self.moves.append(
-            Move(
-                self.tokens,
-                self._cluster.epoch,
-                self._reason,
-                device,
-                self._stages,
-                pause_s,
-                moved_bytes,
-                again,
-                now,
-            )
-        )
-        self.mirror()
+        if device is not None or self._reason == MoveReason.HOOK:  # else only connections were made
+            what = self.tokens, self._cluster.epoch, self._reason, device, self._stages
+            self.moves.append(Move(*what, pause_s, moved_bytes, again, now))
         self._go(self._feeding.release())
 
     def mirror(self) -> None:
-        """With --mirror: have each device's caches copied to where its blocks would go if it were lost."""
-        if not self._balancing.mirror or self._phase != Phase.STEADY:
-            return
-        for device in sorted({stage.lead for stage in self._cluster.stages} - {self._cluster.head}):
-            self._cluster.tell(device, Mirror(self._ways_of(device)))
+        """With --mirror: have each worker's caches copied to where its blocks would go if it were lost."""
+        if self._balancing.mirror and self._phase == Phase.STEADY:
+            for device, ways in ways_of(self._cluster, self._cluster.stages).items():
+                self._cluster.tell(device, Mirror(ways))
 
-    def _ways_of(self, device: str) -> tuple[Way, ...]:
-        stages = self._cluster.placement(self._cluster.alive - {device}).best(
-            self._cluster.stages, lost={device}
-        )
-        owners, cached = owner_of(stages or ()), self._cluster.cached.get(device, frozenset())
-        mine = [b for stage in self._cluster.stages if stage.lead == device for b in range(*stage.blocks)]
-        ways: dict[str, list[int]] = {}
-        for block in mine:
-            if block in cached and block in owners:
-                ways.setdefault(owners[block], []).append(block)
-        return tuple(Way(name, tuple(blocks)) for name, blocks in sorted(ways.items()))
+    def _links(self) -> dict[str, set[str]]:
+        """Whom devices have to be connected with beside their neighbours: to copy, and to mirror."""
+        mirrored = links_of(ways_of(self._cluster, self._stages)) if self._balancing.mirror else {}
+        peers = {device: set(others) for device, others in self._copying.links().items()}
+        for device, others in mirrored.items():
+            peers.setdefault(device, set()).update(others)
+        return peers
+
+    def link_mirrors(self) -> None:
+        """At a session's start, with --mirror: have the connections that it takes, by a change to the same stages."""
+        if self._balancing.mirror and self.steady:
+            self.move(self._cluster.stages, MoveReason.JOINED, None)
 
     # --- what devices answer ---
 
@@ -350,6 +341,8 @@ class Changes:
             case Switched():
                 if message.epoch == self._cluster.epoch:
                     self._unswitched.discard(device)
+                    if not self._unswitched:
+                        self.mirror()  # not before, when it would be of the last program
 
     def _advance(self) -> None:
         if self._awaiting:

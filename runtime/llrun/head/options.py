@@ -21,7 +21,7 @@ class Balancing:
     replace is waited for. `mirror`: keep the caches of each device on its spares up to date, so that a loss computes
     nothing again. `exact`: the same bits for a token however it is computed, alone or with others.
 
-    `mirror` and `exact` are not in this version. Raises RunError R126 for these, R102 for a wait that is none.
+    `exact` is not in this version. Raises RunError R126 for it, R102 for a wait that is none.
     """
 
     rebalance: str | Rebalance = "auto"
@@ -30,7 +30,7 @@ class Balancing:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        for name, asked in (("mirror", self.mirror), ("exact", self.exact)):
+        for name, asked in (("exact", self.exact),):
             if asked:
                 raise RunError("R126", f"--{name} is not in this version: leave it out")
         if not 0 <= self.wait_s <= LONGEST_WAIT_S:

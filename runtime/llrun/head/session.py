@@ -123,6 +123,7 @@ class Session:
         try:
             self._compute.start()
             self._members.connect(self._replies, self._timeout_s, self._take_in)
+            self._changes.link_mirrors()
         except BaseException:
             self.close()
             raise
@@ -144,11 +145,6 @@ class Session:
     def moves(self) -> Sequence[Move]:
         """The changes of stages so far."""
         return self._changes.moves
-
-    @property
-    def monitor(self) -> Monitor:
-        """What devices and links take, in running medians."""
-        return self._cluster.monitor
 
     # --- sequences ---
 

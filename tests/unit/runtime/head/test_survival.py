@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy_model
 import pytest
 
 from llrun.errors import RunError
+from llrun.head.mirroring import links_of, ways_of
 from llrun.head.options import Balancing
 from llrun.head.session import Session
 from llrun.requests.request import Request
@@ -219,3 +221,36 @@ def test_it_comes_back_while_it_is_waited_for(workers):
         session._cluster.barred.update({name: {2} for name in ("head", "bert")})
         assert answers(session, [ids], 20, {5: again}) == [numpy_model.greedy(ids, 20)]
         assert [move.reason for move in session.moves] == ["joined"]
+
+
+def test_a_mirrored_loss_computes_next_to_nothing_again(workers):
+    devices = workers(3)
+    prompts = [prompt(5 + 40 * i, i) for i in range(3)]
+
+    def kill() -> None:
+        time.sleep(0.2)  # what was computed is on its way
+        devices.kill("anna")
+
+    with devices.session(mirror=True) as session:
+        assert not session.moves
+        found = answers(session, prompts, 40, {60: kill})
+        (move,) = session.moves
+    assert found == [numpy_model.greedy(ids, 40) for ids in prompts]
+    assert (move.reason, move.device) == ("lost", "anna")
+    assert move.computed_again <= 3 * len(prompts)
+
+
+def test_mirrors_go_to_who_would_take_over_and_where_nobody_has_room_nowhere(workers):
+    devices = workers(3)
+    with devices.session() as session:
+        cluster = session._cluster
+        (way,) = ways_of(cluster, cluster.stages)["anna"]
+        assert (way.destination, way.blocks) == ("head", (1, 2))
+        assert links_of({"anna": (way,)}) == {"anna": {"head"}, "head": {"anna"}}
+        small = {
+            name: msgspec.structs.replace(device, memory_bytes=(4 << 20) + (1 << 18))
+            for name, device in cluster.record.envelope.devices.items()
+        }
+        envelope = msgspec.structs.replace(cluster.record.envelope, devices=small)
+        cluster.record = msgspec.structs.replace(cluster.record, envelope=envelope)
+        assert ways_of(cluster, cluster.stages)["anna"] == ()
