@@ -77,6 +77,7 @@ class Changes:
         self._began_at = 0.0
         self.fed_at = 0.0
         self.tokens = 0
+        self._mirrors_stale = False
         self.moves: list[Move] = []
 
     # --- what the driver asks ---
@@ -103,6 +104,8 @@ class Changes:
     def tick(self) -> None:
         """Do what is due by now."""
         now = time.monotonic()
+        if self._mirrors_stale:
+            self.link_mirrors()
         if self._relink_at is not None and now >= self._relink_at:
             self._relink_at = None
             if self._phase != Phase.WAITING:
@@ -182,7 +185,7 @@ class Changes:
             if next_too or device in self._awaiting or self._copying.involves(device):
                 self._give_up()
                 self._go(self._feeding.release())
-            self.mirror()
+            self.link_mirrors()
 
     def silent(self, device: str, reason: RunError) -> bool:
         """A device is silent: whether it is to be taken for lost. One that nothing can replace is waited for."""
@@ -210,6 +213,8 @@ class Changes:
         self._missing.pop(device, None)
         if self._phase == Phase.WAITING:
             self._recover(MoveReason.JOINED, device)
+        else:
+            self.link_mirrors()
 
     def unlinked(self, device: str, other: str) -> None:
         """Two devices have lost each other. One of them may be gone; if not, they are linked anew."""
@@ -311,14 +316,17 @@ class Changes:
     def _links(self) -> dict[str, set[str]]:
         """Whom devices have to be connected with beside their neighbours: to copy, and to mirror."""
         mirrored = links_of(ways_of(self._cluster, self._stages)) if self._balancing.mirror else {}
+        self._mirrors_stale = False
         peers = {device: set(others) for device, others in self._copying.links().items()}
         for device, others in mirrored.items():
             peers.setdefault(device, set()).update(others)
         return peers
 
     def link_mirrors(self) -> None:
-        """At a session's start, with --mirror: have the connections that it takes, by a change to the same stages."""
-        if self._balancing.mirror and self.steady:
+        """With --mirror: who would take over is another now. Have the connections that it takes, by a change to the
+        same stages, as soon as one may begin."""
+        self._mirrors_stale = self._balancing.mirror
+        if self._mirrors_stale and self.steady:
             self.move(self._cluster.stages, MoveReason.JOINED, None)
 
     # --- what devices answer ---
