@@ -98,6 +98,9 @@ def planning(command: Any) -> Any:
         click.option("--time-limit", type=float, default=10.0, show_default=True, metavar="S",
                      help="Seconds that planning may take. Where they run out, another run may give another plan."),
         click.option("--use-all", is_flag=True, help="Give every device at least one block."),
+        click.option("--spare", type=click.Choice(["auto", "none", "all"]), default="auto", show_default=True,
+                     help="Blocks that a device holds on disk besides those it runs: what best answers a lost or slow "
+                     "device, none, or all that fit. A device on standby holds all that fit."),
         click.option("--pin", "pins", multiple=True, metavar="A:B=DEVICE", help="Blocks A to B-1 on DEVICE."),
         click.option("--random-weights", "random_seed", type=click.IntRange(min=0), metavar="SEED",
                      help="Draw the weights; MODEL needs a config.json alone."),

@@ -39,6 +39,7 @@ class BuildOptions:
     context: int | None = None
     objective: str = "latency"
     use_all: bool = False
+    spare: str = "auto"
     pins: tuple[str, ...] = ()
     random_seed: int | None = None
     jobs: int = 1
@@ -108,7 +109,10 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
         sequences=options.sequences,
         time_limit_s=options.time_limit,
     )
-    plan = partition.plan(costs, cost.flows(dataflow, shapes.chunk), cluster, wishes)
+    flows = cost.flows(dataflow, shapes.chunk)
+    plan = partition.plan(costs, flows, cluster, wishes)
+    spare, described = partition.Spare(options.spare), bundle.graph_record(dataflow)
+    plan = partition.with_spares(plan, costs, flows, cluster, wishes, described, spare)
     return Planned(model, dataflow, cluster, costs, plan)
 
 
@@ -214,11 +218,11 @@ def write(
 
     record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
     described = bundle.graph_record(planned.graph)
-    programs = partition.device_programs(described, record.stages, record.transmissions, planned.cluster.head)
-    held = {
-        device: [block for stage in planned.plan.stages_of(device) for block in stage.blocks]
-        for device in programs
-    }
+    held = planned.plan.held
+    idle = [device for device in held if device not in planned.plan.devices]
+    programs = partition.device_programs(
+        described, record.stages, record.transmissions, planned.cluster.head, idle
+    )
     bundle.write_bundle(
         out,
         model=model,
@@ -243,7 +247,7 @@ def compile_targets(planned: Planned, scratch: Path) -> Compiled:
     plan = planned.plan
     templates: list[Template] = list(planned.graph.templates.values())
     positions = [planned.graph.positions] if planned.graph.positions else []
-    processors = {d.target: d.processor for d in map(planned.cluster.device, plan.devices)}
+    processors = {d.target: d.processor for d in map(planned.cluster.device, plan.held)}
     # Looked up first: a missing library should be reported before minutes of work, not after.
     runtime = {target: bundle.runtime_library(p.mtriple) for target, p in processors.items()}
     lowered: dict[str, tuple[LoweredTemplate, ...]] = {}

@@ -10,7 +10,7 @@ import msgspec
 
 from llcompile.ir.graph import Graph
 from llcompile.ir.model import Model
-from llcompile.ir.plan import BlockCost, Plan, Stage, Transmission
+from llcompile.ir.plan import BlockCost, Move, Plan, Stage, Transmission
 from llrun import schema
 
 
@@ -47,11 +47,23 @@ def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.
             )
             for b in graph.blocks
         ),
-        spares={},
-        envelope=(),
+        spares=dict(plan.spares),
+        envelope=tuple(_move(move) for move in plan.moves),
     )
     # A whole number where the schema has a float must become one: 256 and 256.0 are different bytes.
     return msgspec.convert(msgspec.to_builtins(record), schema.PlanRecord)
+
+
+def _move(move: Move) -> schema.MoveRecord:
+    return schema.MoveRecord(
+        event=move.event,
+        device=move.device,
+        possible=move.possible,
+        tpot_s=move.tpot_s,
+        change_s=move.change_s,
+        stages=stage_records(move.stages),
+        reason=move.reason,
+    )
 
 
 def stage_records(stages: Iterable[Stage]) -> tuple[schema.StageRecord, ...]:

@@ -11,7 +11,6 @@ from llcompile.ir.graph import DTYPE_BYTES, Block, Graph, Template
 from llcompile.ir.packing import LoweredTemplate, token_axes
 from llcompile.ir.plan import Plan
 from llrun import schema
-from llrun.programs.effects import loaded_blocks
 
 LIBRARY = "lib/model.so"
 RUNTIME_LIBRARY = "lib/libtvm_runtime.so"
@@ -37,12 +36,11 @@ class Placed:
 
 
 def placed_blocks(
-    program: schema.DeviceProgram, graph: Graph, lowered: Sequence[LoweredTemplate]
+    held: Sequence[int], graph: Graph, lowered: Sequence[LoweredTemplate]
 ) -> tuple[Placed, ...]:
-    """The blocks that `program` loads, in the order of their ids."""
+    """The blocks of a slice: those that the device runs, and spares."""
     templates = {t.template: t for t in lowered}
-    ids = sorted(loaded_blocks(program.instructions))
-    blocks = [graph.blocks[i] for i in ids]
+    blocks = [graph.blocks[i] for i in held]
     return tuple(Placed(b, templates[b.template], _by_token(graph.templates[b.template])) for b in blocks)
 
 
@@ -68,7 +66,7 @@ def block_entry(placed: Placed) -> schema.BlockEntry:
 
 
 def device_infos(cluster: Cluster, plan: Plan) -> dict[str, schema.DeviceInfo]:
-    """Every device that the plan uses, by name."""
+    """Every device that has a slice, by name: the plan uses it, or it holds spares."""
     return {
         d.name: schema.DeviceInfo(
             name=d.name,
@@ -76,10 +74,10 @@ def device_infos(cluster: Cluster, plan: Plan) -> dict[str, schema.DeviceInfo]:
             address=d.address,
             threads=d.threads,
             memory_bytes=d.memory_bytes,
-            peak_bytes=plan.devices[d.name].peak_bytes,
+            peak_bytes=plan.devices[d.name].peak_bytes if d.name in plan.devices else d.runtime_bytes,
             isa=d.processor.isa,
         )
-        for d in map(cluster.device, sorted(plan.devices))
+        for d in map(cluster.device, plan.held)
     }
 
 

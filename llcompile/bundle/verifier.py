@@ -99,6 +99,7 @@ def _check_slice(device: str, record: schema.Slice, manifest: schema.Manifest) -
         "device": device,
         "head": manifest.head,
         "model": manifest.model,
+        "envelope": manifest.envelope,
         "program": manifest.programs.get(device),
         "files": slice_files(manifest.files, device),
     }
@@ -109,6 +110,10 @@ def _check_slice(device: str, record: schema.Slice, manifest: schema.Manifest) -
     if set(record.devices) != set(manifest.programs):
         yield "devices differ from the manifest's programs"
     yield from slice_faults(record)
-    missing = set(loaded_blocks(record.program.instructions)) - {block.id for block in record.blocks}
+    run = {b for stage in record.stages if device in stage.devices for b in range(*stage.blocks)}
+    held = {block.id for block in record.blocks}
+    if held != run | set(manifest.plan.spares.get(device, ())):
+        yield "its blocks are not those of the plan's stages and spares"
+    missing = set(loaded_blocks(record.program.instructions)) - held
     if missing:
         yield f"its program loads block {min(missing)}, which it lacks"

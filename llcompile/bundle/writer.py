@@ -73,6 +73,7 @@ class Contents:
     libraries: Mapping[str, Path]
     runtime_libraries: Mapping[str, Path]
     tokenizer: tuple[Path, ...]
+    disk_bytes: Mapping[str, int]
 
 
 def write_bundle(
@@ -96,7 +97,7 @@ def write_bundle(
     """Write the bundle of `plan` at `out`; an older bundle there is replaced once the new one is whole.
 
     `lowered`, `libraries` and `runtime_libraries` are by target, `programs` by device, `described` is `graph` as
-    a record, `envelope` what each device could run. A device gets the blocks that its program loads. `progress` is
+    a record, `envelope` what each device could run. A device gets the blocks that `plan` has it hold. `progress` is
     told (weights packed, weights to pack). The same arguments give the same bytes: wall-clock figures are left out.
     Raises CompileError B101-B104 and what `pack` raises; then, as on Ctrl-C, nothing is left behind.
     """
@@ -109,17 +110,20 @@ def write_bundle(
         devices=device_infos(cluster, plan),
         programs=dict(programs),
         placed={
-            name: placed_blocks(programs[name], graph, lowered[cluster.device(name).target])
-            for name in sorted(programs)
+            name: placed_blocks(held, graph, lowered[cluster.device(name).target])
+            for name, held in plan.held.items()
         },
         libraries=libraries,
         runtime_libraries=runtime_libraries,
         tokenizer=tuple(Path(p) for p in model.tokenizer_files),
+        disk_bytes={d.name: d.disk_bytes for d in cluster.devices if d.disk_bytes is not None},
     )
     _check_names(contents)
     with staged(out) as folder:
         files = FileSet(folder)
         files.write("problem.mps", plan.problem.encode())
+        if plan.spare_problem:
+            files.write("spares.mps", plan.spare_problem.encode())
         made = pages(contents.model, record, contents.head, contents.devices)
         for name, (data, executable) in made.items():
             files.write(name, data, executable)
@@ -216,6 +220,20 @@ def _write_records(files: FileSet, contents: Contents, described: schema.GraphRe
     for name, record in slices.items():
         text = schema.encode(msgspec.structs.replace(record, bundle=bundle))
         files.write(f"devices/{name}/slice.json", text)
+    _check_disks(files, contents)
     manifest = msgspec.structs.replace(bare, bundle=bundle, files=dict(files.entries))
     (files.root / MANIFEST).write_bytes(schema.encode(manifest))
     return manifest
+
+
+def _check_disks(files: FileSet, contents: Contents) -> None:
+    """The plan left room for libraries whose sizes it could not know."""
+    for device, most in contents.disk_bytes.items():
+        size = sum(e.size_bytes for name, e in files.entries.items() if name.startswith(f"devices/{device}/"))
+        if size > most:
+            raise CompileError(
+                "B105",
+                f"the slice of {device} has {size} bytes, disk_bytes in devices.json is {most}: its libraries are "
+                f"larger than was reckoned. Lower disk_bytes by {size - most} to have fewer blocks there, or raise it "
+                "by as much",
+            )

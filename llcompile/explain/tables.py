@@ -11,14 +11,22 @@ from rich.text import Text
 
 from llcompile.explain.measured import DeviceFigures, Measured
 from llcompile.explain.sizes import human_bytes, human_seconds
-from llcompile.explain.words import comparison, stage_bytes, stage_words, summary
+from llcompile.explain.words import (
+    block_ranges,
+    comparison,
+    event_words,
+    move_words,
+    stage_bytes,
+    stage_words,
+    summary,
+)
 from llrun import schema
 
 _WIDTH_WITHOUT_TERMINAL = 140
 _NARROWEST = 20
 _HEIGHT = 25  # no table depends on it
 _STANDARD_STREAMS = (1, 2, 0)
-_NUMBERS = ("weights", "cache", "memory", "of", "compute", "bytes", "measured")
+_NUMBERS = ("weights", "cache", "memory", "of", "compute", "bytes", "measured", "token", "change")
 
 
 def print_plan(record: schema.PlanRecord, measured: Measured | None = None) -> None:
@@ -52,6 +60,10 @@ def plan_text(record: schema.PlanRecord, measured: Measured | None = None) -> Re
     parts: list[RenderableType] = [Text(summary(record)), _stages(record), _devices(record, measured)]
     if record.transmissions:
         parts.append(_transmissions(record))
+    if record.spares:
+        parts.append(_spares(record))
+    if record.envelope:
+        parts.append(_envelope(record))
     if record.unused:
         unused = [f"{name} is not used: {reason}" for name, reason in sorted(record.unused.items())]
         parts.append(Text("\n".join(unused)))
@@ -104,6 +116,23 @@ def _transmissions(record: schema.PlanRecord) -> Table:
     table = _table("tensor", "from", "to", "kind", "bytes a token")
     for sent in record.transmissions:
         table.add_row(sent.tensor, sent.source, sent.destination, sent.kind, human_bytes(sent.bytes))
+    return table
+
+
+def _spares(record: schema.PlanRecord) -> Table:
+    table = _table("spares of", "blocks that it holds besides", "weights")
+    for name, blocks in sorted(record.spares.items()):
+        size = sum(block.weights_bytes for block in record.blocks if block.id in set(blocks))
+        table.add_row(name, block_ranges(blocks), human_bytes(size))
+    return table
+
+
+def _envelope(record: schema.PlanRecord) -> Table:
+    table = _table("when", "then", "token", "change")
+    for move in record.envelope:
+        token = "-" if move.tpot_s is None else human_seconds(move.tpot_s)
+        change = human_seconds(move.change_s) if move.change_s else "-"
+        table.add_row(event_words(move), move_words(record, move), token, change)
     return table
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llcompile.explain.measured import Measured, predict
 from llcompile.explain.sizes import human_bytes, human_seconds
 from llrun import schema
+
+_EVENTS = {schema.MoveEvent.LOST: "lost", schema.MoveEvent.HALF: "half as fast"}
 
 
 def summary(record: schema.PlanRecord) -> str:
@@ -58,3 +62,28 @@ def stage_words(record: schema.PlanRecord, stage: schema.StageRecord) -> str:
 def stage_bytes(record: schema.PlanRecord, stage: schema.StageRecord) -> int:
     start, stop = stage.blocks
     return sum(block.weights_bytes for block in record.blocks if start <= block.id < stop)
+
+
+def block_ranges(blocks: Sequence[int]) -> str:
+    """`1-3, 5`: ascending ids, runs of them as ranges."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and runs[-1][-1] == block - 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def event_words(move: schema.MoveRecord) -> str:
+    """What happens: `pi lost`."""
+    return f"{move.device} {_EVENTS[move.event]}"
+
+
+def move_words(record: schema.PlanRecord, move: schema.MoveRecord) -> str:
+    """What is done about it: the stages that run then, or why the model cannot go on."""
+    if not move.possible:
+        return f"the model cannot go on: {move.reason}"
+    if move.stages == record.stages:
+        return "stays as it is"
+    return ", ".join(f"{stage.lead} {block_ranges(range(*stage.blocks))}" for stage in move.stages)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from llrun.schema.values import PlanStatus, Precision, Shapes, TransmissionKind
+from llrun.schema.values import MoveEvent, PlanStatus, Precision, Shapes, TransmissionKind
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,30 @@ class Transmission:
 
 
 @dataclass(frozen=True)
+class Move:
+    """What would be done when `event` happens to `device`: `stages`, their TPOT, and the seconds of the change.
+
+    Where nothing can be done (`possible` False) `reason` says what would make it so.
+    """
+
+    event: MoveEvent
+    device: str
+    possible: bool
+    tpot_s: float | None
+    change_s: float | None
+    stages: tuple[Stage, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """The stages, what they cost, and what is proven of them.
 
     Seconds: `ttft_s` to the first token of a prompt of `prompt_tokens`, `tpot_s` a further token with a full context
     cached, `chunk_s` a chunk of the prompt from end to end, `slowest_chunk_s` of it in the slowest device or
     link. The objective was for `prompt_tokens` and `new_tokens` (latency), or `sequences` at once (throughput).
-    `problem` is the solved MIP in MPS text, so that it can be solved again.
+    `problem` is the solved MIP in MPS text, so that it can be solved again; `spare_problem` that which chose `spares`,
+    the blocks that devices hold and do not run. `moves`: what would be done with them.
     """
 
     status: PlanStatus
@@ -116,6 +133,9 @@ class Plan:
     unused: Mapping[str, str]
     transmissions: tuple[Transmission, ...]
     problem: str
+    spares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    spare_problem: str = ""
+    moves: tuple[Move, ...] = ()
 
     def stage_of(self, block: int) -> Stage:
         """The stage that has `block`."""
@@ -124,3 +144,12 @@ class Plan:
     def stages_of(self, device: str) -> tuple[Stage, ...]:
         """The stages that `device` takes part in, in order: the head has two in a plan with workers."""
         return tuple(stage for stage in self.stages if device in stage.devices)
+
+    @property
+    def held(self) -> Mapping[str, tuple[int, ...]]:
+        """The blocks on each device's disk, run or spare, ascending; by name, devices without any left out."""
+        run = {
+            device: [b for stage in self.stages_of(device) for b in stage.blocks] for device in self.devices
+        }
+        names = sorted({*run, *self.spares})
+        return {name: tuple(sorted({*run.get(name, ()), *self.spares.get(name, ())})) for name in names}

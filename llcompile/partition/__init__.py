@@ -5,10 +5,12 @@ from llcompile.partition.options import Pin, PlanOptions, check_time_limit, pars
 from llcompile.partition.planner import plan
 from llcompile.partition.programs import device_programs
 from llcompile.partition.solver import resolve
+from llcompile.partition.spares import Spare, with_spares
 
 __all__ = [
     "Pin",
     "PlanOptions",
+    "Spare",
     "check_time_limit",
     "device_programs",
     "envelope",
@@ -17,4 +19,5 @@ __all__ = [
     "plan",
     "request_of",
     "resolve",
+    "with_spares",
 ]

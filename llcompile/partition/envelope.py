@@ -39,7 +39,7 @@ def _device(cluster: Cluster, name: str, costs: Sequence[BlockCost]) -> schema.E
         memory_bytes=device.memory_bytes,
         runtime_bytes=device.runtime_bytes,
         disk_bytes_per_s=float(device.disk_bytes_per_s),
-        standby=False,
+        standby=device.standby,
         blocks=tuple(
             schema.EnvelopeBlock(
                 id=cost.block,

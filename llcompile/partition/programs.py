@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from llcompile.ir.errors import INTERNAL, CompileError
 from llrun import schema
 from llrun.errors import RunError
 from llrun.programs.check_programs import Programs, check_programs
-from llrun.programs.write import write_programs
+from llrun.programs.write import idle_program, write_programs
 
 _BROKEN = "P223"
 
@@ -18,12 +18,17 @@ def device_programs(
     stages: Sequence[schema.StageRecord],
     transmissions: Sequence[schema.TransmissionRecord],
     head: str,
+    idle: Iterable[str] = (),
 ) -> dict[str, schema.DeviceProgram]:
-    """The program of every device in use. Raises CompileError P223 (exit 1): a fault of the compiler."""
+    """The program of every device in use, and that of those that hold spares alone: `idle`.
+
+    Raises CompileError P223 (exit 1): a fault of the compiler.
+    """
     try:
         programs = write_programs(graph, stages, transmissions)
     except RunError as error:
         raise _broken(error.message) from error
+    programs |= {device: idle_program(device) for device in idle}
     verify_programs(programs, graph, transmissions, head)
     return programs
 

@@ -10,7 +10,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from llcompile.bundle import check_destination, verify
@@ -151,12 +150,14 @@ def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../pi", "a/b", "", ".hidden", "pi;rm", "x" * 65])
 def test_device_names_that_cannot_be_folders(tmp_path: Path, name: str) -> None:
     devices = tuple(replace(d, name=name) if d.name == "pi" else d for d in small_bundle.CLUSTER.devices)
-    programs = {
-        "laptop": small_bundle.PROGRAMS["laptop"],
-        name: msgspec.structs.replace(small_bundle.PROGRAMS["pi"], device=name),
-    }
+    named = {"laptop": "laptop", "pi": name}
+    plan = replace(
+        small_bundle.PLAN,
+        stages=tuple(replace(s, devices=(named[s.lead],)) for s in small_bundle.PLAN.stages),
+        devices={named[d]: load for d, load in small_bundle.PLAN.devices.items()},
+    )
     with pytest.raises(CompileError) as caught:
-        build(tmp_path / "bundle", programs=programs, cluster=replace(small_bundle.CLUSTER, devices=devices))
+        build(tmp_path / "bundle", plan=plan, cluster=replace(small_bundle.CLUSTER, devices=devices))
     assert (caught.value.code, caught.value.exit_code) == ("B104", 2)
     assert others(tmp_path) == []
 

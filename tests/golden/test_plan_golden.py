@@ -13,7 +13,7 @@ from llcompile.bundle import graph_record
 from llcompile.bundle.records import stage_records, transmission_records
 from llcompile.ir.cluster import Cluster, Link
 from llcompile.ir.plan import Flow, Plan
-from llcompile.partition import device_programs, plan
+from llcompile.partition import Spare, device_programs, plan, with_spares
 from tests.unit.partition.cases import OPTIONS, cost, device
 from tests.unit.partition.graphs import layered
 from tests.unit.partition.test_programs import text
@@ -46,11 +46,11 @@ def compare(found: str, name: str) -> None:
 
 
 def printed(made: Plan) -> str:
-    """A field a line, numbers to six digits (solve_s and the problem aside)."""
+    """A field a line, numbers to six digits (solve_s and the problems aside)."""
     lines = []
     for field in fields(made):
         value = getattr(made, field.name)
-        if field.name in ("solve_s", "problem"):
+        if field.name in ("solve_s", "problem", "spare_problem"):
             continue
         if isinstance(value, tuple):
             lines += [f"{field.name}:", *(f"  {entry}" for entry in value)]
@@ -64,9 +64,12 @@ def printed(made: Plan) -> str:
 
 
 def test_plan_and_programs() -> None:
+    described = graph_record(GRAPH)
     made = plan(COSTS, FLOWS, CLUSTER, OPTIONS)
+    made = with_spares(made, COSTS, FLOWS, CLUSTER, OPTIONS, described, Spare.AUTO)
     sent = transmission_records(made.transmissions)
-    programs = device_programs(graph_record(GRAPH), stage_records(made.stages), sent, CLUSTER.head)
+    idle = sorted(made.held.keys() - made.devices.keys())
+    programs = device_programs(described, stage_records(made.stages), sent, CLUSTER.head, idle)
     compare("\n".join([printed(made), *text(programs, GRAPH), ""]), "plan_small.txt")
 
 

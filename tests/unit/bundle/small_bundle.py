@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from llcompile.bundle import graph_record, write_bundle
 from llcompile.bundle.records import stage_records, transmission_records
 from llcompile.explain import pages
@@ -21,7 +19,7 @@ from llcompile.partition import device_programs
 from llcompile.partition.envelope import envelope
 from llcompile.quantize import write_block
 from llrun import schema
-from llrun.programs.effects import loaded_blocks
+from llrun.programs.write import idle_program
 from llrun.schema import Isa, PlanStatus, Precision, Shapes, TransmissionKind
 
 HIDDEN = TensorSpec("hidden", "float32", (1, "n", 32))
@@ -156,20 +154,19 @@ def arguments(folder: Path, **changes: Any) -> dict[str, Any]:
         tokenizer_files=(str(folder / "tokenizer.json"),),
         random_seed=1,
     )
-    used = changes.get("programs", PROGRAMS)
-    loads = {name: PLAN.devices.get(name, PLAN.devices["pi"]) for name in used}
+    plan = changes.get("plan", PLAN)
     return {
         "model": model,
         "graph": GRAPH,
         "costs": COSTS,
-        "plan": replace(PLAN, devices=loads),
+        "plan": plan,
         "cluster": CLUSTER,
         "lowered": {target: lower(target) for target in PROCESSORS},
         "libraries": {target: folder / f"{target}.so" for target in PROCESSORS},
         "runtime_libraries": {target: folder / "runtime.so" for target in PROCESSORS},
         "programs": PROGRAMS,
         "described": DESCRIBED,
-        "envelope": envelope({name: loaded_blocks(used[name].instructions) for name in used}, COSTS, CLUSTER),
+        "envelope": envelope(plan.held, COSTS, CLUSTER),
         "pack": pack,
         "pages": pages,
         **changes,
@@ -182,6 +179,9 @@ def build(out: Path, **changes: Any) -> Path:
     return out
 
 
-def programs_with_twin() -> dict[str, schema.DeviceProgram]:
-    """The phone holds the pi's blocks too: equal processors, hence equal files."""
-    return {**PROGRAMS, "phone": msgspec.structs.replace(PROGRAMS["pi"], device="phone")}
+def with_spares() -> dict[str, Any]:
+    """The phone runs nothing and holds the pi's blocks too: equal processors, hence equal files."""
+    return {
+        "plan": replace(PLAN, spares={"laptop": (1,), "phone": (1, 2)}),
+        "programs": {**PROGRAMS, "phone": idle_program("phone")},
+    }

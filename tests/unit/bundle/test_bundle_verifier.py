@@ -217,9 +217,26 @@ def test_a_slice_without_a_block_that_its_program_loads(bundle: Path) -> None:
     replace_slice(bundle, "pi", blocks=())
     said = [
         "the envelope's blocks of pi are not those of its slice",
+        "its blocks are not those of the plan's stages and spares",
         "its program loads block 1, which it lacks",
     ]
     assert verify(bundle) == [f"devices/pi/slice.json: {fault}" for fault in said]
+
+
+def test_a_slice_with_another_envelope(bundle: Path) -> None:
+    record = schema.decode((bundle / "devices/pi/slice.json").read_bytes(), schema.Slice)
+    pi = msgspec.structs.replace(record.envelope.devices["pi"], standby=True)
+    other = msgspec.structs.replace(record.envelope, devices={**record.envelope.devices, "pi": pi})
+    replace_slice(bundle, "pi", envelope=other)
+    assert verify(bundle) == ["devices/pi/slice.json: envelope differs from the manifest"]
+
+
+def test_spares_that_the_slices_do_not_have(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    claimed = msgspec.structs.replace(manifest.plan, spares={"laptop": (2,)})
+    reseal(bundle, msgspec.structs.replace(manifest, plan=claimed))
+    said = "devices/laptop/slice.json: its blocks are not those of the plan's stages and spares"
+    assert said in verify(bundle)
 
 
 def test_a_slice_with_another_map_than_the_plan_s(bundle: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 
 from llcompile.bundle import read_manifest, verify
+from llcompile.ir.errors import CompileError
 from llrun import schema
 from llrun.device.slice import entry_of, find, open_file, verified_bytes
 from llrun.device.table import Table
@@ -20,7 +22,7 @@ from llrun.device.weights import Source, read_weights
 from llrun.memory import reserve
 from llrun.programs.write import write_programs
 from tests.unit.bundle import small_bundle
-from tests.unit.bundle.small_bundle import build
+from tests.unit.bundle.small_bundle import CLUSTER, build
 
 
 def names(bundle: Path) -> list[str]:
@@ -131,21 +133,61 @@ def test_a_block_is_packed_once_for_equal_layouts(tmp_path: Path) -> None:
         packed.append(block.id)
         return small_bundle.pack(path, lowered, template, block, progress)
 
-    bundle = build(tmp_path / "bundle", programs=small_bundle.programs_with_twin(), pack=pack)
-    assert sorted(packed) == [0, 1, 2, 3]
+    bundle = build(tmp_path / "bundle", **small_bundle.with_spares(), pack=pack)
+    assert sorted(packed) == [0, 1, 1, 2, 3]  # block 1 for each of two processors
     one, two = (bundle / f"devices/{d}/weights/block-001.safetensors" for d in ("pi", "phone"))
     assert one.read_bytes() == two.read_bytes()
     assert os.stat(one).st_ino == os.stat(two).st_ino
     assert verify(bundle) == []
 
 
+def test_a_device_that_holds_spares_alone_has_a_slice_and_nothing_to_do(tmp_path: Path) -> None:
+    bundle = build(tmp_path / "bundle", **small_bundle.with_spares())
+    phone, manifest = read_slice(bundle, "phone"), read_manifest(bundle)
+    assert phone.program == schema.DeviceProgram(device="phone", epoch=0, instructions=())
+    assert [block.id for block in phone.blocks] == [1, 2]
+    assert manifest.plan.spares == {"laptop": (1,), "phone": (1, 2)}
+    assert "phone" in manifest.plan.unused
+    assert (bundle / "deploy/run-phone.sh").is_file()
+    assert manifest.envelope == phone.envelope == read_slice(bundle, "laptop").envelope
+    held = {name: [b.id for b in device.blocks] for name, device in manifest.envelope.devices.items()}
+    assert held == {"laptop": [0, 1, 3], "phone": [1, 2], "pi": [1, 2]}
+    assert phone.devices["phone"].peak_bytes == 5 << 20
+    assert [b.id for b in read_slice(bundle, "laptop").blocks] == [0, 1, 3]
+
+
+def test_the_problem_that_chose_the_spares_is_kept(tmp_path: Path) -> None:
+    changes = small_bundle.with_spares()
+    changes["plan"] = replace(changes["plan"], spare_problem="NAME spares\nENDATA\n")
+    assert (build(tmp_path / "one", **changes) / "spares.mps").read_text() == "NAME spares\nENDATA\n"
+    assert not (build(tmp_path / "two") / "spares.mps").exists()
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_a_slice_that_its_disk_has_no_room_for_is_refused(tmp_path: Path, short: int) -> None:
+    """Libraries are compiled after the plan is made: what they take is known here."""
+    whole = build(tmp_path / "whole")
+    size = sum(path.stat().st_size for path in (whole / "devices/pi").rglob("*") if path.is_file())
+    devices = tuple(replace(d, disk_bytes=size - short) if d.name == "pi" else d for d in CLUSTER.devices)
+    if not short:
+        assert verify(build(tmp_path / "bundle", cluster=replace(CLUSTER, devices=devices))) == []
+        return
+    with pytest.raises(CompileError) as caught:
+        build(tmp_path / "bundle", cluster=replace(CLUSTER, devices=devices))
+    assert (caught.value.code, caught.value.exit_code) == ("B105", 2)
+    assert (
+        f"the slice of pi has {size} bytes, disk_bytes in devices.json is {size - 1}" in caught.value.message
+    )
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_links_fall_back_to_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no links here")
 
-    linked = build(tmp_path / "one", programs=small_bundle.programs_with_twin())
+    linked = build(tmp_path / "one", **small_bundle.with_spares())
     monkeypatch.setattr(os, "link", refuse)
-    copied = build(tmp_path / "two", programs=small_bundle.programs_with_twin())
+    copied = build(tmp_path / "two", **small_bundle.with_spares())
     assert os.stat(copied / "devices/phone/weights/block-001.safetensors").st_nlink == 1
     assert (linked / "manifest.json").read_bytes() == (copied / "manifest.json").read_bytes()
 

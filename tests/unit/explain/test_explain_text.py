@@ -87,6 +87,33 @@ phone is not used: its link adds <9 ms> a token & saves 2 ms
 """
 
 
+def test_what_a_lost_or_slow_device_leads_to_is_told() -> None:
+    lost = schema.MoveRecord(
+        event="lost", device="pi", possible=True, tpot_s=0.03, change_s=1.5,
+        stages=(schema.StageRecord.on("laptop", 0, 4),), reason="",
+    )  # fmt: skip
+    half = msgspec.structs.replace(lost, event="half", change_s=0.0, stages=RECORD.stages)
+    none = schema.MoveRecord(
+        event="lost",
+        device="phone",
+        possible=False,
+        tpot_s=None,
+        change_s=None,
+        stages=(),
+        reason="add a device",
+    )
+    envelope = tuple(
+        msgspec.convert(msgspec.to_builtins(move), schema.MoveRecord) for move in (lost, half, none)
+    )
+    record = msgspec.structs.replace(RECORD, spares={"laptop": (1, 2)}, envelope=envelope)
+    lines = [" ".join(line.split()) for line in rendered(record).splitlines()]
+    assert "laptop 1-2 4.88 KiB" in lines
+    assert "pi lost laptop 0-3 30.0 ms 1.50 s" in lines
+    assert "pi half as fast stays as it is 30.0 ms -" in lines
+    assert "phone lost the model cannot go on: add a device - -" in lines
+    assert json.loads(json.dumps(plan_json(record)))["envelope"][0]["change_s"] == 1.5
+
+
 def test_a_plan_that_is_not_proven_best_says_how_far_it_may_be() -> None:
     text = rendered(msgspec.structs.replace(RECORD, status="feasible", gap=0.125))
     assert "a plan within 12.5% of the best possible" in text

@@ -1,0 +1,134 @@
+"""Which blocks devices hold besides those they run: --spare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from llcompile.ir.cluster import Cluster
+from llcompile.ir.plan import BlockCost, Flow, Plan
+from llcompile.partition.clock import Clock
+from llcompile.partition.disk import file_bytes
+from llcompile.partition.holding import Held, choose, options_of
+from llcompile.partition.moves import moves
+from llcompile.partition.options import PlanOptions
+from llcompile.partition.problem import Problem
+from llcompile.partition.scenarios import Placed, Scenario, blocks_of, could_run, placements, scenarios
+from llrun.schema import GraphRecord
+
+STANDS_EMPTY = (
+    "stands by, as devices.json asks, but memory_bytes or disk_bytes leave no room for a single block"
+)
+CHOOSING = 0.5  # share of the time that is for the MIP
+
+
+class Spare(StrEnum):
+    """Auto: what answers losses and slow devices best. None: nothing, but on devices that stand by. All: what fits."""
+
+    AUTO = "auto"
+    NONE = "none"
+    ALL = "all"
+
+
+@dataclass(frozen=True)
+class Spares:
+    """What each device holds, and what led to it.
+
+    `held`: the blocks on each device's disk, ascending, those that it runs included; devices without any are left out.
+    `problem`: the MIP that chose them, empty where there was nothing to choose. `answers`: for each scenario the plans
+    that could be taken if every disk held them.
+    """
+
+    held: Mapping[str, tuple[int, ...]]
+    problem: str
+    answers: tuple[tuple[Scenario, tuple[Placed, ...]], ...]
+
+
+def choose_spares(
+    plan: Plan,
+    costs: Sequence[BlockCost],
+    flows: Sequence[Flow],
+    cluster: Cluster,
+    options: PlanOptions,
+    spare: Spare,
+) -> Spares:
+    """What each device holds. A device that stands by holds all that it could run, whatever `spare` says.
+
+    Same input, same spares, unless `options.time_limit_s` ends a search. Raises CompileError as `choose` does.
+    """
+    problem = Problem(tuple(costs), tuple(flows), cluster, options)
+    must = {d.name: frozenset(blocks_of(d.name, plan.stages)) for d in cluster.devices}
+    clock = Clock(options.time_limit_s)
+    answers = tuple((s, placements(s, plan.stages, clock)) for s in scenarios(problem, plan.stages))
+    held, text = _chosen(problem, plan.tpot_s, answers, must, spare, clock)
+    filled = {
+        device.name: _filled(problem, number, held[device.name])
+        if device.standby or spare is Spare.ALL
+        else tuple(sorted(held[device.name]))
+        for number, device in enumerate(problem.devices)
+    }
+    return Spares({d.name: filled[d.name] for d in cluster.devices if filled[d.name]}, text, answers)
+
+
+def with_spares(
+    plan: Plan,
+    costs: Sequence[BlockCost],
+    flows: Sequence[Flow],
+    cluster: Cluster,
+    options: PlanOptions,
+    graph: GraphRecord,
+    spare: Spare,
+) -> Plan:
+    """`plan` with the spares that `choose_spares` chooses, and what would be done with them."""
+    chosen = choose_spares(plan, costs, flows, cluster, options, spare)
+    spares = {
+        name: tuple(b for b in blocks if b not in blocks_of(name, plan.stages))
+        for name, blocks in chosen.held.items()
+    }
+    nothing = {d.name: STANDS_EMPTY for d in cluster.standing_by() if not spares.get(d.name)}
+    held = replace(
+        plan,
+        unused={**plan.unused, **nothing},
+        spares={name: blocks for name, blocks in spares.items() if blocks},
+        spare_problem=chosen.problem,
+    )
+    return replace(held, moves=moves(held, chosen.answers, costs, cluster, graph, spare is not Spare.NONE))
+
+
+def _chosen(
+    problem: Problem,
+    tpot_s: float,
+    answers: Sequence[tuple[Scenario, Sequence[Placed]]],
+    must: Held,
+    spare: Spare,
+    clock: Clock,
+) -> tuple[Held, str]:
+    """What the MIP makes of it.
+
+    It is asked where somebody may hold more than they run and a disk, or the wish to spare it, bounds that.
+    """
+    free = frozenset(d.name for d in problem.devices if d.standby or spare is Spare.ALL)
+    bounded = any(d.name in free and d.disk_bytes is not None for d in problem.devices)
+    if spare is not Spare.AUTO and not bounded:
+        return must, ""
+    options = options_of(answers, tpot_s)
+    if spare is Spare.NONE:
+        options = tuple(
+            o for o in options if all(uses <= must[d] for d, uses in o.uses.items() if d not in free)
+        )
+    if not options:
+        return must, ""
+    return choose(problem, options, must, free, max(clock.left_s, clock.limit_s * CHOOSING))
+
+
+def _filled(problem: Problem, device: int, held: frozenset[int]) -> tuple[int, ...]:
+    """`held` and whatever else the device could run and its disk has room for, the first blocks first."""
+    room = problem.disk[device] - sum(file_bytes(problem.costs[b]) for b in held)
+    more = []
+    for b in could_run(problem, device):
+        size = file_bytes(problem.costs[b])
+        if b not in held and size <= room:
+            more.append(b)
+            room -= size
+    return tuple(sorted({*held, *more}))
