@@ -50,9 +50,17 @@ def build(place: Path, out: Path, *options: str) -> subprocess.CompletedProcess[
 
 @pytest.fixture(scope="module")
 def bundle(place: Path) -> Path:
-    done = build(place, place / "bundle", "--use-all", "--quant", "q8")
+    done = build(place, place / "bundle", "--use-all", "--quant", "q8", "--spare", "none")
     assert done.returncode == 0, done.stderr
     return place / "bundle"
+
+
+@pytest.fixture(scope="module")
+def spared(place: Path) -> Path:
+    """The same with the spares that are the default."""
+    done = build(place, place / "spared", "--use-all", "--quant", "q8")
+    assert done.returncode == 0, done.stderr
+    return place / "spared"
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -73,11 +81,11 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> N
 # --- build, verify, explain ---
 
 
-def test_the_same_input_gives_the_same_bytes(place: Path, bundle: Path, tmp_path: Path) -> None:
+def test_the_same_input_gives_the_same_bytes(place: Path, spared: Path, tmp_path: Path) -> None:
     done = build(place, tmp_path / "again", "--use-all", "--quant", "q8", "--json", "--jobs", "1")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "optimal"
-    assert files_of(tmp_path / "again") == files_of(bundle)
+    assert files_of(tmp_path / "again") == files_of(spared)
 
 
 def test_verify_and_explain_a_bundle(bundle: Path) -> None:
@@ -101,6 +109,21 @@ def test_plan_prints_the_contract(place: Path) -> None:
     assert not set(plan["devices"]) & set(plan["unused"])
     for load in plan["devices"].values():
         assert load["peak_bytes"] <= load["memory_bytes"]
+
+
+def test_spares_are_packed_and_the_answer_is_the_same(bundle: Path, spared: Path) -> None:
+    assert verify(spared) == []
+    plan = json.loads(harness.llcompile("explain", spared, "--json").stdout)
+    assert plan["spares"]
+    assert all(move["possible"] for move in plan["envelope"] if move["event"] == "lost")
+    for name, blocks in plan["spares"].items():
+        run = {b for s in plan["stages"] if name in s["devices"] for b in range(*s["blocks"])}
+        record = json.loads((spared / "devices" / name / "slice.json").read_text())
+        assert {block["id"] for block in record["blocks"]} == run | set(blocks)
+        assert not run & set(blocks)
+    assert json.loads(harness.llcompile("explain", bundle, "--json").stdout)["spares"] == {}
+    [without], [with_them] = (harness.answers(b, [[1, 2, 3]], 6) for b in (bundle, spared))
+    assert without["tokens"] == with_them["tokens"]
 
 
 def test_pins_are_kept(place: Path) -> None:

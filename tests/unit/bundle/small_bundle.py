@@ -166,7 +166,7 @@ def arguments(folder: Path, **changes: Any) -> dict[str, Any]:
         "runtime_libraries": {target: folder / "runtime.so" for target in PROCESSORS},
         "programs": PROGRAMS,
         "described": DESCRIBED,
-        "envelope": envelope(plan.held, COSTS, CLUSTER),
+        "envelope": envelope(plan.held, COSTS, changes.get("cluster", CLUSTER)),
         "pack": pack,
         "pages": pages,
         **changes,
