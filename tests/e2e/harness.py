@@ -117,7 +117,8 @@ def logits(bundle: Path, ids: Sequence[int], small_table_bytes: int | None = Non
     """
     out = bundle.parent / f"{bundle.name}-logits.npy"
     script = (
-        f"import llrun.device.load as load; load.SMALL_TABLE_BYTES = {small_table_bytes or 'load.SMALL_TABLE_BYTES'}\n"
+        "import llrun.device.reading as reading;"
+        f"reading.SMALL_TABLE_BYTES = {small_table_bytes or 'reading.SMALL_TABLE_BYTES'}\n"
         "import sys, numpy as np; from pathlib import Path; from llrun.faces.where import Where, session_on;"
         "from llrun.faces.console import Console; from llrun.device.slice import find\n"
         "from llrun.wire.transport import Tcp\n"

@@ -12,7 +12,7 @@ TEXT = "def main(arguments):\n    for name in arguments:\n        print(name, 'â
 
 
 def make(folder: Path, count: int = 3) -> Path:
-    """The bundle's path."""
+    """The bundle's path; beside it lies `bare`, the same without spare blocks."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     model = save("llama", folder / "model")
@@ -27,4 +27,6 @@ def make(folder: Path, count: int = 3) -> Path:
     compiled = harness.compile_model(model, folder / "compiled")
     wishes = harness.options(model, target, "f32", use_all=True)
     compiled.bundle(folder / "bundle", load_cluster(target), wishes)
+    bare = harness.options(model, target, "f32", use_all=True, spare="none")
+    compiled.bundle(folder / "bare", load_cluster(target), bare)
     return folder / "bundle"

@@ -321,7 +321,8 @@ def test_no_process_outlives_the_head(bundle, how):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_worker_ends_the_run_in_time_and_by_name(bundle, how):
-    with long_run(bundle) as (process, workers):
+    """Without spare blocks nothing can take its place."""
+    with long_run(bundle.parent / "bare") as (process, workers):
         os.kill(workers[1], how)
         start = time.monotonic()
         _, errors = process.communicate(timeout=20)
@@ -334,3 +335,22 @@ def test_a_lost_worker_ends_the_run_in_time_and_by_name(bundle, how):
         assert "device d2 was lost" in lines[0]
         assert b"Traceback" not in errors
         assert gone(workers)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_worker_changes_nothing_of_the_text(bundle, lost):
+    """Its blocks go to others that hold them, and the same answer goes on."""
+    words = [*LLRUN, str(bundle), "--local", "-n", "200", "--rebalance", "off"]
+    words += [word for text in ("def main(", "for name in", "print(") for word in ("--prompt", text)]
+    whole = subprocess.run(words, capture_output=True, check=True, timeout=90).stdout
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout
+        begun = process.stdout.read(10)
+        os.kill(children_of(process.pid)[lost], signal.SIGKILL)
+        rest, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert begun + rest == whole
+    assert f"device d{lost + 1} was lost".encode() in errors
