@@ -343,7 +343,7 @@ def test_a_killed_worker_changes_nothing_of_the_text(bundle, lost):
     words = [*LLRUN, str(bundle), "--local", "-n", "200", "--rebalance", "off"]
     words += [word for text in ("def main(", "for name in", "print(") for word in ("--prompt", text)]
     whole = subprocess.run(words, capture_output=True, check=True, timeout=90).stdout
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(words, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stdout
         begun = process.stdout.read(10)
