@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from llrun.head.balance import Policy
 from llrun.head.changes import Changes
 from llrun.head.cluster import Cluster
@@ -14,6 +16,7 @@ from llrun.head.view import Event, EventKind, SequenceView, View, view_of
 from llrun.schema import StageRecord
 
 EVERY_S = 0.25
+BAND = 1.3  # times slower or faster than before: less is noise
 
 
 class Balancer:
@@ -30,6 +33,7 @@ class Balancer:
         self._hook = None if balancing.rebalance == "off" else Hook(function, note)
         self._events: list[Event] = []
         self._next = 0.0
+        self._pace = Pace()
 
     def happened(self, kind: EventKind, device: str) -> None:
         """A device was lost or has joined: the function is told with the next view."""
@@ -43,6 +47,7 @@ class Balancer:
         if asked is not None:
             self._begin(self._hook, *asked)
         elif (now >= self._next or self._events) and self._measured():
+            self._notice_pace()
             event = self._events[0] if self._events else Event(EventKind.STEP)
             if self._hook.offer(self._view(event)):
                 self._events = self._events[1:]
@@ -68,6 +73,13 @@ class Balancer:
         running = {stage.lead for stage in view.stages}
         return max(running, key=lambda name: view.devices[name].slowness, default=None)
 
+    def _notice_pace(self) -> None:
+        slowness = self._cluster.monitor.slowness()
+        running = {stage.lead for stage in self._cluster.stages}
+        device = self._pace.changed({name: slowness[name] for name in running & slowness.keys()})
+        if device is not None:
+            self._events.append(Event(EventKind.SLOW, device))
+
     def _measured(self) -> bool:
         """Whether there is anything to balance, and every device that runs has shown how fast it is."""
         histories = self._feeding.histories
@@ -79,3 +91,22 @@ class Balancer:
         sequences = tuple(SequenceView(each.fed, each.to_come) for each in self._feeding.histories.values())
         free = {name: each.free_memory_bytes for name, each in self._cluster.monitor.devices.items()}
         return view_of(self._cluster.placement(), self._cluster.stages, sequences, event, free)
+
+
+class Pace:
+    """Notices devices that become much slower or faster than they were when that was noticed last."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, float] = {}
+
+    def changed(self, slowness: Mapping[str, float]) -> str | None:
+        """The device that changed the most, if any did by more than noise; each change is told once."""
+        apart = {}
+        for name, now in sorted(slowness.items()):
+            known = self._known.setdefault(name, now)
+            apart[name] = max(now / known, known / now) if now > 0 and known > 0 else 1.0
+        most = max(apart, key=lambda each: apart[each], default=None)
+        if most is None or apart[most] < BAND:
+            return None
+        self._known[most] = slowness[most]
+        return most

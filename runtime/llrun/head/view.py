@@ -11,8 +11,10 @@ from llrun.schema import Envelope, StageRecord
 
 
 class EventKind(StrEnum):
-    """Why the function is called: a device was lost or joined, or steps were made (`step`, several times a second)."""
+    """Why the function is called: a device became much slower or faster than it was, one was lost, one joined, or steps
+    were made (`step`, several times a second)."""
 
+    SLOW = "slow"
     LOST = "lost"
     JOINED = "joined"
     STEP = "step"

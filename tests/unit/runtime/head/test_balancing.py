@@ -12,6 +12,7 @@ import pytest
 
 from llrun.errors import RunError
 from llrun.head.balance import Policy
+from llrun.head.balancer import Pace
 from llrun.head.hook import Hook, load_hook
 from llrun.head.options import Balancing
 from llrun.head.session import Session
@@ -188,3 +189,14 @@ def test_a_device_that_stays_slow_is_left_once():
 
 def test_a_device_that_flaps_moves_once_a_minute():
     assert moves_in(600, lambda t: 4.0 if int(t / 10) % 2 else 1.0) <= 2 + 10
+
+
+def test_a_change_of_pace_is_noticed_once():
+    pace = Pace()
+    assert pace.changed({}) is None
+    assert pace.changed({"anna": 2.0, "bert": 1.0}) is None
+    assert pace.changed({"anna": 2.4, "bert": 0.8}) is None
+    assert pace.changed({"anna": 6.0, "bert": 0.5}) == "anna"
+    assert pace.changed({"anna": 6.0, "bert": 0.5}) == "bert"
+    assert pace.changed({"anna": 6.0, "bert": 0.5}) is None
+    assert pace.changed({"anna": 2.0, "bert": 0.5}) == "anna"
