@@ -41,15 +41,20 @@ def native_target() -> str:
 
 def description() -> list[str]:
     """Lines of Markdown on the machine and the programs."""
+    compiler = _first_line(["c++", "--version"])
+    hardware, ours = own_description()
+    return [hardware, f"- llama.cpp of {SOURCE.replace('==', ' ')}, built by {compiler}", ours]
+
+
+def own_description() -> list[str]:
+    """The same where llrun is alone."""
     cpu = _processor()
     family = f"family {cpu.get('cpu family', '?')}, model {cpu.get('model', '?')}"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    compiler = _first_line(["c++", "--version"])
     return [
         f"- {os.cpu_count()} cores of {cpu.get('model name', platform.machine())} ({family}; "
         f"{_vector_sets(cpu.get('flags', ''))}), {memory:.0f} GiB, Linux {platform.release()}, "
         f"huge pages: {_chosen(_HUGE_PAGES)}",
-        f"- llama.cpp of {SOURCE.replace('==', ' ')}, built by {compiler}",
         f"- llrun at {_commit()}, CPython {platform.python_version()}, apache-tvm {version('apache-tvm')}",
     ]
 

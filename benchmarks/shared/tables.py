@@ -11,9 +11,9 @@ from shared.rounds import Spread
 _WORDS = ("format", "test", "program", "weights alone", "llrun", "llama-perplexity")
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; text to the left, figures to the right."""
-    marks = ["---" if head in _WORDS else "---:" for head in heads]
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = _WORDS) -> str:
+    """A Markdown table; columns of `words` to the left, figures to the right."""
+    marks = ["---" if head in words else "---:" for head in heads]
     return "\n".join("| " + " | ".join(row) + " |" for row in (heads, marks, *rows))
 
 

@@ -16,7 +16,7 @@ HEAVY = {"arm_kernels", "kernels"}  # import the compiler's kernels, and TVM wit
     "path",
     [
         pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in HEAVY else [])
-        for path in sorted(BENCHMARKS.glob("*.py"))
+        for path in sorted([*BENCHMARKS.glob("*.py"), *BENCHMARKS.glob("balancing/*.py")])
     ],
 )
 def test_a_command_starts(path: Path, tmp_path: Path) -> None:
@@ -27,6 +27,7 @@ def test_a_command_starts(path: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_shared_is_no_command() -> None:
-    scripts = {"arm_calls.py"}  # a device's side of counting, which runs in the emulated system
+    # A device's side of counting, which runs in the emulated system; a head that is told what to ask.
+    scripts = {"arm_calls.py", "driver.py"}
     for path in (BENCHMARKS / "shared").glob("*.py"):
         assert ("__main__" in path.read_text()) == (path.name in scripts), path

@@ -1,0 +1,150 @@
+"""Slow a device to a third in the middle of an answer, and see whether work moves away from it. Needs root.
+
+    python benchmarks/balancing/slowdown.py [--tokens 256] [--at 64] [--cores 0.33] [--rounds 3]
+
+The TinyLlama-1.1B shape in q4 on three equal devices with links of 100 Mbit/s and 1 ms: network namespaces, the
+middle device under a quota of processor time from token 64 on. Tokens a second of the rest, with the default
+balancing beside none, and beside the plan that the compiler makes when it is told the true rates (a second
+bundle, not balanced). Then the way back: the second bundle, whose device gets its speed back at token 64,
+beside the first.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from shared import bundles
+from shared.asking import Head, Question
+from shared.bundles import Device, Recipe
+from shared.fleet import Fleet
+from shared.machine import own_description
+from shared.machines import Link, Machines, why_not
+from shared.tables import table
+
+NAMES = ("anna", "bert", "carl")
+SLOWED = "bert"
+SLOWNESS = 3.0
+MEMORY_BYTES = 420_000_000
+BYTES_PER_S, LATENCY_S = 1.25e7, 1e-3
+SOON = 32
+PROMPT = (1, 3681, 338, 263, 1243, 29889)
+HEADS = ("direction", "run", "before, t/s", "after, t/s", f"from {SOON} later, t/s", "compute of bert, ms",
+         "moves at tokens", "text")  # fmt: skip
+
+
+def recipe(slowness: float) -> Recipe:
+    devices = [Device(name, MEMORY_BYTES, 6e10, 1.2e10) for name in NAMES]
+    devices[NAMES.index(SLOWED)] = devices[NAMES.index(SLOWED)].slowed(slowness)
+    return Recipe("tinyllama", "q4", devices, BYTES_PER_S, LATENCY_S)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens a second up to the token at which the device changes, from there on, and from some tokens later on;
+    `moves` as the session tells them, `compute_s` of the device that changes."""
+
+    before: float
+    after: float
+    later: float
+    compute_s: float
+    moves: Sequence[dict[str, Any]]
+    tokens: Sequence[int]
+
+
+def run(bundle: Path, rebalance: str, cores: tuple[float | None, float | None], at: int, tokens: int) -> Run:
+    """An answer during which the device's quota goes from the first of `cores` to the second at token `at`."""
+    with (
+        Machines(NAMES, Link(BYTES_PER_S, LATENCY_S / 2)) as machines,
+        tempfile.TemporaryDirectory() as folder,
+        Fleet(bundle, machines, Path(folder), ["--no-verify"]) as fleet,
+    ):
+        fleet.start()
+        with Head(fleet, "--rebalance", rebalance, log=Path(folder) / "head.log") as head:
+            machines.quota(SLOWED, cores[0])
+            head.ask([Question(PROMPT, tokens, 1.0, 1)])
+            head.await_tokens(at)
+            machines.quota(SLOWED, cores[1])
+            found = head.answers(tokens * 2.0)
+            machines.quota(SLOWED, None)  # so that the end is not slow as well
+    if found.errors:
+        raise SystemExit(f"{rebalance}: {found.errors[0]}")
+    times = found.times(0)
+    return Run(
+        _rate(times[:at]), _rate(times[at:]), _rate(times[at + SOON :]), found.compute_s[SLOWED], found.moves,
+        found.texts[0],
+    )  # fmt: skip
+
+
+def _rate(times: Sequence[float]) -> float:
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def median(runs: Sequence[Run], name: str) -> float:
+    return statistics.median(getattr(one, name) for one in runs)
+
+
+def row(direction: str, name: str, runs: Sequence[Run], tokens: int, text: Sequence[int]) -> list[str]:
+    moved = "; ".join(
+        ", ".join(f"{move['token']} ({move['reason']}, {move['pause_s'] * 1e3:.0f} ms)" for move in one.moves)
+        or "-"
+        for one in runs
+    )
+    return [
+        direction,
+        name,
+        *(f"{median(runs, part):.2f}" for part in ("before", "after", "later")),
+        f"{median(runs, 'compute_s') / tokens * 1e3:.1f}",
+        moved,
+        "same" if all(list(one.tokens) == list(text) for one in runs) else "**differs**",
+    ]
+
+
+@click.command()
+@click.option("--tokens", default=256, show_default=True)
+@click.option("--at", default=64, show_default=True, help="The token at which the device changes.")
+@click.option("--cores", default=0.33, show_default=True, help="Of the device while it is slow.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--only", type=click.Choice(["slow", "back", "both"]), default="both", show_default=True)
+def main(tokens: int, at: int, cores: float, rounds: int, only: str) -> None:
+    """Slow a device down and back, with and without balancing."""
+    reason = why_not(delayed=True, quotas=True)
+    if reason:
+        raise SystemExit(reason)
+    even, anew = bundles.built(recipe(1.0)), bundles.built(recipe(SLOWNESS))
+    rows, ratios = [], []
+    for direction, first, second, change in (
+        ("slow", even, anew, (None, cores)),
+        ("back", anew, even, (cores, None)),
+    ):
+        if only not in (direction, "both"):
+            continue
+        kinds = {"off": (first, "off"), "auto": (first, "auto"), "planned anew": (second, "off")}
+        runs: dict[str, list[Run]] = {name: [] for name in kinds}
+        for number in range(rounds):
+            for name, (bundle, rebalance) in list(kinds.items())[:: -1 if number % 2 else 1]:
+                runs[name].append(run(bundle, rebalance, change, at, tokens))
+                click.echo(
+                    f"{direction} {number + 1}/{rounds}: {name}: {runs[name][-1].after:.2f} t/s", err=True
+                )
+        text = runs["off"][0].tokens
+        rows += [row(direction, name, found, tokens, text) for name, found in runs.items()]
+        off, auto, goal = (median(runs[name], "after") for name in kinds)
+        soon = median(runs["auto"], "later") / median(runs["planned anew"], "later")
+        ratios.append(
+            f"{direction}: {auto / off:.2f}x without balancing, {auto / goal:.2f} of planned anew; from {SOON} tokens"
+            f" after the change on {soon:.2f} of it"
+        )
+    click.echo("\n".join([*own_description(), "", table(HEADS, rows, HEADS[:2]), "", *ratios]))
+
+
+if __name__ == "__main__":
+    main()
