@@ -58,7 +58,18 @@ def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
         folder = tmp_path_factory.mktemp(f"{quant}-{'arm' if arm_workers else 'x86'}")
         cluster = folder / "devices.json"
         cluster.write_text(json.dumps(devices(arm_workers)))
-        arguments = ["build", str(model), "--target", str(cluster), "--quant", quant, "--context", "64"]
+        arguments = [
+            "build",
+            str(model),
+            "--target",
+            str(cluster),
+            "--quant",
+            quant,
+            "--context",
+            "64",
+            "--spare",
+            "none",
+        ]
         # In this process: torch and tvm, loaded by other tests anyway, take longer to load than a build does.
         done = CliRunner().invoke(cli.main, [*arguments, *PINS, "-o", str(folder / "bundle")])
         assert done.exit_code == 0, done.output

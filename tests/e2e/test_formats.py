@@ -48,7 +48,7 @@ def stored_weights(
     (lowered,) = {id(found): found for found in compiled.compiled.lowered.values()}.values()
     packed = {template.template: template.params for template in lowered}
     for block in compiled.graph.blocks:
-        (path,) = bundle.glob(f"devices/*/weights/block-{block.id:03d}.safetensors")
+        path = next(bundle.glob(f"devices/*/weights/block-{block.id:03d}.safetensors"))
         tensors = load_file(path)
         for index, param in enumerate(compiled.graph.templates[block.template].weights):
             stored = [one for one in packed[block.template] if one.weight == index]

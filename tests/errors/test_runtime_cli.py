@@ -137,8 +137,9 @@ def files_that_matter(bundle: Path) -> list[Path]:
 
 
 def test_one_flipped_byte_in_any_file_is_found_before_anything_runs(bundle, tmp_path):
+    """But for spare blocks, which are read and checked when they are to run."""
     copy = tmp_path / "bundle"
-    shutil.copytree(bundle, copy)
+    shutil.copytree(bundle.parent / "bare", copy)
     listen = ["--device", "d1", "--listen", "127.0.0.1:0"]
     for path in files_that_matter(copy):
         good = path.read_bytes()

@@ -51,6 +51,7 @@ from llrun.wire.transport import Transport
 
 COMPUTE_END_S = 5.0
 ASK_S = 1.0  # between two askings for what the monitor keeps
+SLICE_S = 0.05  # of waiting: Ctrl-C that comes just before a wait is heeded after it
 Ids = Sequence[int]
 
 
@@ -259,7 +260,7 @@ class Session:
         if until is not None and self._changes.recovering:
             due = [at for at in due if at > now] or [now + ASK_S]
         try:
-            return self._replies.get(timeout=max(min(due) - now, 0.0) if due else None)
+            return self._replies.get(timeout=max(min([*due, now + SLICE_S]) - now, 0.0))
         except Empty:
             return None
 

@@ -115,7 +115,9 @@ def test_many_cycles_leave_memory_files_and_mappings_as_they_were(tmp_path: Path
     for _ in range(100):
         cycle()
     after = resident_bytes(), open_files(), mappings()
-    assert after[0] <= before[0] + MIB  # a block that stayed would be 300
+    assert (
+        after[0] <= before[0] + 8 * MIB
+    )  # the heap wanders by some; a block that stayed each time would be 300
     assert after[1] == before[1]
     assert after[2] <= before[2] + 20
     assert sorted(made.resident) == list(OWN)
