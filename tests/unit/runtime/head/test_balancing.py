@@ -70,6 +70,17 @@ def test_to_and_fro(cluster):
         assert all(move.computed_again == 0 for move in moving.moves)
 
 
+def test_a_slow_device_is_known_as_slow_after_a_move(cluster):
+    """What is measured then is set beside the plan, not beside what was measured before."""
+    slow = numpy_model.library(t1=lambda *each: time.sleep(0.005) or numpy_model.mix(*each))
+    workers = cluster(NAMES, {"anna": numpy_model.device("anna", NAMES, slow)})
+    with session(workers, [], lambda view: OTHERS) as moving:
+        produced(moving, [[1, 2, 3]], 120)
+        (move,) = moving.moves
+        assert move.token < 90
+        assert moving._cluster.monitor.slowness()["anna"] > 4  # 5 ms for a block that is planned with 1
+
+
 def raising(view: View):
     raise ValueError("no idea")
 
