@@ -221,14 +221,16 @@ with llrun.Session(sys.argv[1], local=True, rebalance=lambda view: None) as sess
         session.generate([1] * 300)
     except llrun.RunError as error:
         refused = str(error)
-print(json.dumps([text.tokens, text.text, seen, text.token_s, sorted(text.devices), ids.tokens, refused]))
+    took = session.readings
+computed = [took.devices[name].compute_s > 0 for name in sorted(took.devices)]
+print(json.dumps([text.tokens, text.text, seen, text.token_s, sorted(text.devices), ids.tokens, refused, computed]))
 """
 
 
 def test_a_python_program_runs_it(bundle):
     done = subprocess.run([sys.executable, "-c", PROGRAM, bundle], capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
-    tokens, text, seen, token_s, devices, ids, refused = json.loads(done.stdout)
+    tokens, text, seen, token_s, devices, ids, refused, took = json.loads(done.stdout)
     words = ["--prompt", "def main(", "-n", 20, "--temperature", 1.2, "--seed", 3, "--json"]
     found = json.loads(llrun(bundle, "--local", *words).stdout)
     assert (tokens, text) == (found["tokens"], found["text"])
@@ -237,6 +239,8 @@ def test_a_python_program_runs_it(bundle):
     assert len(token_s) == 20
     assert (devices, len(ids)) == (["d0", "d1", "d2"], 1)
     assert refused.startswith("error[R105]: 300 prompt tokens")
+    assert took == [True] * 3
+    assert sorted(found["measured"]["devices"]) == devices
 
 
 def test_a_killed_run_goes_on_from_its_session_file(bundle, tmp_path):

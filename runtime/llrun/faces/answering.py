@@ -62,15 +62,16 @@ def answer_all(
     with recording(path, stored.record, Kind.PROMPTS, console) as file:
         run = PromptRun(prompts, wanted, tokenizer, stored.record.model, console, file)
         turns = run.turns()
-        answers = run.read(turns)
+        answers, readings = run.read(turns), None
         if len(answers) < len(prompts):
             with session_on(stored, where, console, balancing) as session:
                 for answer in run.rest(Scheduler(session), turns, len(answers)):
                     answers.append(answer)
                     if not as_json:
                         console.figures(answer[0])
+                readings = session.readings
     if as_json:
-        console.results(answers)
+        console.results(answers, readings)
 
 
 def tokenizer_for_ids(stored: StoredSlice, wanted: Wanted, console: Console) -> Tokenizer | None:

@@ -15,6 +15,7 @@ from llrun.head.controls import Note, silent
 from llrun.head.hook import load_hook
 from llrun.head.moves import Move
 from llrun.head.options import BUILT_IN, WAIT_S, Balancing, Rebalance
+from llrun.head.readings import Readings
 from llrun.requests.request import Request, Result
 from llrun.requests.sampling import Sampling
 from llrun.requests.scheduler import Scheduler
@@ -100,9 +101,7 @@ class Session:
         adds; False ends the answer. Raises RunError R1xx for what cannot be asked; an answer that cannot be finished
         raises what ended it.
         """
-        scheduler = self._scheduler
-        if scheduler is None:
-            raise RunError("R108", "this session is not open: use it in a `with`")
+        scheduler = self._opened()
         if (isinstance(prompt, str) or stop) and self._no_text:
             raise self._no_text
         ids = self._encoded(prompt)
@@ -117,6 +116,16 @@ class Session:
     def moves(self) -> Sequence[Move]:
         """Every change of stages so far."""
         return tuple(self._scheduler.session.moves) if self._scheduler else ()
+
+    @property
+    def readings(self) -> Readings:
+        """What devices and links took lately: medians, `measured` in `--json`. Raises RunError R108 when not open."""
+        return self._opened().session.readings
+
+    def _opened(self) -> Scheduler:
+        if self._scheduler is None:
+            raise RunError("R108", "this session is not open: use it in a `with`")
+        return self._scheduler
 
     def _encoded(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):

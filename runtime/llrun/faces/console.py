@@ -15,6 +15,7 @@ from llrun.faces import visible
 
 if TYPE_CHECKING:
     from llrun.head.moves import Move
+    from llrun.head.readings import Readings
     from llrun.requests.request import Result
 
 MIB = 1 << 20
@@ -132,10 +133,12 @@ class Console:
             f" ({len(result.tokens)} tokens{stopped}); memory {memory}]"
         )
 
-    def results(self, answers: Sequence[tuple[Result, str | None]]) -> None:
-        """The one JSON object: the last answer's fields, and all answers as `results` when several."""
+    def results(self, answers: Sequence[tuple[Result, str | None]], readings: Readings | None) -> None:
+        """The one JSON object: the last answer's fields, what the session measured, None where there was none, and all
+        answers as `results` when several."""
         records = [_record(result, text) for result, text in answers]
-        self.json({**records[-1], "results": records} if len(records) > 1 else records[-1])
+        whole = {**records[-1], "measured": _measured(readings) if readings else None}
+        self.json({**whole, "results": records} if len(records) > 1 else whole)
 
 
 def _record(result: Result, text: str | None) -> dict[str, object]:
@@ -155,3 +158,16 @@ def _move(move: Move) -> dict[str, object]:
     record: dict[str, object] = msgspec.to_builtins(move)
     del record["at_s"]  # a clock that only this process has
     return record
+
+
+def _measured(readings: Readings) -> dict[str, object]:
+    links = [
+        {
+            "from": link.source,
+            "to": link.destination,
+            "latency_s": link.latency_s,
+            "bytes_per_s": link.bytes_per_s,
+        }
+        for link in readings.links
+    ]
+    return {"devices": msgspec.to_builtins(readings.devices), "links": links}

@@ -95,7 +95,7 @@ class Cluster:
         for device in sorted(self.alive):
             self.tell(device, Switch(self.epoch, places_of(ways, stages, device)))
         progress.plan(*takers(programs_of(self.record, stages, self.epoch, self.alive)))
-        self.monitor.plan(Placement.of(self.record).seconds_of(stages))
+        self.monitor.plan(stages, Placement.of(self.record).seconds_of(stages))
 
 
 def programs_of(

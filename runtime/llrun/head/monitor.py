@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from llrun.head.readings import DeviceReading, LinkReading, Readings, RunReading
 from llrun.programs.placement import LinkRate, Rates
+from llrun.schema import StageRecord
 from llrun.wire.messages import Measured, StepDone
 
 RECENT, LONG = 8, 64  # steps
@@ -15,7 +17,7 @@ RECENT, LONG = 8, 64  # steps
 
 @dataclass
 class Samples:
-    """Seconds of the newest steps. `recent` and `usual` are medians, None before there is a step."""
+    """The newest figures of a kind. `recent` and `usual` are medians, None before there is one."""
 
     values: deque[float] = field(default_factory=lambda: deque(maxlen=LONG))
 
@@ -39,26 +41,45 @@ class DeviceSamples:
     free_memory_bytes: int = 0
     tokens: int = 0
 
+    @property
+    def enough(self) -> bool:
+        """Whether so many tokens were computed that the medians say something."""
+        return self.tokens >= RECENT
+
+
+@dataclass
+class LinkSamples:
+    """Of one link: one way, seconds and bytes a second, as often as its traffic showed them."""
+
+    latency: Samples = field(default_factory=Samples)
+    rate: Samples = field(default_factory=Samples)
+
 
 class Monitor:
     """Running medians of single tokens' steps since the program was taken up, and of links."""
 
-    def __init__(self, predicted: Mapping[str, float], planned: Mapping[tuple[str, str], LinkRate]) -> None:
-        """`predicted`: seconds a token that the plan has each device compute. `planned`: the links' rates there."""
+    def __init__(
+        self,
+        stages: Sequence[StageRecord],
+        predicted: Mapping[str, float],
+        planned: Mapping[tuple[str, str], LinkRate],
+    ) -> None:
+        """`predicted`: seconds a token that the plan has each device compute of `stages`. `planned`: the links' rates
+        there."""
         self._planned = dict(planned)
         self._devices: dict[str, DeviceSamples] = {}
-        self._links: dict[tuple[str, str], LinkRate] = {}
+        self._links: dict[tuple[str, str], LinkSamples] = {}
         self._slowness: dict[str, float] = {}  # as it was when the device ran something last
-        self._predicted = dict(predicted)
+        self._stages, self._predicted = tuple(stages), dict(predicted)
 
     @property
     def devices(self) -> Mapping[str, DeviceSamples]:
         return self._devices
 
-    def plan(self, predicted: Mapping[str, float]) -> None:
+    def plan(self, stages: Sequence[StageRecord], predicted: Mapping[str, float]) -> None:
         """Other stages run from now on: what was measured stays as how slow each device is."""
         self._slowness = dict(self.slowness())
-        self._predicted = dict(predicted)
+        self._stages, self._predicted = tuple(stages), dict(predicted)
         for samples in self._devices.values():
             samples.compute, samples.wait, samples.send = Samples(), Samples(), Samples()
             samples.runs, samples.tokens = [], 0
@@ -89,11 +110,11 @@ class Monitor:
         """A device's links and memory."""
         self._devices.setdefault(device, DeviceSamples()).free_memory_bytes = said.free_memory_bytes
         for link in said.links:
-            planned = self._planned.get((device, link.device))
-            latency_s = link.latency_s or (planned.latency_s if planned else 0.0)
-            bytes_per_s = link.bytes_per_s or (planned.bytes_per_s if planned else 0.0)
-            if latency_s and bytes_per_s:  # what the traffic does not show is as it was planned
-                self._links[device, link.device] = LinkRate(latency_s, bytes_per_s)
+            samples = self._links.setdefault((device, link.device), LinkSamples())
+            if link.latency_s:
+                samples.latency.values.append(link.latency_s)
+            if link.bytes_per_s:
+                samples.rate.values.append(link.bytes_per_s)
 
     def forget(self, device: str) -> None:
         """The device is gone: what it was says nothing of what it will be."""
@@ -106,7 +127,7 @@ class Monitor:
         found = dict(self._slowness)
         for device, samples in self._devices.items():
             recent, predicted = samples.compute.recent, self._predicted.get(device, 0.0)
-            if recent is not None and predicted > 0 and samples.tokens >= RECENT:
+            if recent is not None and predicted > 0 and samples.enough:
                 found[device] = recent / predicted
         return found
 
@@ -116,8 +137,49 @@ class Monitor:
         slowness = dict(self.slowness())
         usual = median(slowness.values()) if slowness else 1.0
         names = {name for pair in self._planned for name in pair}
-        return Rates({**dict.fromkeys(names, usual), **slowness}, dict(self._links))
+        return Rates({**dict.fromkeys(names, usual), **slowness}, self._link_rates())
+
+    def readings(self) -> Readings:
+        """What was measured of every device and link that there is, for people and their scripts."""
+        slowness = self.slowness()
+        devices = {
+            name: DeviceReading(
+                tokens=samples.tokens,
+                compute_s=samples.compute.usual,
+                wait_s=samples.wait.usual,
+                send_s=samples.send.usual,
+                runs=self._runs(name, samples),
+                slowness=slowness.get(name),
+                free_memory_bytes=samples.free_memory_bytes or None,
+            )
+            for name, samples in sorted(self._devices.items())
+        }
+        links = [
+            LinkReading(*way, samples.latency.recent, samples.rate.recent)
+            for way, samples in sorted(self._links.items())
+        ]
+        return Readings(devices, tuple(links))
 
     def measured_all(self, devices: Iterable[str]) -> bool:
         """Whether each of these has computed enough tokens since the program was taken up."""
-        return all(name in self._devices and self._devices[name].tokens >= RECENT for name in devices)
+        return all(name in self._devices and self._devices[name].enough for name in devices)
+
+    def _runs(self, device: str, samples: DeviceSamples) -> tuple[RunReading, ...]:
+        """The compute of each of a device's stages; none where its program is not cut as its stages are."""
+        mine = [stage.blocks for stage in self._stages if stage.lead == device]
+        if len(mine) != len(samples.runs):
+            return ()
+        return tuple(
+            RunReading(blocks, run.usual or 0.0) for blocks, run in zip(mine, samples.runs, strict=True)
+        )
+
+    def _link_rates(self) -> Mapping[tuple[str, str], LinkRate]:
+        """What the traffic does not show is as it was planned; of a link that nobody planned, all must be shown."""
+        rates = {}
+        for way, samples in self._links.items():
+            planned = self._planned.get(way)
+            latency_s = samples.latency.recent or (planned.latency_s if planned else 0.0)
+            bytes_per_s = samples.rate.recent or (planned.bytes_per_s if planned else 0.0)
+            if latency_s and bytes_per_s:
+                rates[way] = LinkRate(latency_s, bytes_per_s)
+        return rates

@@ -28,6 +28,7 @@ from llrun.head.monitor import Monitor
 from llrun.head.moves import Move
 from llrun.head.options import Balancing
 from llrun.head.outbound import Outbound
+from llrun.head.readings import Readings
 from llrun.head.replies import Logits, Reply, Said, Unlinked
 from llrun.head.view import EventKind
 from llrun.programs.placement import LinkRate, Placement
@@ -90,7 +91,7 @@ class Session:
         self._links = Links(
             device.installed, device.limits, inbox.deliver, self._replies.put, self._unlinked, transfers
         )
-        chosen = {name: addresses[name] for name in workers_of(device)}
+        chosen = {name: addresses[name] for name in sorted(record.devices.keys() - {record.head})}
         controls = Controls(record.bundle, device.name, transport, chosen, self._replies, note)
         own = Part(
             device, self._engine, self._links, transfers, lambda _: True, controls.dial_data, outbound.reply
@@ -99,7 +100,7 @@ class Session:
         planned = {
             (k.source, k.destination): LinkRate(k.latency_s, k.bytes_per_s) for k in record.envelope.links
         }
-        monitor = Monitor(Placement.of(record).seconds_of(record.stages), planned)
+        monitor = Monitor(record.stages, Placement.of(record).seconds_of(record.stages), planned)
         self._cluster = Cluster(
             record, controls, own, monitor, {device.name}, record.stages, device.installed.epoch
         )
@@ -146,6 +147,11 @@ class Session:
     def moves(self) -> Sequence[Move]:
         """The changes of stages so far."""
         return self._changes.moves
+
+    @property
+    def readings(self) -> Readings:
+        """What devices and links took lately."""
+        return self._cluster.monitor.readings()
 
     # --- sequences ---
 
@@ -390,8 +396,3 @@ class Session:
         self._engine.inbox.put(Stop())
         if self._compute.is_alive():
             self._compute.join(COMPUTE_END_S)
-
-
-def workers_of(device: Device) -> list[str]:
-    """Every device of the plan but the head, by name."""
-    return sorted(device.record.devices.keys() - {device.record.head})

@@ -53,7 +53,7 @@ def test_a_request_has_the_moves_that_it_saw_at_its_own_tokens(capsys):
     handle.finish({}, moves)
     assert handle.result
     assert [move.token for move in handle.result.moves] == [2, 4, 4, 5]
-    Console(quiet=True).results([(handle.result, "text")])
+    Console(quiet=True).results([(handle.result, "text")], None)
     found = json.loads(capsys.readouterr().out)
     assert found["token_s"][:2] == [0.0, 0.0]
     assert found["moves"][1] == {
