@@ -13,7 +13,7 @@ from llrun.head.copying import Copying
 from llrun.head.feeding import Feeding
 from llrun.head.loss_words import irreplaceable, taken_over
 from llrun.head.mirroring import links_of, ways_of
-from llrun.head.moves import Move, MoveReason
+from llrun.head.moves import Move, MoveReason, in_words
 from llrun.head.options import Balancing
 from llrun.head.replay import Rewind, by_block, rewind
 from llrun.programs.rated import spans
@@ -109,6 +109,9 @@ class Changes:
         if self._relink_at is not None and now >= self._relink_at:
             self._relink_at = None
             if self._phase != Phase.WAITING:
+                self._note(
+                    f"device {self._unlinked} lost a connection, which is made again; the answer goes on"
+                )
                 self._recover(MoveReason.LOST, self._unlinked)
         if self._until is not None and now >= self._until:
             device, reason = min(self._missing.items())
@@ -149,13 +152,14 @@ class Changes:
 
     def _switch_over(self) -> None:
         """Everything is where it is to be: the next step is of the next epoch."""
-        count = len(self._stages)
+        count, before = len(self._stages), self._cluster.stages
         ways = [
             Rewind(number, (history.fed,) * count, history.fed, 0)
             for number, history in self._feeding.histories.items()
         ]
         self._take_up(ways)
-        self._go_on(self._copying.moved_bytes, 0)
+        if made := self._go_on(self._copying.moved_bytes, 0):
+            self._note(in_words(made, before))
 
     def _give_up(self) -> None:
         """The move is not made. Its epoch has not begun, so its number is used again."""
@@ -296,16 +300,19 @@ class Changes:
         self._unswitched = set(self._cluster.alive)
         self._cluster.switch(self._stages, [*ways, *opening], self._feeding.progress)
 
-    def _go_on(self, moved_bytes: int, again: int) -> None:
+    def _go_on(self, moved_bytes: int, again: int) -> Move | None:
+        """Feed again; the move that was made, None where stages are the same and only connections were made."""
         self._phase = Phase.STEADY
         self._feeding.held = False
         now = time.perf_counter()
         pause_s = max(now - self._began_at, 0.0) if self.tokens else 0.0
-        device = self._device or None
-        if device is not None or self._reason == MoveReason.HOOK:  # else only connections were made
+        device, made = self._device or None, None
+        if device is not None or self._reason == MoveReason.HOOK:
             what = self.tokens, self._cluster.epoch, self._reason, device, self._stages
-            self.moves.append(Move(*what, pause_s, moved_bytes, again, now))
+            made = Move(*what, pause_s, moved_bytes, again, now)
+            self.moves.append(made)
         self._go(self._feeding.release())
+        return made
 
     def mirror(self) -> None:
         """With --mirror: have each worker's caches copied to where its blocks would go if it were lost."""

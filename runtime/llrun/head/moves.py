@@ -44,26 +44,22 @@ class Move:
 
 
 def in_words(move: Move, before: Sequence[StageRecord]) -> str:
-    """One line on a move: which blocks went where, why, and what it took."""
+    """One line on a move that was made while tokens went on: which blocks went where, why, and what it took."""
     then, now = owner_of(before), owner_of(move.stages)
     ways: dict[tuple[str, str], set[int]] = defaultdict(set)
     for block, owner in now.items():
         if then.get(block) != owner:
             ways[then.get(block, "nowhere"), owner].add(block)
-    went = "; ".join(f"{spans(blocks)} from {a} to {b}" for (a, b), blocks in sorted(ways.items()))
-    took = [f"{move.pause_s * 1000:.0f} ms without a token"]
-    if move.moved_bytes:
-        took.append(f"{move.moved_bytes / 1e6:.1f} MB of caches copied")
-    if move.computed_again:
-        took.append(f"{move.computed_again} tokens computed again")
-    return f"{_why(move)}: blocks {went or 'stay'} ({', '.join(took)})"
+    went = ", ".join(f"{spans(blocks)} from {a} to {b}" for (a, b), blocks in sorted(ways.items()))
+    copied = f", {move.moved_bytes / 1e6:.1f} MB of caches copied" if move.moved_bytes else ""
+    return f"Blocks moved, {_why(move)}: {went}; {move.pause_s * 1000:.0f} ms without a token{copied}"
 
 
 def _why(move: Move) -> str:
-    words = {
-        MoveReason.SLOW: f"device {move.device} is slow" if move.device else "faster this way",
-        MoveReason.LOST: f"device {move.device} was lost",
-        MoveReason.JOINED: f"device {move.device} takes part",
-        MoveReason.HOOK: "as the function says",
-    }
-    return words[move.reason]
+    match move.reason:
+        case MoveReason.HOOK:
+            return "as the balancing function says"
+        case MoveReason.JOINED:
+            return f"as device {move.device} takes part"
+        case _:
+            return "as they are faster there"

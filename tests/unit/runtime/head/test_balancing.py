@@ -14,6 +14,7 @@ from llrun.errors import RunError
 from llrun.head.balance import Policy
 from llrun.head.balancer import Pace
 from llrun.head.hook import Hook, load_hook
+from llrun.head.moves import in_words
 from llrun.head.options import Balancing
 from llrun.head.session import Session
 from llrun.head.view import Event, EventKind, SequenceView, View, view_of
@@ -53,7 +54,7 @@ def test_a_move_that_a_function_asks_for(cluster, sequences):
     assert found == [numpy_model.greedy(ids, 120) for ids in prompts]
     assert (move.reason, move.stages, move.epoch, move.computed_again) == ("hook", OTHERS, 2, 0)
     assert move.moved_bytes > 0
-    assert notes == []
+    assert notes == [in_words(move, RECORD.stages)]
 
 
 def test_to_and_fro(cluster):

@@ -21,22 +21,17 @@ MOVE = Move(17, 3, MoveReason.LOST, "pi", AFTER, 0.0312, 0, 40, 5.0)
     ("changes", "words"),
     [
         (
-            {},
-            "device pi was lost: blocks 4-5 from pi to laptop; 6-8 from pi to old (31 ms without a token, 40 tokens"
-            " computed again)",
+            {"reason": MoveReason.SLOW, "moved_bytes": 2_340_000},
+            "Blocks moved, as they are faster there: 4-5 from pi to laptop, 6-8 from pi to old; 31 ms without a token,"
+            " 2.3 MB of caches copied",
         ),
         (
-            {"reason": MoveReason.SLOW, "moved_bytes": 2_340_000, "computed_again": 0},
-            "device pi is slow: blocks 4-5 from pi to laptop; 6-8 from pi to old (31 ms without a token, 2.3 MB of"
-            " caches copied)",
+            {"reason": MoveReason.HOOK, "stages": (StageRecord.on("laptop", 0, 10),)},
+            "Blocks moved, as the balancing function says: 4-8 from pi to laptop; 31 ms without a token",
         ),
         (
-            {"reason": MoveReason.HOOK, "device": None, "stages": BEFORE, "computed_again": 0},
-            "as the function says: blocks stay (31 ms without a token)",
-        ),
-        (
-            {"reason": MoveReason.SLOW, "device": None, "stages": BEFORE, "computed_again": 0},
-            "faster this way: blocks stay (31 ms without a token)",
+            {"reason": MoveReason.JOINED, "device": "old", "pause_s": 0.0004},
+            "Blocks moved, as device old takes part: 4-5 from pi to laptop, 6-8 from pi to old; 0 ms without a token",
         ),
     ],
 )

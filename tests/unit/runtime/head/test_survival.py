@@ -178,6 +178,17 @@ def test_short_sleep_is_no_death(workers):
         assert not session.moves
 
 
+def test_a_connection_alone_is_lost_and_made_again(workers):
+    devices = workers(3)
+    ids = prompt(9, 10)
+    with devices.session() as session:
+        found = answers(session, [ids], 20, {8: lambda: session._links._connections["bert"].close()})
+        (move,) = session.moves
+    assert found == [numpy_model.greedy(ids, 20)]
+    assert (move.reason, move.device, move.stages) == ("lost", "bert", session.device.record.stages)
+    assert devices.notes == ["device bert lost a connection, which is made again; the answer goes on"]
+
+
 def test_the_session_after_a_loss_serves_on(workers):
     """The workers that are left have their own blocks again."""
     devices = workers(3)
