@@ -75,7 +75,7 @@ class Engine:
         self._turnstile = Turnstile()
         self._ready: deque[StepState] = deque()
         self._runner = Runner(installed or device.installed, device.library, outside)
-        self._install(installed or device.installed, {}, frozenset())
+        self._install(installed or device.installed, {})
         self._halted = False  # no step is there, and none begins before the next program
         self._stopped = False
         self._wait_s = 0.0
@@ -146,11 +146,9 @@ class Engine:
 
     # --- programs ---
 
-    def _install(
-        self, installed: Installed, positions: Mapping[int, Several[int]], keep: frozenset[int]
-    ) -> None:
-        """Run `installed` from now on; open sequences go on at `positions`, and blocks to `keep` stay as they are."""
-        self.sequences.prepare([segment.blocks for segment in installed.segments], positions, keep)
+    def _install(self, installed: Installed, positions: Mapping[int, Several[int]]) -> None:
+        """Run `installed` from now on; open sequences go on at `positions`."""
+        self.sequences.prepare([segment.blocks for segment in installed.segments], positions)
         self._segments = bind(installed, Parts(self._blocks, self._library, self.sequences))
         self._runner.install(installed)
         self._installed = installed
@@ -163,7 +161,7 @@ class Engine:
             return False
         switch, early = turned
         self._halted = False
-        self._install(switch.installed, switch.positions, switch.keep)
+        self._install(switch.installed, switch.positions)
         self._outside.switched(switch.installed)
         for event in early:
             self._handle(event)

@@ -69,7 +69,7 @@ class Switch:
 
     `positions`: where each open sequence goes on, by number, a position for each segment. No block of the segment may
     hold less of the sequence, and no segment may be ahead of one after it: what is computed again begins at the first
-    one that needs it, and passes by those that are past it. `keep`: blocks whose caches stay though they don't run.
+    one that needs it, and passes by those that are past it.
 
     Devices may switch one after another, but no step may be under way on any when the first is told: what it sent
     would be of an epoch that others have left.
@@ -77,7 +77,6 @@ class Switch:
 
     installed: Installed
     positions: Mapping[int, Sequence[int]]
-    keep: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,6 @@ class Part:
         self._lock = threading.Lock()
         self._asked: Prepare | None = None
         self._ready: tuple[Prepare, Installed] | None = None
-        self._kept: frozenset[int] = frozenset()
         self._reading = threading.Lock()
         self._halted = threading.Event()
 
@@ -102,11 +101,11 @@ class Part:
         self._halted.clear()
         self._links.install(installed)
         self._answer(Switched(installed.epoch))
-        store, wanted = self._device.store, frozenset(installed.blocks) | self._kept
+        store = self._device.store
         with self._lock:
             asked = self._asked
         if asked is None or asked.epoch <= installed.epoch:  # else the next is being read already
-            store.drop(store.resident.keys() - wanted)
+            store.drop(store.resident.keys() - set(installed.blocks))
 
     def end(self) -> None:
         """The session is over: whatever is being prepared is not wanted any more."""
@@ -122,10 +121,8 @@ class Part:
             ready, self._ready = self._ready, None
         if ready is None or ready[0].epoch != message.epoch:
             raise RunError("R207", f"epoch {message.epoch} was not prepared here", INTERNAL)
-        prepared, installed = ready
-        self._kept = frozenset(prepared.keep)
         positions = {each.sequence: each.segments for each in message.positions}
-        self._engine.inbox.put(Switching(installed, positions, self._kept))
+        self._engine.inbox.put(Switching(ready[1], positions))
 
     def _prepare(self, message: Prepare) -> None:
         try:
@@ -149,7 +146,7 @@ class Part:
     def _read(self, message: Prepare) -> Installed:
         """Check the program and have its blocks in memory."""
         installed, store = install(self._device.record, message.program), self._device.store
-        wanted = frozenset(installed.blocks) | frozenset(message.keep)
+        wanted = frozenset(installed.blocks)
         if message.drop:
             self._halted.wait()  # nothing runs on what is given up
             if self._asked is not message:

@@ -95,16 +95,11 @@ class SequenceStore:
         """Whether no sequence has a step under way."""
         return not any(sequence.steps for sequence in self._open.values())
 
-    def prepare(
-        self,
-        segments: Several[Several[int]],
-        positions: Mapping[int, Several[int]],
-        keep: frozenset[int] = frozenset(),
-    ) -> None:
+    def prepare(self, segments: Several[Several[int]], positions: Mapping[int, Several[int]]) -> None:
         """Get ready for a program whose segments run these blocks; every open sequence goes on in each segment at its
         place in `positions`, 0 where none is given.
 
-        What the caches hold stays for blocks that run, and for those to `keep`; of all others it is given up. Raises
+        What the caches hold stays for blocks that run then; of all others it is given up. Raises
         RunError R402 for a sequence of which a block here holds fewer tokens than come before its place.
         """
         cached = tuple(tuple(block for block in each if block in self._slots) for each in segments)
@@ -115,11 +110,9 @@ class SequenceStore:
         running = {block: index for index, each in enumerate(cached) for block in each}
         with self.lock:
             for number, sequence in self._open.items():
-                counts = self.counts(sequence)
-                for block in counts.keys() - running.keys() - keep:
+                for block in self.counts(sequence).keys() - running.keys():
                     self._slots[block].discard(sequence.slot)
-                left = (counts.keys() & keep) - running.keys()
-                sequence.filled = {block: counts[block] for block in left}
+                sequence.filled = {}
                 sequence.frontier = following[number]
             self._segments, self._segment_of = cached, running
 
@@ -183,14 +176,6 @@ class SequenceStore:
             raise ProtocolError(f"rows from {start} on of block {block}, sequence {number}, cannot be here")
         self._open[number].filled[block] = max(filled, stop)
         return max(filled, stop)
-
-    def drop_filled(self, keep: frozenset[int] = frozenset()) -> None:
-        """Give up what was copied here, but for blocks to `keep`."""
-        with self.lock:
-            for sequence in self._open.values():
-                for block in sequence.filled.keys() - keep:
-                    self._slots[block].discard(sequence.slot)
-                    del sequence.filled[block]
 
     # --- sequences ---
 

@@ -125,7 +125,7 @@ class Changes:
         self._reason, self._device = reason, device or ""
         self._awaiting = set(self._cluster.alive)
         self._copying.plan(self._stages)
-        self._cluster.prepare(self._stages, False, self._links(), {})
+        self._cluster.prepare(self._stages, False, self._links())
 
     def _prepared(self) -> None:
         self._phase = Phase.COPYING
@@ -249,7 +249,7 @@ class Changes:
             self._note(taken_over(device, self._missing[device], self._cluster.stages, stages))
         self._cluster.tell_all(Halt(self._cluster.epoch + 1))
         self._copying.plan(self._cluster.stages)
-        self._cluster.prepare(stages, True, self._links(), {})
+        self._cluster.prepare(stages, True, self._links())
 
     def _stages_left(self) -> tuple[StageRecord, ...] | None:
         """The stages that are taken now: the present ones when they still can be."""

@@ -80,13 +80,12 @@ class Cluster:
         stages: Sequence[StageRecord],
         drop: bool,
         links: Mapping[str, Iterable[str]],
-        keep: Mapping[str, Iterable[int]],
     ) -> None:
         """Tell every device what it is to run in the next epoch. `links`: whom else it has to be connected with."""
         epoch, self.attempt = self.epoch + 1, self.attempt + 1
         for device, program in programs_of(self.record, stages, epoch, self.alive).items():
-            peers, blocks = tuple(sorted(links.get(device, ()))), tuple(sorted(keep.get(device, ())))
-            self.tell(device, Prepare(epoch, self.attempt, program, peers, blocks, drop))
+            peers = tuple(sorted(links.get(device, ())))
+            self.tell(device, Prepare(epoch, self.attempt, program, peers, drop))
 
     def switch(self, stages: Sequence[StageRecord], ways: Sequence[Rewind], progress: Progress) -> None:
         """Take up the stages that were prepared: every device under the next epoch."""

@@ -123,10 +123,10 @@ class StepsDone(Message, frozen=True, tag="steps_done"):
 
 
 class Prepare(Message, frozen=True, tag="prepare"):
-    """Get ready for `program`, of the next epoch, while the present one runs: check it, read its blocks and those of
-    `keep` (to be in memory besides), and have data connections with its neighbours and `links`.
+    """Get ready for `program`, of the next epoch, while the present one runs: check it, read its blocks, and have data
+    connections with its neighbours and `links`.
 
-    `drop`: blocks that are in neither are given up first; only after Halt. One for the same epoch replaces it, with
+    `drop`: blocks that it does not run are given up first; only after Halt. One for the same epoch replaces it, with
     another `attempt`, which the answer repeats.
     """
 
@@ -134,7 +134,6 @@ class Prepare(Message, frozen=True, tag="prepare"):
     attempt: Count
     program: DeviceProgram
     links: Names = ()
-    keep: Blocks = ()
     drop: bool = False
 
 

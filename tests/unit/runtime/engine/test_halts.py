@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy_model
 import pytest
@@ -266,10 +264,10 @@ def test_a_device_without_a_stage_waits_for_its_program():
         perform(subject, of_epoch(8, arrived(FIRST + 2, 8, 8, sequence=3)))
 
 
-def test_caches_of_blocks_to_keep_stay_and_count():
+def test_caches_of_blocks_that_do_not_run_any_more_are_given_up():
     subject, outside, part = bert()
     perform(subject, Opening(0), arrived(FIRST + 2, 0, 8))
     without = next_program(part, [HEAD, ANNA, ANNA, ANNA, BERT, HEAD, HEAD])
-    perform(subject, replace(at(without, {0: 8}), keep=frozenset({3})))
+    perform(subject, at(without, {0: 8}))
     perform(subject, Halting(3))
-    assert outside.halts == [(3, (Held(0, 3, 5, 8),))]
+    assert outside.halts == [(3, (Held(0, 4, 5, 8),))]

@@ -48,21 +48,6 @@ def test_what_runs_is_kept_and_what_runs_no_more_is_given_up() -> None:
     assert made.held() == ()
 
 
-def test_what_is_to_be_kept_goes_on_though_it_did_not_run() -> None:
-    made = store()
-    made.caches(3)[0][1] = 5
-    made.get(1).frontier = [9]
-    made.prepare([(4,)], {1: (9,)}, keep=frozenset({3}))
-    assert made.held() == (Held(1, 3, 5, 9),)
-    made.get(1).frontier = [12]
-    assert made.held() == (Held(1, 3, 4, 9), Held(1, 4, 5, 12))
-    with pytest.raises(RunError, match="sequence 1 cannot go on at 12: the cache of block 3 holds 9"):
-        made.prepare([(3, 4)], {1: (12,)})
-    made.prepare([(3,), (4,)], {1: (9, 12)})
-    assert int(made.caches(3)[0][1].min()) == 5
-    assert made.held() == (Held(1, 3, 4, 9), Held(1, 4, 5, 12))
-
-
 def test_rows_that_came_in_are_where_a_program_goes_on() -> None:
     made, values = store(), rows(20)
     assert come(made, 0, 1, 0, values[:8]) == 8
@@ -77,17 +62,12 @@ def test_rows_that_came_in_are_where_a_program_goes_on() -> None:
 
 
 def test_what_was_copied_and_is_not_wanted_is_given_up() -> None:
-    for give_up in (lambda s: s.prepare([(3, 4)], {}), lambda s: s.drop_filled(), lambda s: s.close(0)):
+    for give_up in (lambda s: s.prepare([(3, 4)], {}), lambda s: s.close(0)):
         made = store()
         come(made, 0, 1, 0, rows(8))
         give_up(made)
         assert not made.caches(1)[0].any()
         assert made.held() == ()
-    made = store()
-    for block in (1, 2):
-        come(made, 0, block, 0, rows(8))
-    made.drop_filled(keep=frozenset({2}))
-    assert made.held() == (Held(0, 2, 3, 8),)
 
 
 def test_a_refused_program_changes_nothing() -> None:
