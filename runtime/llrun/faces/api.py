@@ -114,7 +114,7 @@ class Session:
 
     @property
     def moves(self) -> Sequence[Move]:
-        """Every change of stages so far."""
+        """The changes of stages so far, the newest 1000."""
         return tuple(self._scheduler.session.moves) if self._scheduler else ()
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from enum import StrEnum
 
@@ -24,6 +25,7 @@ Note = Callable[[str], None]
 Go = Callable[[Sequence[Feed]], None]
 RELINK_S = 0.5  # a device that died is told by its control connection within this
 ATTEMPTS = 3
+MOVES_KEPT = 1000
 
 
 class Phase(StrEnum):
@@ -42,8 +44,9 @@ class Phase(StrEnum):
 class Changes:
     """What the head does about stages. Every method is called on the driver's thread.
 
-    `opening`: sequences that not every device has made room for yet. `go` hands feeds to the engine. `moves`: all that
-    were made. Raises RunError R301 from `tick` when a device that nothing can replace does not come back in time.
+    `opening`: sequences that not every device has made room for yet. `go` hands feeds to the engine. `moves`: the
+    newest that were made. Raises RunError R301 from `tick` when a device that nothing can replace does not come back
+    in time.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Changes:
         self.fed_at = 0.0
         self.tokens = 0
         self._mirrors_stale = False
-        self.moves: list[Move] = []
+        self.moves: deque[Move] = deque(maxlen=MOVES_KEPT)
 
     # --- what the driver asks ---
 

@@ -145,7 +145,7 @@ class Session:
 
     @property
     def moves(self) -> Sequence[Move]:
-        """The changes of stages so far."""
+        """The changes of stages so far, the newest 1000."""
         return self._changes.moves
 
     @property
