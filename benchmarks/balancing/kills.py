@@ -2,10 +2,10 @@
 
     python benchmarks/balancing/kills.py [--kills 200] [--seed 1] [--bundles f32-3,q4-3,f32-4,q4-4] [--mirror]
 
-SIGKILL at a random token, of each worker in turn, while one to four sequences are decoded, greedily and drawn;
-the small example model. Beside it, the seconds that a full restart takes: kill all, start all again with the
-same bundle, compute the history again. Whoever was killed is started again before the next. Cases that failed
-are printed whole.
+SIGKILL at a random token, of each worker in turn and of the head, while one to four sequences are decoded, greedily
+and drawn; the small example model. Beside it, the seconds that a full restart takes: kill all, start all again with
+the same bundle, compute the history again. Whoever was killed is started again before the next; a head, which answers
+its questions one after the other, with its session file. Cases that failed are printed whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from shared import bundles, losses
+from shared import bundles, head_kills, losses
 from shared.example import recipe
 from shared.fleet import Fleet, Loopback
 from shared.machine import own_description
@@ -27,6 +27,7 @@ from shared.tables import table
 
 HEADS = ("bundle", "lost", "kills", "ended", "same text", "next token, s", "worst", "restart, s", "ratio")
 NEW_TOKENS = 64
+Outcome = losses.Outcome | head_kills.HeadOutcome
 
 
 def tell(text: str) -> None:
@@ -35,34 +36,46 @@ def tell(text: str) -> None:
 
 def lose_all(
     text: str, count: int, seed: int, restarts: int, options: Sequence[str]
-) -> tuple[list[losses.Outcome], list[float]]:
+) -> tuple[list[Outcome], list[float]]:
     """Outcomes of `count` losses on a bundle, and the seconds of some full restarts."""
     bundle = bundles.built(recipe(text))
-    places = Loopback([bundles.head_of(bundle), *bundles.workers(bundle)])
+    head = bundles.head_of(bundle)
+    places = Loopback([head, *bundles.workers(bundle)])
     with tempfile.TemporaryDirectory() as folder, Fleet(bundle, places, Path(folder)) as fleet:
         fleet.start()
-        chosen = losses.cases(count, seed, fleet.names, NEW_TOKENS)
-        expected = losses.undisturbed(fleet, [case.questions() for case in chosen])
-        outcomes = []
+        chosen = losses.cases(count, seed, [*fleet.names, head], NEW_TOKENS)
+        of_workers = [case for case in chosen if case.device != head]
+        expected = dict(
+            zip(of_workers, losses.undisturbed(fleet, [one.questions() for one in of_workers]), strict=True)
+        )
+        outcomes: list[Outcome] = []
         for number, case in enumerate(chosen, 1):
-            found = losses.lose(fleet, case, expected[number - 1], options, Path(folder) / "head.log")
+            log = Path(folder) / "head.log"
+            if case.device == head:
+                found: Outcome = lose_head(fleet, case, Path(folder) / "session")
+            else:
+                found = losses.lose(fleet, case, expected[case], options, log)
             outcomes.append(found)
-            said = (Path(folder) / "head.log").read_text() if not found.ended_well else ""
+            said = log.read_text() if case in expected and not found.ended_well else ""
             wait = "-" if found.next_s is None else f"{found.next_s:.3f} s"
             tell(f"{text}: {number}/{count}: {found.text}; next token after {wait}\n{said}".rstrip())
             fleet.start()
-        starts = [losses.restarted(fleet, case, Path(folder)) for case in chosen[:restarts]]
+        starts = [losses.restarted(fleet, case, Path(folder)) for case in of_workers[:restarts]]
     return outcomes, starts
 
 
-def row(text: str, lost: str, outcomes: Sequence[losses.Outcome], starts: Sequence[float]) -> list[str]:
+def lose_head(fleet: Fleet, case: losses.Case, file: Path) -> head_kills.HeadOutcome:
+    return head_kills.lose_head(fleet, case, head_kills.undisturbed(fleet, case), file)
+
+
+def row(text: str, lost: str, outcomes: Sequence[Outcome], starts: Sequence[float]) -> list[str]:
     waits = [one.next_s for one in outcomes if one.next_s is not None]
     median, restart = (statistics.median(values) if values else float("nan") for values in (waits, starts))
     return [
         text,
         lost,
         str(len(outcomes)),
-        str(sum(not one.errors for one in outcomes)),
+        str(sum(one.ended for one in outcomes)),
         str(sum(one.same for one in outcomes)),
         f"{median:.2f}",
         f"{max(waits, default=float('nan')):.2f}",

@@ -31,6 +31,14 @@ class HeadOutcome:
     error: str
 
     @property
+    def ended(self) -> bool:
+        return not self.error
+
+    @property
+    def ended_well(self) -> bool:
+        return self.same and self.ended
+
+    @property
     def text(self) -> str:
         wrong = self.error or ("" if self.same else "another text")
         return f"{self.case}, killed after {self.tokens_kept} tokens: {wrong or 'well'}"

@@ -75,8 +75,12 @@ class Outcome:
     moves: Sequence[dict[str, Any]]
 
     @property
+    def ended(self) -> bool:
+        return not self.errors
+
+    @property
     def ended_well(self) -> bool:
-        return self.same and not self.errors
+        return self.same and self.ended
 
     @property
     def computed_again(self) -> int:
