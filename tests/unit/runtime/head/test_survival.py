@@ -201,6 +201,31 @@ def test_the_session_after_a_loss_serves_on(workers):
         assert not session.moves
 
 
+def held(process: int) -> tuple[int, int]:
+    """Open files and threads."""
+    return len(os.listdir(f"/proc/{process}/fd")), len(os.listdir(f"/proc/{process}/task"))
+
+
+def test_losses_leave_nothing_behind(workers):
+    """In short what benchmarks/balancing/soak.py does at length."""
+    devices = workers(4)
+    ids, counts = prompt(9, 12), []
+    with devices.session() as session:
+        session._cluster.barred["head"] = {2}  # so that a worker always runs something
+        for _ in range(6):
+            lost = next(stage.lead for stage in session._cluster.stages if stage.lead != "head")
+            found = answers(session, [ids], 12, {6: lambda lost=lost: devices.kill(lost)})
+            assert found == [numpy_model.greedy(ids, 12)]
+            devices.start(lost)
+            until = time.monotonic() + 15
+            while lost not in session._cluster.alive and time.monotonic() < until:
+                answers(session, [ids], 1, {})
+            counts.append([held(os.getpid()), *(held(each.pid) for each in devices.running.values())])
+        assert len(session.moves) == 6
+    for then, now in zip(counts[1], counts[-1], strict=True):
+        assert max(b - a for a, b in zip(then, now, strict=True)) <= 3  # connections of other stages
+
+
 def test_nothing_can_take_its_place(workers):
     devices = workers(3)
     with devices.session(wait_s=0.5) as session:
