@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from llrun.head.balance import Policy
+from llrun.head.balance import Policy, counts
 from llrun.head.changes import Changes
 from llrun.head.cluster import Cluster
 from llrun.head.controls import Note
@@ -32,12 +32,15 @@ class Balancer:
         function = balancing.rebalance if callable(balancing.rebalance) else Policy()
         self._hook = None if balancing.rebalance == "off" else Hook(function, note)
         self._events: list[Event] = []
+        self._came: set[str] = set()  # devices that have joined and were given nothing to do yet
         self._next = 0.0
         self._pace = Pace()
 
     def happened(self, kind: EventKind, device: str) -> None:
         """A device was lost or has joined: the function is told with the next view."""
         self._events.append(Event(kind, device))
+        if kind is EventKind.JOINED:
+            self._came.add(device)
 
     def turn(self, now: float) -> None:
         """Begin what was asked for; offer another view when it is time."""
@@ -64,14 +67,10 @@ class Balancer:
         if faults:
             hook.report(IMPOSSIBLE, f"asked for what cannot be: {faults[0]}")
             return
-        joined = view.event.kind == EventKind.JOINED
-        reason = MoveReason.HOOK if self._own else MoveReason.JOINED if joined else MoveReason.SLOW
-        self._changes.move(stages, reason, view.event.device or self._slowest(view))
-
-    def _slowest(self, view: View) -> str | None:
-        """Whom a move is about that no event was: the device that is furthest from its plan."""
-        running = {stage.lead for stage in view.stages}
-        return max(running, key=lambda name: view.devices[name].slowness, default=None)
+        device = subject(view, stages)
+        reason = MoveReason.JOINED if device in self._came else MoveReason.SLOW
+        self._came.discard(device)
+        self._changes.move(stages, MoveReason.HOOK if self._own else reason, device)
 
     def _notice_pace(self) -> None:
         slowness = self._cluster.monitor.slowness()
@@ -91,6 +90,13 @@ class Balancer:
         sequences = tuple(SequenceView(each.fed, each.to_come) for each in self._feeding.histories.values())
         free = {name: each.free_memory_bytes for name, each in self._cluster.monitor.devices.items()}
         return view_of(self._cluster.placement(), self._cluster.stages, sequences, event, free)
+
+
+def subject(view: View, stages: Sequence[StageRecord]) -> str:
+    """Whom a change to these stages is about: the device whose work changes the most; of those the slowest."""
+    before, after = counts(view.stages), counts(stages)
+    names = sorted(before.keys() | after.keys())
+    return max(names, key=lambda name: (abs(after[name] - before[name]), view.devices[name].slowness))
 
 
 class Pace:

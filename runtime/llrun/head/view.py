@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from llrun.programs.placement import Cost, Placement
+from llrun.programs.placement import Cost, Placement, Rates
 from llrun.schema import Envelope, StageRecord
 
 
@@ -95,6 +95,38 @@ class View:
         held = [each.tokens for each in self.sequences]
         return self.placement.best(self.stages, held, float(self.to_come))
 
+    def without(self, *names: str) -> View:
+        """The view if these devices could not be used; the head always is. Raises ValueError for one that is none."""
+        self._check(names)
+        gone = {*names} - {self.placement.head}
+        devices = {
+            name: replace(each, alive=each.alive and name not in gone) for name, each in self.devices.items()
+        }
+        alive = frozenset(name for name, each in devices.items() if each.alive)
+        return replace(self, devices=devices, placement=replace(self.placement, alive=alive))
+
+    def supposing(self, slowness: Mapping[str, float]) -> View:
+        """The view if these devices were as slow as that. Raises ValueError for one that is none."""
+        self._check(slowness)
+        known = self.placement.rates
+        placement = replace(self.placement, rates=Rates({**known.slowness, **slowness}, known.links))
+        devices = {name: _as_slow(each, slowness.get(name)) for name, each in self.devices.items()}
+        return replace(self, placement=placement, devices=devices)
+
+    def _check(self, names: Iterable[str]) -> None:
+        for name in sorted({*names} - self.devices.keys()):
+            raise ValueError(
+                f"{name} is not a device of this bundle; it has {', '.join(sorted(self.devices))}"
+            )
+
+
+def _as_slow(device: DeviceView, slowness: float | None) -> DeviceView:
+    if slowness is None or not device.slowness:
+        return device
+    scale = slowness / device.slowness
+    seconds = {block: each * scale for block, each in device.block_s.items()}
+    return replace(device, slowness=slowness, block_s=seconds)
+
 
 def view_of(
     placement: Placement,
@@ -104,18 +136,18 @@ def view_of(
     free_memory: Mapping[str, int],
 ) -> View:
     """The view of a moment. `placement` knows who is alive, and the measured rates."""
-    devices = {
-        name: DeviceView(
+    devices = {}
+    for name, device in placement.envelope.devices.items():
+        slowness = placement.slowness(name)
+        devices[name] = DeviceView(
             name=name,
             alive=placement.usable(name),
             blocks=tuple(block.id for block in device.blocks),
             memory_bytes=device.memory_bytes,
             free_memory_bytes=free_memory.get(name, 0),
-            block_s={block.id: block.decode_s * placement.slowness(name) for block in device.blocks},
-            slowness=placement.slowness(name),
+            block_s={block.id: block.decode_s * slowness for block in device.blocks},
+            slowness=slowness,
         )
-        for name, device in placement.envelope.devices.items()
-    }
     links = []
     for planned in placement.envelope.links:
         way = planned.source, planned.destination

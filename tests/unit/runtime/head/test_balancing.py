@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy_model
@@ -12,7 +10,6 @@ import pytest
 
 from llrun.errors import RunError
 from llrun.head import changes
-from llrun.head.balance import Policy
 from llrun.head.balancer import Pace
 from llrun.head.hook import Hook, load_hook
 from llrun.head.moves import in_words
@@ -175,39 +172,6 @@ def test_functions_that_are_not_there(text, said):
 def test_a_function_of_a_file(tmp_path: Path):
     (tmp_path / "mine.py").write_text("def rebalance(view):\n    return view\n")
     assert load_hook(f"{tmp_path}/mine.py:rebalance")(3) == 3
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def moves_in(seconds: float, slowness) -> int:
-    """Moves that the policy makes in so many seconds, four views a second; `slowness(t)`: anna's, as measured."""
-    clock = Clock()
-    policy, stages, count = Policy(clock), RECORD.stages, 0
-    while clock.now < seconds:
-        seen = replace(view({"head": 4.0, "bert": 4.0, "anna": slowness(clock.now)}), stages=stages)
-        asked = policy(seen)
-        if asked:
-            stages, count = asked, count + 1
-        clock.now += 0.25
-    return count
-
-
-def test_an_hour_of_noise_is_no_reason_to_move():
-    draw = random.Random(1)
-    assert moves_in(600, lambda t: 4.0 * (1 + draw.uniform(-0.2, 0.2))) <= 1
-
-
-def test_a_device_that_stays_slow_is_left_once():
-    assert moves_in(120, lambda t: 4.0 if t < 30 else 12.0) in (1, 2)
-
-
-def test_a_device_that_flaps_moves_once_a_minute():
-    assert moves_in(600, lambda t: 4.0 if int(t / 10) % 2 else 1.0) <= 2 + 10
 
 
 def test_a_change_of_pace_is_noticed_once():
