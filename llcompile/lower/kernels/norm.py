@@ -12,14 +12,15 @@ from tvm.script.ir_builder import tirx as B
 
 from llcompile.ir.packing import GROUP, pad
 from llcompile.lower.kernels.quantise import quantise_group
-from llcompile.lower.kernels.vector import Expr, local, run, same, splat, vector_type
+from llcompile.lower.kernels.vector import Expr, add, local, rounded, run, same, splat, vector_type
+
+CHAINS = 16
 
 
 @dataclass(frozen=True)
 class NormSpec:
     """`centred`: LayerNorm, else RMSNorm. `quantised`: what is written is what `quantise` makes of the result."""
 
-    lanes: int
     epsilon: float
     centred: bool
     quantised: bool
@@ -30,7 +31,7 @@ def norm(spec: NormSpec, rows: Expr | int, shape: tuple[Expr | int, ...]) -> tir
     (x - mean) / sqrt(variance + epsilon) * weight + bias, mean and variance in two passes over a row.
 
     The result: `shape` float32, or q (rows, G, 32) int8, scale (rows, G) float32 and total (rows, G) int32 for G
-    groups of d. Sums run in `lanes` chains.
+    groups of d. Sums run in CHAINS chains, on every processor.
     """
     d = int(shape[-1])
     with IRBuilder() as builder, B.prim_func(private=True, s_tir=True):
@@ -61,14 +62,15 @@ def _row(
     spec: NormSpec, x: tirx.Buffer, vectors: list[tirx.Buffer], written: list[tirx.Buffer], r: Expr
 ) -> None:
     d = int(x.shape[1])
-    sums = local((gcd(d, spec.lanes) + 1,))
-    mean = _mean(x, r, sums, lambda v: v) if spec.centred else None
+    width = gcd(d, CHAINS)
+    mean = B.Bind(rounded(_mean(x, r, lambda v: v))) if spec.centred else None
 
     def centred(v: Expr, lanes: int) -> Expr:
         return v if mean is None else v - same(mean, lanes)
 
-    squares = _mean(x, r, sums, lambda v: _square(centred(v, gcd(d, spec.lanes))))
-    factor = B.Bind(tirx.const(1.0, "float32") / tirx.sqrt(squares + tirx.const(spec.epsilon, "float32")))
+    squares = _mean(x, r, lambda v: _square(centred(v, width)))
+    epsilon = tirx.const(spec.epsilon, "float32")
+    factor = B.Bind(tirx.const(1.0, "float32") / tirx.sqrt(add(squares, epsilon)))
 
     def result(start: Expr | int, lanes: int) -> Expr:
         at = run(start, lanes)
@@ -78,7 +80,6 @@ def _row(
     if spec.quantised:
         _write_quantised(d, result, written, r)
         return
-    width = gcd(d, spec.lanes)
     with B.serial(d // width) as j:
         B.buffer_store(written[0], result(j * width, width), [r, run(j * width, width)])
 
@@ -88,17 +89,19 @@ def _square(v: Expr) -> Expr:
     return v * v
 
 
-def _mean(x: tirx.Buffer, r: Expr, sums: tirx.Buffer, term: Callable[[Expr], Expr]) -> Expr:
-    """The mean of `term` over row r."""
-    d, width = int(x.shape[1]), int(sums.shape[0]) - 1
+def _mean(x: tirx.Buffer, r: Expr, term: Callable[[Expr], Expr]) -> Expr:
+    """The mean of `term` over row r, a product. Chains are added up by halves."""
+    d = int(x.shape[1])
+    width = gcd(d, CHAINS)
+    sums = local((width,))
     B.buffer_store(sums, tirx.const(0.0, vector_type("float32", width)), [run(0, width)])
     with B.serial(d // width) as j:
         v = term(x[r, run(j * width, width)])
         B.buffer_store(sums, sums[run(0, width)] + v, [run(0, width)])
-    B.buffer_store(sums, tirx.const(0.0, "float32"), [width])
-    with B.serial(width) as j:
-        B.buffer_store(sums, sums[width] + sums[j], [width])
-    return B.Bind(sums[width] * tirx.const(1 / d, "float32"))
+    while width > 1:
+        width //= 2
+        B.buffer_store(sums, sums[run(0, width)] + sums[run(width, width)], [run(0, width)])
+    return sums[0] * tirx.const(1 / d, "float32")
 
 
 def _write_quantised(

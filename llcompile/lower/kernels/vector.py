@@ -2,6 +2,11 @@
 
 Every function works on an expression of any number of lanes (sin and cos: of one). Nothing here needs libm, so a
 compiled library has no symbol that a device could lack, and loops over these expressions vectorise.
+
+A kernel says itself which products are rounded before they are added to something and which are not. The compiler
+writes `a * b + c`, so spelt, as one fused operation everywhere; of all other products that meet a sum (one that is
+subtracted, or that has a name) it would decide for itself, here so and there so. Therefore: `add` and `subtract` of
+what may be a product, `rounded` of one that is named and then added.
 """
 
 from __future__ import annotations
@@ -74,6 +79,59 @@ def let(value: Expr, body: Callable[[tirx.Var], Expr]) -> Expr:
     return tirx.Let(variable, value, body(variable))
 
 
+def rounded(x: Expr) -> Expr:
+    """x as it is: a product that is rounded before it is added to anything."""
+    return intrinsic(type_of(x), "llvm.arithmetic.fence", x)
+
+
+def is_product(x: Expr) -> bool:
+    """Whether the last thing done for a float x, but for its sign, is to multiply."""
+    while isinstance(x, tirx.Let):
+        x = x.body
+    if not isinstance(x, tirx.Mul) or not type_of(x).startswith("float"):
+        return False
+    size = _without_sign(x)
+    return size is None or is_product(size)
+
+
+def add(a: Expr, b: Expr) -> Expr:
+    """a + b; if one of them is a product, rounded once."""
+    if is_product(b):
+        return _fused(b, a)
+    return _fused(a, b) if is_product(a) else a + b
+
+
+def subtract(a: Expr, b: Expr) -> Expr:
+    """a - b; if one of them is a product, rounded once."""
+    if is_product(b):
+        return _fused(b, a, -1.0)
+    return _fused(a, negative(b)) if is_product(a) else a - b
+
+
+def negative(x: Expr) -> Expr:
+    return splat(-1.0, x) * x
+
+
+def _fused(product: Expr, other: Expr, sign: float = 1.0) -> Expr:
+    """sign * product + other, rounded once."""
+    if isinstance(product, tirx.Let):
+        return tirx.Let(product.var, product.value, _fused(product.body, other, sign))
+    size = _without_sign(product)
+    if size is not None:  # fma(size, -1, other) the compiler would make other - size, where size is a product
+        return _fused(size, other, -sign)
+    factor = product.b if sign == 1.0 else splat(sign, product) * product.b
+    return intrinsic(type_of(product), "llvm.fma", product.a, factor, other)
+
+
+def _without_sign(product: tirx.Mul) -> Expr | None:
+    """x of the product x * -1; None of any other product."""
+    for one, rest in ((product.a, product.b), (product.b, product.a)):
+        value = one.value if isinstance(one, tirx.Broadcast) else one
+        if isinstance(value, tirx.FloatImm) and float(value.value) == -1.0:
+            return rest
+    return None
+
+
 def horner(x: Expr, coefficients: tuple[float, ...]) -> Expr:
     """The polynomial with `coefficients`, highest power first."""
     result = splat(coefficients[0], x)
@@ -86,15 +144,16 @@ def exp(x: Expr) -> Expr:
     """e**x within 2 ulp for x in [-87.33, 88.37], clamped outside.
 
     x = k ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two parts, Cody and Waite), then a Taylor polynomial of
-    degree 7 in r, whose remainder is below 6e-9.
+    degree 7 in r, whose remainder is below 6e-9. That is at least 1 for the smallest k, so adding k to its exponent
+    multiplies it by 2**k.
     """
     integer = "int32" + type_of(x).removeprefix("float32")
     taylor = tuple(1.0 / factorial(i) for i in range(7, -1, -1))
 
     def scaled(clamped: Expr, k: Expr) -> Expr:
-        r = (clamped - k * splat(_LN2_HIGH, x)) - k * splat(_LN2_LOW, x)
-        power = (tirx.Cast(integer, k) + tirx.const(127, integer)) << tirx.const(23, integer)
-        return let(r, lambda v: horner(v, taylor)) * tirx.reinterpret(type_of(x), power)
+        r = clamped + k * splat(-_LN2_HIGH, x) + k * splat(-_LN2_LOW, x)
+        value = tirx.reinterpret(integer, let(r, lambda v: horner(v, taylor)))
+        return tirx.reinterpret(type_of(x), value + (tirx.Cast(integer, k) << tirx.const(23, integer)))
 
     clamped = tirx.max(tirx.min(x, splat(_EXP_MAX, x)), splat(_EXP_MIN, x))
     return let(clamped, lambda c: let(tirx.nearbyint(c * splat(_LOG2_E, x)), lambda k: scaled(c, k)))
@@ -103,7 +162,7 @@ def exp(x: Expr) -> Expr:
 def sigmoid(x: Expr) -> Expr:
     """1 / (1 + e**-x)."""
     one = splat(1.0, x)
-    return one / (one + exp(splat(0.0, x) - x))
+    return one / (one + exp(negative(x)))
 
 
 # tanh x = x + x³ P(x²) for |x| < 0.625; erf x = x P(x²) for |x| < 1; erfc x = e**-x² P(1 / (1 + x/2)) for x in
@@ -120,7 +179,7 @@ def tanh(x: Expr) -> Expr:
 
     def both(v: Expr) -> Expr:
         near = let(v * v, lambda z: v + v * z * horner(z, TANH))
-        far = splat(1.0, x) - splat(2.0, x) / (exp(v + v) + splat(1.0, x))
+        far = splat(1.0, x) - splat(2.0, x) / (exp(splat(2.0, x) * v) + splat(1.0, x))
         return tirx.Select(tirx.abs(v) < splat(0.625, x), near, far)
 
     return let(x, both)
@@ -136,13 +195,13 @@ def erf(x: Expr) -> Expr:
 
     def far(s: Expr) -> Expr:
         t = splat(1.0, x) / (splat(1.0, x) + splat(0.5, x) * s)
-        return splat(1.0, x) - exp(splat(0.0, x) - s * s) * let(t, lambda u: horner(u, _ERFC))
+        return subtract(splat(1.0, x), exp(negative(s * s)) * let(t, lambda u: horner(u, _ERFC)))
 
     return let(x, both)
 
 
 def _with_sign(size: Expr, of: Expr) -> Expr:
-    return let(size, lambda s: tirx.Select(of < splat(0.0, of), splat(0.0, of) - s, s))
+    return let(size, lambda s: tirx.Select(of < splat(0.0, of), negative(s), s))
 
 
 def sin(x: Expr) -> Expr:
@@ -162,14 +221,12 @@ def _turn(x: Expr, quarter: int) -> Expr:
 
     def reduced(v: Expr, k: Expr) -> Expr:
         quadrant = tirx.Cast("int64", k) + tirx.const(quarter, "int64")
-        r = v - k * tirx.const(pi / 2, "float64")
+        r = v + k * tirx.const(-pi / 2, "float64")
 
         def value(y: Expr) -> Expr:
             sine, cosine = y * horner(y * y, odd), horner(y * y, even)
             size = tirx.Select((quadrant & tirx.const(1, "int64")).equal(0), sine, cosine)
-            return tirx.Select(
-                (quadrant & tirx.const(2, "int64")).equal(0), size, tirx.const(0.0, "float64") - size
-            )
+            return tirx.Select((quadrant & tirx.const(2, "int64")).equal(0), size, negative(size))
 
         return tirx.Cast("float32", let(r, value))
 

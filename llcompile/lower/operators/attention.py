@@ -17,7 +17,7 @@ from llcompile.lower.kernels.attention import (
     step_attention,
     workspace,
 )
-from llcompile.lower.kernels.vector import Expr
+from llcompile.lower.kernels.vector import Expr, add, subtract
 from llcompile.lower.onnx_graph import Node
 from llcompile.lower.values import Index, Loads, Shape, Value, stored
 
@@ -103,7 +103,7 @@ def _rotary(emitter: Emitter, node: Node) -> list[Value]:
         def turn(first: Expr, second: Expr, angle: Expr, left: bool) -> Expr:
             a, b = (x.at(loads, [zero, head, i, column]) for column in (first, second))
             co, si = (table.at(loads, [zero, i, angle]) for table in (cos, sin))
-            return a * co - b * si if left else a * si + b * co
+            return subtract(a * co, b * si) if left else add(a * si, b * co)
 
         if interleaved:
             pair = tirx.floordiv(c, two)

@@ -11,7 +11,7 @@ import onnx
 from tvm import tirx
 
 from llcompile.lower.emitter import Emitter, OpEmitter
-from llcompile.lower.kernels.vector import Expr, cos, erf, exp, let, sigmoid, sin, splat, tanh
+from llcompile.lower.kernels.vector import Expr, add, cos, erf, exp, let, sigmoid, sin, splat, subtract, tanh
 from llcompile.lower.onnx_graph import Node
 from llcompile.lower.values import Dim, Index, Loads, Shape, Value, run_length
 
@@ -131,8 +131,8 @@ def _identity(emitter: Emitter, node: Node) -> list[Value]:
 
 
 ELEMENTWISE: Mapping[str, OpEmitter] = {
-    "Add": _simple(lambda a, b: a + b),
-    "Sub": _simple(lambda a, b: a - b),
+    "Add": _simple(add),
+    "Sub": _simple(subtract),
     "Mul": _simple(lambda a, b: a * b),
     "Div": _simple(_divide, 4),
     "Min": _simple(_fold(tirx.min)),

@@ -13,7 +13,7 @@ from llcompile.lower.emitter import QUANTISED, Emitter, OpEmitter
 from llcompile.lower.fuse import PRODUCTS, Product
 from llcompile.lower.kernels.linear import Finish, Output, Spec, products
 from llcompile.lower.kernels.quantise import quantise
-from llcompile.lower.kernels.vector import Expr, Extent
+from llcompile.lower.kernels.vector import Expr, Extent, add, is_product, rounded
 from llcompile.lower.onnx_graph import Node
 from llcompile.lower.operators.elementwise import ELEMENTWISE, pointwise
 from llcompile.lower.values import Index, Loads, Shape, Value, quantised, stored
@@ -112,16 +112,21 @@ def _sum(emitter: Emitter, linear: Node, rows: int) -> Value:
     if not bias:
         return value
     terms = [value, emitter.value(bias)]
-    return _once(name, pointwise(emitter, linear, terms, "float32", 0, lambda a, b: a + b))
+    return _once(name, pointwise(emitter, linear, terms, "float32", 0, add))
 
 
 def _once(name: str, value: Value) -> Value:
     """The same tensor; an element that is used several times is computed once."""
 
     def element(loads: Loads, index: Index) -> Expr:
-        return loads.once(name, lambda: value.at(loads, index))
+        return loads.once(name, lambda: _whole(value.at(loads, index)))
 
     return Value(value.shape, value.dtype, element)
+
+
+def _whole(x: Expr) -> Expr:
+    """x, of which a part can't be taken once it has a name: a product is rounded for all that read it."""
+    return rounded(x) if is_product(x) else x
 
 
 def _call(emitter: Emitter, x: Value, plans: Sequence[_Plan]) -> None:

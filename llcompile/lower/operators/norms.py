@@ -30,7 +30,7 @@ def _norm(emitter: Emitter, node: Node) -> list[Value]:
         tensors.append(relax.const(np.zeros(width, np.float32)))
     in_int8 = x.shape == (1, "n", width) and emitter.quantises(node.outputs[0])
     rows, shape = emitter.rows(x.shape, emitter.extent())
-    spec = NormSpec(emitter.module.isa.lanes, epsilon, centred, in_int8)
+    spec = NormSpec(epsilon, centred, in_int8)
     name = f"{'layer' if centred else 'rms'}_norm_{width}{'_q' if in_int8 else ''}"
     types = quantised_types(width) if in_int8 else [(x.shape, "float32")]
     made = emitter.call(name, (x.shape, spec), partial(norm, spec, rows, shape), tensors, types)

@@ -9,7 +9,7 @@ from tvm import tirx
 
 from llcompile.lower.emitter import Emitter, OpEmitter
 from llcompile.lower.kernels.embedding import embedding_float, embedding_quantised
-from llcompile.lower.kernels.vector import Expr
+from llcompile.lower.kernels.vector import Expr, add
 from llcompile.lower.onnx_graph import Node
 from llcompile.lower.operators.linear import weight_of
 from llcompile.lower.values import Dim, Index, Loads, Shape, Value, stored
@@ -53,7 +53,7 @@ def _matmul(emitter: Emitter, node: Node) -> list[Value]:
         ]
         result = terms[0]
         for term in terms[1:]:
-            result = result + term
+            result = add(result, term)
         return result
 
     shape = (*batch, a.shape[-2], b.shape[-1])

@@ -200,7 +200,7 @@ def _only_appended(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", ["two share", "all"])
+@pytest.mark.parametrize("name", ["two share", "capped", "all"])
 def test_a_token_is_the_same_in_a_prompt_alone_and_in_a_batch(name: str, isa: str) -> None:
     """Bit by bit; sequences of different lengths, short and long, in slots that are not in their order."""
     spec, lengths, slots = CASES[name], [1, 34, 128, 129, 1100], [3, 0, 5, 1, 4]

@@ -12,7 +12,6 @@ from tvm import relax
 from llcompile.ir.graph import CacheSpec, Template
 from llcompile.lower import lower_templates
 from llcompile.lower.library import build_module, relax_passes
-from llrun.memory import aligned_copy
 from llrun.schema import Precision, Shapes
 from tests.unit.lower.harness import (
     PROCESSORS,
@@ -106,34 +105,6 @@ def _storage(template: Template, quant: str, chunk: int, context: int) -> dict[s
             fixed = [int(size.values[0]) for size in sizes if isinstance(size, relax.ShapeExpr)]
             found[variable.name_hint] = (fixed, len(sizes) - len(fixed))
     return found
-
-
-def test_a_token_is_the_same_bit_by_bit_alone_in_a_prompt_and_in_a_batch(tmp_path: Path) -> None:
-    """Sequences of different lengths, in slots that are not in their order."""
-    template = llama_attention(64, 4, 2, 16)
-    library = Library([template], "q4", runnable()[0], tmp_path / "t.so", chunk=64)
-    lengths, slots = (1, 5, 31, 33, 41), (4, 0, 2, 5, 1)
-    prompts = [random_inputs(template, length, seed) for seed, length in enumerate(lengths)]
-    caches, whole, alone = library.caches("t1", slots=6), [], []
-    for prompt, length, slot in zip(prompts, lengths, slots, strict=True):
-        inputs = [prompt[s.name] for s in template.inputs]
-        whole.append(library.call("t1", "prefill", inputs, library.caches("t1"))[0][:, -1:])
-        before, newest = ([np.ascontiguousarray(part) for part in cut] for cut in _cut(inputs, length - 1))
-        if length > 1:
-            library.call("t1", "prefill", before, caches, (slot,))
-        copies = [cache.copy() for cache in caches]
-        alone.append(library.call("t1", "decode", newest, [aligned_copy(c) for c in copies], (slot,))[0])
-    newest = [
-        np.concatenate(part, axis=1)
-        for part in zip(*([p[s.name][:, -1:] for s in template.inputs] for p in prompts), strict=True)
-    ]
-    (together,) = library.call("t1", "batch", newest, caches, slots)
-    np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
-    np.testing.assert_array_equal(together, np.concatenate(whole, axis=1))
-
-
-def _cut(arrays: list[np.ndarray], at: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    return [a[:, :at] for a in arrays], [a[:, at:] for a in arrays]
 
 
 def test_an_eight_bit_cache_gives_nearly_the_same(tmp_path: Path) -> None:

@@ -16,7 +16,19 @@ from tvm.script.ir_builder import tirx as B
 from llcompile.lower.kernels.attention.cache import Head
 from llcompile.lower.kernels.attention.products import fma
 from llcompile.lower.kernels.attention.spec import FLOOR, LOG2_E, NONE, TILE, AttentionSpec
-from llcompile.lower.kernels.vector import TANH, Expr, horner, intrinsic, local, run, same, splat, type_of
+from llcompile.lower.kernels.vector import (
+    TANH,
+    Expr,
+    horner,
+    intrinsic,
+    local,
+    negative,
+    rounded,
+    run,
+    same,
+    splat,
+    type_of,
+)
 
 LANES = 16  # scores taken at once
 _ROUND = 1.5 * 2**23  # a float32 of this size has no fraction, and its last bits count
@@ -105,7 +117,8 @@ def _mask(row: ScoreRow, spec: AttentionSpec) -> None:
 
 
 def _adjust(row: ScoreRow, head: Head, base: Expr, spec: AttentionSpec) -> None:
-    """Scales of the keys, soft cap (cap * tanh(score / cap), the division done on the query), ALiBi."""
+    """Scales of the keys, soft cap (cap * tanh(score / cap), the division done on the query), ALiBi. Products are
+    rounded, though they go to memory: the compiler may take what is read from there for what was written."""
     if head.cache.key_scales is None and not spec.softcap and row.slope is None:
         return
     slope = None if row.slope is None else B.Bind(row.slope)
@@ -113,9 +126,9 @@ def _adjust(row: ScoreRow, head: Head, base: Expr, spec: AttentionSpec) -> None:
         index = row.index(v)
         score = row.scores[tuple(index)]
         if head.cache.key_scales is not None:
-            score = B.Bind(score * head.scales(head.cache.key_scales, base + v * LANES, LANES))
+            score = B.Bind(rounded(score * head.scales(head.cache.key_scales, base + v * LANES, LANES)))
         if spec.softcap:
-            score = B.Bind(_tanh(score) * splat(spec.softcap * LOG2_E, score))
+            score = B.Bind(rounded(_tanh(score) * splat(spec.softcap * LOG2_E, score)))
         if slope is not None:
             ahead = same(row.ahead + v * LANES, LANES) + tirx.Ramp(0, 1, LANES)
             score = score + same(slope, LANES) * tirx.Cast(f"float32x{LANES}", ahead)
@@ -128,9 +141,9 @@ def _tanh(x: Expr) -> Expr:
     size = B.Bind(tirx.abs(x))
     square = B.Bind(x * x)
     near = B.Bind(x + x * square * horner(square, TANH))
-    shrunk = B.Bind(power(size * splat(-2 * LOG2_E, x)))
+    shrunk = B.Bind(power(rounded(size * splat(-2 * LOG2_E, x))))
     far = B.Bind((one - shrunk) / (one + shrunk))
-    signed = tirx.Select(x < splat(0.0, x), splat(0.0, x) - far, far)
+    signed = tirx.Select(x < splat(0.0, x), negative(far), far)
     return tirx.Select(size < splat(0.625, x), near, signed)
 
 
