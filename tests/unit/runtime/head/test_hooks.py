@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy_model
 import pytest
+from shared.bad_hooks import HOOKS
 
 from llrun.errors import RunError
 from llrun.head.hook import Hook, load_hook
@@ -85,6 +87,39 @@ def test_what_is_wrong_is_told_once_and_ignored(function, said):
     assert len(notes) == 1
     assert notes[0].startswith(f"the balancing function {said}"), notes
     assert notes[0].endswith("; the stages stay as they are")
+
+
+@pytest.mark.parametrize("name", sorted(HOOKS.keys() - {"sleeps", "spins"}))
+def test_what_no_runtime_should_suffer_from_is_told_once(name: str, tmp_path: Path):
+    """benchmarks/balancing/hooks.py in short."""
+    (tmp_path / "bad.py").write_text(HOOKS[name])
+    notes: list[str] = []
+    hook = Hook(load_hook(f"{tmp_path}/bad.py:rebalance"), notes.append)
+    for _ in range(3):
+        assert answer(hook, view()) is None
+    hook.close()
+    assert len(notes) == 1, notes
+
+
+NEVER = """
+import sys, time
+from llrun.head.hook import Hook, load_hook
+hook = Hook(load_hook(f"{sys.argv[1]}:rebalance"), print, deadline_s=0.05)
+assert hook.offer(None)
+time.sleep(0.1)
+assert not hook.offer(None) and not hook.offer(None)
+hook.close()
+"""
+
+
+@pytest.mark.parametrize("name", ["sleeps", "spins"])
+def test_what_never_comes_back_keeps_no_program_from_its_end(name: str, tmp_path: Path):
+    (tmp_path / "bad.py").write_text(HOOKS[name])
+    words = [sys.executable, "-c", NEVER, str(tmp_path / "bad.py")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    assert "has not returned within 0.05 s: it is ignored" in done.stdout
 
 
 def test_each_kind_of_fault_is_told_and_the_function_is_asked_again():
