@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 from llrun.head.balance import Policy, counts
@@ -17,6 +18,7 @@ from llrun.schema import StageRecord
 
 EVERY_S = 0.25
 BAND = 1.3  # times slower or faster than before: less is noise
+EVENTS_KEPT = 64  # that a function has not seen, as it is busy
 
 
 class Balancer:
@@ -31,19 +33,24 @@ class Balancer:
         self._own = callable(balancing.rebalance)
         function = balancing.rebalance if callable(balancing.rebalance) else Policy()
         self._hook = None if balancing.rebalance == "off" else Hook(function, note)
-        self._events: list[Event] = []
+        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._came: set[str] = set()  # devices that have joined and were given nothing to do yet
+        self._begun = False
         self._next = 0.0
         self._pace = Pace()
 
     def happened(self, kind: EventKind, device: str) -> None:
-        """A device was lost or has joined: the function is told with the next view."""
+        """A device was lost or has joined: the function is told with the next view. Who is there from the start has not
+        joined."""
+        if not self._begun:
+            return
         self._events.append(Event(kind, device))
         if kind is EventKind.JOINED:
             self._came.add(device)
 
     def turn(self, now: float) -> None:
         """Begin what was asked for; offer another view when it is time."""
+        self._begun = True
         if self._hook is None or not self._changes.steady:
             return
         asked = self._hook.take()
@@ -52,8 +59,8 @@ class Balancer:
         elif (now >= self._next or self._events) and self._measured():
             self._notice_pace()
             event = self._events[0] if self._events else Event(EventKind.STEP)
-            if self._hook.offer(self._view(event)):
-                self._events = self._events[1:]
+            if self._hook.offer(self._view(event)) and self._events:
+                self._events.popleft()
             self._next = now + EVERY_S
 
     def close(self) -> None:

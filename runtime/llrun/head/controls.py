@@ -68,13 +68,14 @@ class Controls:
     def connection(self, device: str) -> Connection | None:
         return self._connections.get(device)
 
-    def look_for(self, device: str, told: bool = False) -> None:
-        """Dial a device until it answers. `told`: whether who waits has been told why."""
+    def look_for(self, device: str, told: bool = False, needed: bool = True) -> None:
+        """Dial a device until it answers. `told`: whether it was told already that the device is not there. `needed`:
+        whether it is waited for."""
         stop = self._looked_for.get(device)
         if stop is None or stop.is_set():
             stop = self._looked_for[device] = threading.Event()
             threading.Thread(
-                target=self._look, args=(device, stop, told), name=f"look for {device}", daemon=True
+                target=self._look, args=(device, stop, told, needed), name=f"look for {device}", daemon=True
             ).start()
 
     def why(self, device: str) -> RunError:
@@ -131,7 +132,7 @@ class Controls:
         for device in list(self._connections):
             self._connections.pop(device).close()
 
-    def _look(self, device: str, stop: threading.Event, told: bool) -> None:
+    def _look(self, device: str, stop: threading.Event, told: bool, needed: bool) -> None:
         """Dial, and dial again while nobody listens yet, the worker loads, or still serves another head."""
         address, attempt_s, reasons = self.addresses[device], FIRST_ATTEMPT_S, set[str]()
         while not stop.is_set():
@@ -157,10 +158,11 @@ class Controls:
                     self._replies.put(Came(device, connection))
                 return
             if not told and reason not in reasons:
-                self._note(f"waiting for device {device} at {address}: {reason}")
+                begins = "waiting for" if needed else "going on without"
+                self._note(f"{begins} device {device} at {address}: {reason}")
             reasons.add(reason)
             attempt_s = ATTEMPT_S
-            stop.wait(AGAIN_S if told else RETRY_S)
+            stop.wait(RETRY_S if needed and not told else AGAIN_S)
 
     def _hear(self, device: str, connection: Connection) -> None:
         """Pass on what `device` says until it is gone."""

@@ -81,7 +81,6 @@ class Membership:
         self._unready: set[str] = set()
         self._setting_up = True
         self.capacity = 1 << 31
-        self.joined: list[str] = []  # since somebody looked
 
     # --- setting up ---
 
@@ -96,7 +95,7 @@ class Membership:
         needed = {stage.lead for stage in self._cluster.stages} - {self._cluster.head}
         missing: dict[str, RunError] = {}
         for name in sorted(self._controls.addresses):
-            self._controls.look_for(name)
+            self._controls.look_for(name, needed=name in needed)
             if name in needed and not self._reach(name, replies, timeout_s, take_in, missing):
                 missing[name] = self._controls.why(name)
         present = sorted(needed - missing.keys())
@@ -278,8 +277,8 @@ class Membership:
                 self._changes.back(what.device)
             case Refused():
                 self._refused[what.device] = what.error
-                if not self._setting_up:
-                    self._note(f"device {what.device} is not taken back: {what.error.message}")
+                if not (self._setting_up and self._cluster.runs(what.device)):
+                    self._note(f"going on without device {what.device}: {what.error.message}")
             case Unlinked():
                 self._changes.unlinked(self._cluster.head, what.device)
 
@@ -312,7 +311,6 @@ class Membership:
         self._cluster.alive.add(device)
         self._parted(device, True)
         self._note(f"device {device} takes part")
-        self.joined.append(device)
         self._changes.joined(device)
 
     def _send_away(self, device: str) -> None:

@@ -3,7 +3,7 @@
 Seven blocks: an embedding, four that append to a cache and mix in the mean of what it holds, one that
 subtracts half the embedding, and an output head; the last two are needed for a prompt's last row alone.
 The functions have the calling convention of compiled ones, so engine, links, worker and head run
-unchanged.
+unchanged. Devices whose names begin with `standby` hold every block, as all do, and run none at first.
 """
 
 from __future__ import annotations
@@ -173,9 +173,14 @@ def owners(devices: list[str]) -> list[str]:
     return [devices[0], *(devices[i] for i in middle), devices[0]]
 
 
+def runners(devices: list[str]) -> list[str]:
+    """Those that run blocks at first."""
+    return [device for device in devices if not device.startswith("standby")]
+
+
 def programs(devices: list[str]) -> dict[str, tuple]:
     """Every device's instructions. The embedding's output skips to the trimming block."""
-    owner = owners(devices)
+    owner = owners(runners(devices))
     instructions: dict[str, list] = {
         d: [Load(block=b) for b in range(BLOCKS) if owner[b] == d] for d in devices
     }
@@ -266,11 +271,17 @@ def envelope(devices: list[str]) -> Envelope:
         )
         for block in range(BLOCKS)
     )  # fmt: skip
-    device = EnvelopeDevice(
-        memory_bytes=1 << 30, runtime_bytes=1 << 20, disk_bytes_per_s=1e9, standby=False, blocks=blocks
-    )
     return Envelope(
-        devices={name: device for name in sorted(devices)},
+        devices={
+            name: EnvelopeDevice(
+                memory_bytes=1 << 30,
+                runtime_bytes=1 << 20,
+                disk_bytes_per_s=1e9,
+                standby=name not in runners(devices),
+                blocks=blocks,
+            )
+            for name in sorted(devices)
+        },
         links=tuple(
             LinkRecord(source=a, destination=b, bytes_per_s=1e8, latency_s=1e-3)
             for a in sorted(devices)
@@ -305,8 +316,8 @@ def record(
         "library": "lib/model.so",
         "runtime_library": "lib/libtvm_runtime.so",
         "graph": graph(),
-        "stages": stages(owners(devices)),
-        "transmissions": transmissions(owners(devices)),
+        "stages": stages(owners(runners(devices))),
+        "transmissions": transmissions(owners(runners(devices))),
         "envelope": envelope(devices),
         "blocks": tuple(
             BlockEntry(id=i, template=t, file=f"weights/{i}.safetensors", params=(),

@@ -60,11 +60,11 @@ class Processes:
 
 
 @pytest.fixture
-def workers() -> Iterator[Callable[[int], Processes]]:
+def workers() -> Iterator[Callable[..., Processes]]:
     started: list[Processes] = []
 
-    def start(count: int) -> Processes:
-        processes = Processes(["head", "anna", "bert", "cora"][:count])
+    def start(count: int, *others: str) -> Processes:
+        processes = Processes([*["head", "anna", "bert", "cora"][:count], *others])
         started.append(processes)
         for name in processes.names[1:]:
             processes.start(name)
@@ -110,6 +110,23 @@ def test_a_killed_worker_is_replaced_and_no_token_is_lost(workers, lost, sequenc
     assert all(stage.lead != lost for stage in move.stages)
     assert move.computed_again > 0
     assert any(f"device {lost} was lost" in note for note in devices.notes)
+
+
+def test_a_device_on_standby_takes_a_lost_ones_blocks(workers):
+    devices = workers(3, "standby")
+    ids = prompt(9, 3)
+    with devices.session() as session:
+        session._cluster.barred.update({name: {1, 2} for name in ("head", "bert")})
+        until = time.monotonic() + 15
+        while "device standby takes part" not in devices.notes and time.monotonic() < until:
+            answers(session, [prompt(3, 7)], 2, {})
+        assert answers(session, [ids], 10, {}) == [numpy_model.greedy(ids, 10)]
+        figures = session.measure()
+        assert (figures["standby"].compute_s, figures["anna"].compute_s > 0) == (0.0, True)
+        assert answers(session, [ids], 30, {8: lambda: devices.kill("anna")}) == [numpy_model.greedy(ids, 30)]
+        (move,) = session.moves
+    assert {b for stage in move.stages if stage.lead == "standby" for b in range(*stage.blocks)} >= {1, 2}
+    assert "standby" not in {stage.lead for stage in numpy_model.record("head", devices.names).stages}
 
 
 def test_a_worker_killed_while_a_long_prompt_is_computed(workers):
