@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from llcompile.cluster import load_cluster
@@ -12,7 +13,8 @@ TEXT = "def main(arguments):\n    for name in arguments:\n        print(name, 'â
 
 
 def make(folder: Path, count: int = 3) -> Path:
-    """The bundle's path; beside it lies `bare`, the same without spare blocks."""
+    """The bundle's path; beside it lie `bare`, the same without spare blocks, and `standing`, which is that with one
+    more device, on standby."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     model = save("llama", folder / "model")
@@ -29,4 +31,9 @@ def make(folder: Path, count: int = 3) -> Path:
     compiled.bundle(folder / "bundle", load_cluster(target), wishes)
     bare = harness.options(model, target, "f32", use_all=True, spare="none")
     compiled.bundle(folder / "bare", load_cluster(target), bare)
+    more = harness.devices_json(folder / "standing.json", count + 1)
+    described = json.loads(more.read_text())
+    described["devices"][count]["standby"] = True
+    more.write_text(json.dumps(described))
+    compiled.bundle(folder / "standing", load_cluster(more), bare)
     return folder / "bundle"

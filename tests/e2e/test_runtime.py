@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -341,20 +342,49 @@ def test_a_lost_worker_ends_the_run_in_time_and_by_name(bundle, how):
         assert gone(workers)
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_killed_worker_changes_nothing_of_the_text(bundle, lost):
-    """Its blocks go to others that hold them, and the same answer goes on."""
-    words = [*LLRUN, str(bundle), "--local", "-n", "200", "--rebalance", "off"]
-    words += [word for text in ("def main(", "for name in", "print(") for word in ("--prompt", text)]
-    whole = subprocess.run(words, capture_output=True, check=True, timeout=90).stdout
-    process = subprocess.Popen(words, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+ASKED = ["--local", "-n", "200", "--rebalance", "off"]
+ASKED += [word for text in ("def main(", "for name in", "print(") for word in ("--prompt", text)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bundle: Path) -> bytes:
+    """What is printed where nothing is lost."""
+    return llrun(bundle, *ASKED).stdout.encode()
+
+
+def printed_and_told(bundle: Path, lost: int, first: str = "") -> tuple[bytes, str]:
+    """What is printed, and told, when a worker is killed in the middle of the first answer, once `first` was told."""
+    command = [*LLRUN, str(bundle), *ASKED]
+    process = subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stdout
+        assert process.stderr
+        assert not first or process.stderr.readline().decode() == f"{first}\n"
         begun = process.stdout.read(10)
         os.kill(children_of(process.pid)[lost], signal.SIGKILL)
         rest, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 0, errors
-    assert begun + rest == whole
-    assert f"device d{lost + 1} was lost".encode() in errors
+    return begun + rest, errors.decode()
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_worker_changes_nothing_of_the_text(bundle, undisturbed, lost):
+    """Its blocks go to others that hold them, and the same answer goes on."""
+    printed, told = printed_and_told(bundle, lost)
+    assert printed == undisturbed
+    assert f"device d{lost + 1} was lost" in told
+
+
+def test_a_device_on_standby_runs_nothing_until_another_is_lost(bundle, undisturbed):
+    standing = bundle.parent / "standing"
+    described = json.loads((standing / "devices/d3/slice.json").read_text())
+    assert described["program"]["instructions"] == []
+    stages = described["stages"]
+    assert {name for stage in stages for name in stage["devices"]} == {"d0", "d1", "d2"}
+    lost = {b for stage in stages if stage["devices"] == ["d2"] for b in range(*stage["blocks"])}
+    assert {block["id"] for block in described["blocks"]} >= lost
+    printed, told = printed_and_told(standing, 1, "device d3 takes part")
+    assert printed == undisturbed
+    assert re.search(r"device d2 was lost.* Its blocks go: [-0-9, ]+ to d3; the answer goes on", told)

@@ -38,6 +38,15 @@ class Device:
         return Limits(model.shapes.chunk, model.shapes.context, self.record.max_payload_bytes)
 
 
+def templates_of(record: Slice) -> frozenset[str]:
+    """The templates that any program of the device may call, whatever its own one does: those of all its blocks, spares
+    too, and what is computed of positions."""
+    positions = record.graph.positions
+    return frozenset(block.template for block in record.blocks) | (
+        {positions.template} if positions else set()
+    )
+
+
 def load_device(stored: StoredSlice, verify: bool, progress: Progress) -> Device:
     """Read and check what the slice's program needs; only then load and bind the library. Spares stay on disk.
 
@@ -60,7 +69,7 @@ def load_device(stored: StoredSlice, verify: bool, progress: Progress) -> Device
     library = load_library(
         runtime,
         compiled,
-        installed.templates | {block.template for block in record.blocks},
+        templates_of(record),
         {block.template for block in record.blocks if block.caches},
         me.threads,
     )

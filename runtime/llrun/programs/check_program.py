@@ -13,8 +13,8 @@ from llrun.schema import AllReduce, DeviceProgram, Instruction, Rows, Run, Send,
 def check_program(record: Slice, program: DeviceProgram, layouts: Mapping[int, Layout]) -> None:
     """Raise RunError R207 that names the first instruction of `program` that cannot be carried out.
 
-    Every block it loads is in the slice, and every block it runs was loaded; every tensor is described, and there
-    when it is used; it speaks to other devices of the plan alone.
+    Every block it loads is in the slice, and every block it runs was loaded and is of the template that is called;
+    every tensor is described, and there when it is used; it speaks to other devices of the plan alone.
     """
     if program.device != record.device:
         raise RunError("R207", f"a program of device {program.device} in the slice of {record.device}")
@@ -22,7 +22,9 @@ def check_program(record: Slice, program: DeviceProgram, layouts: Mapping[int, L
         {record.graph.input_ids} if record.device == record.head else set()
     )
     loaded: set[int] = set()
-    held = {block.id for block in record.blocks}
+    held: dict[int | None, str] = {block.id: block.template for block in record.blocks}
+    if record.graph.positions:
+        held[None] = record.graph.positions.template
     for index, instruction in enumerate(program.instructions):
         does = effects(instruction)
         fault = (
@@ -30,6 +32,7 @@ def check_program(record: Slice, program: DeviceProgram, layouts: Mapping[int, L
             or _block_fault(does, loaded, held)
             or _tensor_fault(does, there, layouts)
             or _peer_fault(record, does)
+            or _template_fault(does, held)
         )
         if fault:
             raise RunError("R207", f"instruction {index} of {record.device}'s program: {fault}")
@@ -46,12 +49,20 @@ def _unknown(instruction: Instruction, does: Effects, layouts: Mapping[int, Layo
     return f"tensor {unknown[0]} is not described" if unknown else None
 
 
-def _block_fault(does: Effects, loaded: Container[int], held: Container[int]) -> str | None:
+def _block_fault(does: Effects, loaded: Container[int], held: Container[int | None]) -> str | None:
     if does.loads is not None and does.loads not in held:
         return f"block {does.loads} is not in the slice"
     if does.runs is not None and does.runs not in loaded:
         return f"block {does.runs} is run but was not loaded"
     return None
+
+
+def _template_fault(does: Effects, held: Mapping[int | None, str]) -> str | None:
+    """`held`: [block] its template; [None]: what is computed of positions."""
+    if does.calls is None or does.calls == held.get(does.runs):
+        return None
+    what = "what is run without a block" if does.runs is None else f"block {does.runs}"
+    return f"template {does.calls} is called for {what}, which is {held.get(does.runs, 'none')} here"
 
 
 def _tensor_fault(does: Effects, there: Container[int], layouts: Mapping[int, Layout]) -> str | None:

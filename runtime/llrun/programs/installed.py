@@ -19,8 +19,8 @@ class Installed:
     """A program with all that follows from it.
 
     `sources` and `segment_of`: for each tensor received, the device that sends it and the segment that waits for
-    it. `neighbours`: devices it exchanges tensors with. `blocks`: those that it runs, in order. `templates`: those
-    that it calls. `chunk`: the most rows of a step. `input_ids`, `position_ids`, `logits`: the model's tensors.
+    it. `neighbours`: devices it exchanges tensors with. `blocks`: those that it runs, in order. `chunk`: the most rows
+    of a step. `input_ids`, `position_ids`, `logits`: the model's tensors.
     """
 
     program: DeviceProgram
@@ -32,7 +32,6 @@ class Installed:
     segment_of: Mapping[int, int]
     neighbours: frozenset[str]
     blocks: tuple[int, ...]
-    templates: frozenset[str]
     input_ids: int
     position_ids: int
     logits: int
@@ -67,7 +66,6 @@ def install(record: Slice, program: DeviceProgram | None = None) -> Installed:
         segment_of={tensor: index for index, segment in enumerate(segments) for tensor in segment.waits},
         neighbours=frozenset(peer for each in done for peer in (*each.hears, *each.tells)),
         blocks=tuple(each.runs for each in done if each.runs is not None),
-        templates=frozenset(each.calls for each in done if each.calls is not None),
         input_ids=graph.input_ids,
         position_ids=graph.position_ids,
         logits=graph.logits,

@@ -18,12 +18,13 @@ from numpy_model import IDS
 from llrun.device.blocks import BlockStore
 from llrun.device.headroom import Room
 from llrun.device.library import Library
-from llrun.device.load import load_device
+from llrun.device.load import load_device, templates_of
 from llrun.device.lookups import by_rows
 from llrun.device.reading import BlockFiles
 from llrun.device.slice import StoredSlice
 from llrun.errors import RunError
 from llrun.memory import Array
+from llrun.programs.write import idle_program
 from llrun.schema import FileEntry, Param, Slice
 
 MIB, PAGE = 1 << 20, 4096
@@ -281,10 +282,17 @@ def test_a_device_is_loaded_with_its_own_blocks_alone(
     stored = write(tmp_path)
     monkeypatch.setattr("llrun.device.load.require", lambda isa, target: None)
     monkeypatch.setattr("llrun.device.load.sealed_copy", lambda stored, name: 0)
-    monkeypatch.setattr("llrun.device.load.load_library", lambda *rest: numpy_model.library())
+    called: list[object] = []
+
+    def load_library(runtime: int, compiled: int, names: object, *rest: object) -> Library:
+        called.append(names)
+        return numpy_model.library()
+
+    monkeypatch.setattr("llrun.device.load.load_library", load_library)
     flip(tmp_path / "weights/1.safetensors")
     device = load_device(stored, True, lambda done, total: None)
     assert sorted(device.blocks) == list(OWN)
+    assert called == [templates_of(stored.record)]
     with pytest.raises(RunError, match=r"1.safetensors is damaged"):
         device.store.read([1])
     device.store.read([2])
@@ -292,3 +300,11 @@ def test_a_device_is_loaded_with_its_own_blocks_alone(
     (tmp_path / "weights/6.safetensors").write_bytes(b"")
     with pytest.raises(RunError, match=r"6.safetensors is damaged: it has 0 bytes"):
         load_device(stored, True, lambda done, total: None)
+
+
+def test_functions_of_all_that_a_device_may_be_told_to_run_are_there() -> None:
+    """Not of its own program alone: one on standby has an empty one."""
+    record = numpy_model.record("bert", ["head", "anna", "bert"], program=idle_program("bert", 1))
+    assert templates_of(record) == {"t0", "t1", "t2", "t3", "positions"}
+    few = replace(record, blocks=record.blocks[:1], graph=replace(record.graph, positions=None))
+    assert templates_of(few) == {"t0"}

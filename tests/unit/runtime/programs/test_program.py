@@ -67,6 +67,14 @@ def test_tables_that_token_ids_index_are_known():
         ([TAKE, Send(tensor=FIRST + 2, destination="head", rows="some")], "rows is 'some'"),
         ([TAKE, AllReduce(tensor=FIRST + 2, group=("anna", "bert"))], "all_reduce"),
         (
+            [Load(block=3), TAKE, TABLES, msgspec.structs.replace(MIX, template="t2")],
+            "template t2 is called for block 3, which is t1 here",
+        ),
+        (
+            [msgspec.structs.replace(TABLES, template="t1")],
+            "template t1 is called for what is run without a block, which is positions here",
+        ),
+        (
             [Run(template="t0", block=None, inputs=(IDS,), outputs=(LOGITS,))],
             "tensor input_ids is used before",
         ),
@@ -126,13 +134,7 @@ def test_a_program_of_another_device_is_refused():
 
 def test_a_device_without_a_stage_installs_an_empty_program():
     idle = install(numpy_model.record("bert", NAMES, program=idle_program("bert", 4)))
-    assert (idle.epoch, idle.segments, idle.neighbours, idle.blocks, idle.templates) == (
-        4,
-        (),
-        frozenset(),
-        (),
-        frozenset(),
-    )
+    assert (idle.epoch, idle.segments, idle.neighbours, idle.blocks) == (4, (), frozenset(), ())
     assert not idle.every_chunk
 
 
