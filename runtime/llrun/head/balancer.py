@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from llrun.head.balance import Policy, counts
+from llrun.head.balance import Policy, counts, used
 from llrun.head.changes import Changes
 from llrun.head.cluster import Cluster
 from llrun.head.controls import Note
@@ -40,8 +40,8 @@ class Balancer:
         self._pace = Pace()
 
     def happened(self, kind: EventKind, device: str) -> None:
-        """A device was lost or has joined: the function is told with the next view. Who is there from the start has not
-        joined."""
+        """A device was lost, has joined, or is slower or faster: the function is told with the next view. Who is there
+        from the start has not joined."""
         if not self._begun:
             return
         self._events.append(Event(kind, device))
@@ -74,9 +74,8 @@ class Balancer:
         if faults:
             hook.report(IMPOSSIBLE, f"asked for what cannot be: {faults[0]}")
             return
-        device = subject(view, stages)
-        reason = MoveReason.JOINED if device in self._came else MoveReason.SLOW
-        self._came.discard(device)
+        reason, device = subject(view, stages, self._came)
+        self._came -= used(stages)
         self._changes.move(stages, MoveReason.HOOK if self._own else reason, device)
 
     def _notice_pace(self) -> None:
@@ -84,7 +83,7 @@ class Balancer:
         running = {stage.lead for stage in self._cluster.stages}
         device = self._pace.changed({name: slowness[name] for name in running & slowness.keys()})
         if device is not None:
-            self._events.append(Event(EventKind.SLOW, device))
+            self.happened(EventKind.SLOW, device)
 
     def _measured(self) -> bool:
         """Whether there is anything to balance, and every device that runs has shown how fast it is."""
@@ -99,11 +98,15 @@ class Balancer:
         return view_of(self._cluster.placement(), self._cluster.stages, sequences, event, free)
 
 
-def subject(view: View, stages: Sequence[StageRecord]) -> str:
-    """Whom a change to these stages is about: the device whose work changes the most; of those the slowest."""
+def subject(view: View, stages: Sequence[StageRecord], came: Iterable[str]) -> tuple[MoveReason, str]:
+    """Why there is a change to these stages, and about whom: one of those that came, if it gets its first blocks, else
+    the slowest of the devices whose work changes."""
     before, after = counts(view.stages), counts(stages)
-    names = sorted(before.keys() | after.keys())
-    return max(names, key=lambda name: (abs(after[name] - before[name]), view.devices[name].slowness))
+    for name in sorted(came):
+        if name in after and name not in before:
+            return MoveReason.JOINED, name
+    changed = [name for name in sorted(before.keys() | after.keys()) if before[name] != after[name]]
+    return MoveReason.SLOW, max(changed or before, key=lambda name: view.devices[name].slowness)
 
 
 class Pace:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 
 from llrun.programs.placement import Cost, Placement, Rates
-from llrun.schema import Envelope, StageRecord
+from llrun.schema import Envelope, EnvelopeDevice, StageRecord
 
 
 class EventKind(StrEnum):
@@ -30,16 +31,28 @@ class Event:
 
 @dataclass(frozen=True)
 class DeviceView:
-    """`blocks`: those that it could run. `block_s`: seconds of each for a token, measured. `slowness`: measured seconds
-    over those that the plan was made with. `free_memory_bytes`: 0 where it is not known."""
+    """`slowness`: measured seconds over those that the plan was made with. `free_memory_bytes`: 0 where it is not
+    known. `envelope`: what the plan knows of the device."""
 
     name: str
     alive: bool
-    blocks: tuple[int, ...]
-    memory_bytes: int
-    free_memory_bytes: int
-    block_s: Mapping[int, float]
     slowness: float
+    free_memory_bytes: int
+    envelope: EnvelopeDevice
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.envelope.memory_bytes
+
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """Those that it could run."""
+        return tuple(block.id for block in self.envelope.blocks)
+
+    @cached_property
+    def block_s(self) -> Mapping[int, float]:
+        """Seconds of each block for a token, measured."""
+        return {block.id: block.decode_s * self.slowness for block in self.envelope.blocks}
 
 
 @dataclass(frozen=True)
@@ -110,22 +123,14 @@ class View:
         self._check(slowness)
         known = self.placement.rates
         placement = replace(self.placement, rates=Rates({**known.slowness, **slowness}, known.links))
-        devices = {name: _as_slow(each, slowness.get(name)) for name, each in self.devices.items()}
-        return replace(self, placement=placement, devices=devices)
+        supposed = {name: replace(self.devices[name], slowness=slow) for name, slow in slowness.items()}
+        return replace(self, placement=placement, devices={**self.devices, **supposed})
 
     def _check(self, names: Iterable[str]) -> None:
         for name in sorted({*names} - self.devices.keys()):
             raise ValueError(
                 f"{name} is not a device of this bundle; it has {', '.join(sorted(self.devices))}"
             )
-
-
-def _as_slow(device: DeviceView, slowness: float | None) -> DeviceView:
-    if slowness is None or not device.slowness:
-        return device
-    scale = slowness / device.slowness
-    seconds = {block: each * scale for block, each in device.block_s.items()}
-    return replace(device, slowness=slowness, block_s=seconds)
 
 
 def view_of(
@@ -136,18 +141,12 @@ def view_of(
     free_memory: Mapping[str, int],
 ) -> View:
     """The view of a moment. `placement` knows who is alive, and the measured rates."""
-    devices = {}
-    for name, device in placement.envelope.devices.items():
-        slowness = placement.slowness(name)
-        devices[name] = DeviceView(
-            name=name,
-            alive=placement.usable(name),
-            blocks=tuple(block.id for block in device.blocks),
-            memory_bytes=device.memory_bytes,
-            free_memory_bytes=free_memory.get(name, 0),
-            block_s={block.id: block.decode_s * slowness for block in device.blocks},
-            slowness=slowness,
+    devices = {
+        name: DeviceView(
+            name, placement.usable(name), placement.slowness(name), free_memory.get(name, 0), device
         )
+        for name, device in placement.envelope.devices.items()
+    }
     links = []
     for planned in placement.envelope.links:
         way = planned.source, planned.destination

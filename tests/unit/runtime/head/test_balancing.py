@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy_model
 import pytest
 
 from llrun.errors import RunError
 from llrun.head import changes
-from llrun.head.balancer import Pace
+from llrun.head.balancer import Balancer, Pace
 from llrun.head.hook import Hook, load_hook
 from llrun.head.moves import in_words
 from llrun.head.options import Balancing
@@ -135,6 +137,41 @@ def view(slowness: dict[str, float] | None = None, to_come: int = 1000) -> View:
     placement = Placement.of(RECORD, Rates(slowness or {}), frozenset(NAMES))
     stages = numpy_model.record("head", NAMES).stages
     return view_of(placement, stages, (SequenceView(10, to_come),), Event(EventKind.STEP), {"anna": 5})
+
+
+def test_the_default_takes_work_from_a_slow_device(cluster):
+    slow = numpy_model.library(t1=lambda *each: time.sleep(0.005) or numpy_model.mix(*each))
+    workers = cluster(NAMES, {"anna": numpy_model.device("anna", NAMES, slow)})
+    with session(workers, [], "auto") as balanced:
+        assert produced(balanced, [[1, 2, 3]], 240) == [numpy_model.greedy([1, 2, 3], 240)]
+        move = balanced.moves[0]
+    assert (move.reason, move.device, move.computed_again) == ("slow", "anna", 0)
+    assert "anna" not in {stage.lead for stage in move.stages}
+    assert move.token < 220
+
+
+def test_why_a_move_is_made_and_about_whom():
+    moves: list[tuple] = []
+    seen = view({"head": 2.0, "bert": 1.5})
+    alone = replace(seen, stages=(StageRecord.on("head", 0, 7),))
+    cluster = SimpleNamespace(placement=lambda: seen.placement)
+    changes = SimpleNamespace(steady=False, move=lambda stages, *why: moves.append(why))
+    balancer = Balancer(cluster, changes, None, Balancing("auto"), pytest.fail)
+    balancer.turn(0.0)
+    for saw, wanted, joined in (
+        (alone, seen.stages, ["anna"]),
+        (alone, seen.stages, []),  # that was the reason of the last move
+        (seen, OTHERS, ["anna"]),  # runs something
+    ):
+        for device in joined:
+            balancer.happened(EventKind.JOINED, device)
+        cluster.stages = saw.stages
+        balancer._begin(balancer._hook, saw, wanted)
+    assert moves == [
+        ("joined", "anna"),
+        ("slow", "head"),
+        ("slow", "bert"),
+    ]  # bert: the head keeps what it has
 
 
 def test_what_a_function_sees():

@@ -11,7 +11,6 @@ from msgspec.structs import replace as change
 from shared.policy_hours import TO_COME, Session, flapping, steady
 
 from llrun.head.balance import Doubt, Memory, counts, decide, rebalance, used
-from llrun.head.balancer import subject
 from llrun.head.view import Event, EventKind, SequenceView, View, view_of
 from llrun.programs.placement import Placement, Rates
 from llrun.schema import StageRecord
@@ -189,12 +188,3 @@ def test_supposing_and_leaving_out():
     for wrong in (lambda: seen.without("zoe"), lambda: seen.supposing({"zoe": 2.0})):
         with pytest.raises(ValueError, match="zoe is not a device of this bundle; it has anna, bert, head"):
             wrong()
-
-
-def test_whom_a_move_is_about():
-    on = StageRecord.on
-    seen = view({"anna": 3.0})
-    split = replace(seen, stages=(on("head", 0, 1), on("anna", 1, 4), on("bert", 4, 6), on("head", 6, 7)))
-    assert subject(split, (on("head", 0, 2), on("anna", 2, 3), on("bert", 3, 5), on("head", 5, 7))) == "anna"
-    assert subject(split, (on("head", 0, 1), on("bert", 1, 6), on("head", 6, 7))) == "anna"
-    assert subject(split, (on("head", 0, 7),)) == "head"
