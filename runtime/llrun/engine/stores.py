@@ -201,6 +201,11 @@ class SequenceStore:
                     self._slots[block].discard(sequence.slot)
                 heappush(self._free, sequence.slot)
 
+    def close_all(self) -> None:
+        """Give the memory of every sequence back."""
+        for number in self.numbers:
+            self.close(number)
+
     def get(self, number: int) -> Sequence | None:
         return self._open.get(number)
 

@@ -190,6 +190,7 @@ class WorkerSession:
         finally:
             self._links.close()
             self._part.end()
+            self._engine.sequences.close_all()
 
     def restore(self) -> None:
         """Have in memory what the slice's own program runs, and nothing else. Raises RunError where that cannot be."""

@@ -16,12 +16,14 @@ import numpy_model
 import pytest
 from losses import irreplaceable
 
+from llrun.engine.engine import Engine
 from llrun.errors import RunError
 from llrun.head import controls
 from llrun.head.session import Session
 from llrun.requests.conversation import generate
 from llrun.requests.sampling import Sampling
 from llrun.requests.scheduler import Scheduler
+from llrun.wire.messages import Held
 from llrun.wire.transport import Tcp
 
 HERE = Path(__file__).parents[1]
@@ -119,6 +121,57 @@ def test_workers_drop_a_head_that_is_gone(workers):
     died = subprocess.run([sys.executable, "-c", script, str(HERE), pairs], capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
     next_request_works(workers)
+
+
+def test_workers_free_the_caches_of_a_head_that_is_gone(cluster, monkeypatch):
+    """At once, not when the next head comes."""
+    engines: list[Engine] = []
+
+    class Kept(Engine):
+        def __init__(self, *arguments, **named) -> None:
+            super().__init__(*arguments, **named)
+            engines.append(self)
+
+    monkeypatch.setattr("llrun.worker.session.Engine", Kept)
+    with cluster(NAMES).session() as session:
+        generate(Scheduler(session), [1, 2, 3], 4, Sampling(), lambda token: True)
+        number = session.open()
+        session.history(number).extend([1, 2, 3, 4] * 5)
+        session.feed([number])
+        while session.pop_logits() is None:
+            session.take()
+        session.measure()  # who answers has done what came before
+        held = {engine.sequences.held() for engine in engines}
+        assert held == {(Held(number, 1, 3, 20),), (Held(number, 3, 5, 20),)}
+        for name in NAMES[1:]:
+            session._cluster.controls.connection(name).close()  # as when its process ends
+        until = time.monotonic() + 5
+        while any(engine.sequences.numbers for engine in engines) and time.monotonic() < until:
+            time.sleep(0.01)
+        stores = [engine.sequences for engine in engines]
+        assert [store.held() for store in stores] == [(), ()]
+        assert not any(array.any() for store in stores for b in store.entries for array in store.caches(b))
+
+
+def test_a_head_that_was_frozen_is_given_up_and_goes_on_when_it_may(workers):
+    """Its workers serve the next head without a restart, and it again when that one is done."""
+    pairs = ",".join(f"{name}={address}" for name, address in workers.addresses.items())
+    frozen = subprocess.Popen(
+        [sys.executable, str(HERE / "numpy_head.py"), ",".join(NAMES), pairs, "40", "20"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert frozen.stdout
+        lines = [frozen.stdout.readline() for _ in range(3)]
+        frozen.send_signal(signal.SIGSTOP)
+        next_request_works(workers)
+        frozen.send_signal(signal.SIGCONT)
+        lines += frozen.communicate(timeout=30)[0].splitlines()
+    finally:
+        frozen.kill()
+        frozen.communicate()
+    assert [line.strip() for line in lines] == [str(token) for token in numpy_model.greedy([1, 2, 3], 40)]
+    assert all(process.poll() is None for process in workers.running.values())
 
 
 def free_address() -> str:
