@@ -79,12 +79,22 @@ class View:
     """One moment of a session. `stages`: what runs now; `envelope`: what could."""
 
     devices: Mapping[str, DeviceView]
-    links: tuple[LinkView, ...]
     stages: tuple[StageRecord, ...]
     sequences: tuple[SequenceView, ...]
     event: Event
     envelope: Envelope
     placement: Placement
+
+    @cached_property
+    def links(self) -> tuple[LinkView, ...]:
+        """Every way from a device to another."""
+        found = []
+        for planned in self.envelope.links:
+            way = planned.source, planned.destination
+            rate = self.placement.link(*way)
+            measured = way in self.placement.rates.links
+            found.append(LinkView(*way, rate.latency_s, rate.bytes_per_s, measured))
+        return tuple(found)
 
     @property
     def to_come(self) -> int:
@@ -147,9 +157,4 @@ def view_of(
         )
         for name, device in placement.envelope.devices.items()
     }
-    links = []
-    for planned in placement.envelope.links:
-        way = planned.source, planned.destination
-        rate = placement.link(*way)
-        links.append(LinkView(*way, rate.latency_s, rate.bytes_per_s, way in placement.rates.links))
-    return View(devices, tuple(links), stages, sequences, event, placement.envelope, placement)
+    return View(devices, stages, sequences, event, placement.envelope, placement)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from llrun.head.moves import in_words
 from llrun.head.options import Balancing
 from llrun.head.session import Session
 from llrun.head.view import Event, EventKind, SequenceView, View, view_of
-from llrun.programs.placement import Placement, Rates
+from llrun.programs.placement import LinkRate, Placement, Rates
 from llrun.requests.request import Request
 from llrun.requests.scheduler import Scheduler
 from llrun.schema import StageRecord
@@ -133,8 +134,8 @@ def test_a_function_that_sleeps_for_ever():
     ]
 
 
-def view(slowness: dict[str, float] | None = None, to_come: int = 1000) -> View:
-    placement = Placement.of(RECORD, Rates(slowness or {}), frozenset(NAMES))
+def view(slowness: dict[str, float] | None = None, to_come: int = 1000, rates: Rates | None = None) -> View:
+    placement = Placement.of(RECORD, rates or Rates(slowness or {}), frozenset(NAMES))
     stages = numpy_model.record("head", NAMES).stages
     return view_of(placement, stages, (SequenceView(10, to_come),), Event(EventKind.STEP), {"anna": 5})
 
@@ -175,15 +176,19 @@ def test_why_a_move_is_made_and_about_whom():
 
 
 def test_what_a_function_sees():
-    seen = view({"anna": 3.0})
+    rates = Rates({"anna": 3.0}, {("anna", "bert"): LinkRate(0.5, 8.0)})
+    seen = view({"anna": 3.0}, rates=rates)
     assert seen.devices["anna"].slowness == 3.0
     assert seen.devices["anna"].block_s[1] == pytest.approx(3e-3)
     assert seen.devices["anna"].free_memory_bytes == 5
     assert seen.devices["bert"].blocks == tuple(range(7))
     assert seen.to_come == 1000
-    assert seen.predict(seen.stages) == pytest.approx(
-        Placement.of(RECORD, Rates({"anna": 3.0})).predict(seen.stages)
-    )
+    assert sorted((link.source, link.destination, link.measured) for link in seen.links) == [
+        (a, b, (a, b) == ("anna", "bert")) for a, b in permutations(sorted(NAMES), 2)
+    ]
+    (measured,) = (link for link in seen.links if link.measured)
+    assert (measured.latency_s, measured.bytes_per_s) == (0.5, 8.0)
+    assert seen.predict(seen.stages) == pytest.approx(Placement.of(RECORD, rates).predict(seen.stages))
     assert seen.faults(LACKING)
     assert not seen.faults(OTHERS)
     with pytest.raises(AttributeError):
