@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
-from llrun.cli import _guarded, llrun
+from llrun import Session
+from llrun.cli import _balancing, _guarded, llrun
+from llrun.head.options import Balancing
 
 
 @pytest.fixture
@@ -27,6 +31,14 @@ def test_help_is_of_the_default_command_and_lists_the_others(said, words):
     assert "--prompt-ids" in out
     assert "llrun bench " in out
     assert "llrun run" not in out
+
+
+def test_options_are_by_default_what_they_are_from_python(said):
+    assert _balancing() == Balancing()
+    given = {name: each.default for name, each in inspect.signature(Session).parameters.items()}
+    assert Balancing(given["rebalance"], given["wait_s"], given["mirror"], given["exact"]) == Balancing()
+    for words in (["-h"], ["bench", "-h"]):
+        assert f"[default: {Balancing().wait_s:.1f}]" in " ".join(said(*words)[1].split())
 
 
 def test_help_of_a_command(said):
