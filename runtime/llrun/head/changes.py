@@ -226,7 +226,8 @@ class Changes:
     def unlinked(self, device: str, other: str) -> None:
         """Two devices have lost each other. One of them may be gone; if not, they are linked anew."""
         if device in self._cluster.alive and other in self._cluster.alive and self._relink_at is None:
-            self._relink_at, self._unlinked = time.monotonic() + RELINK_S, other
+            self._relink_at = time.monotonic() + RELINK_S
+            self._unlinked = min({device, other} - {self._cluster.head})  # whichever of them tells it first
 
     def start(self, missing: dict[str, RunError]) -> None:
         """Begin the session without devices that have stages in the plan."""
