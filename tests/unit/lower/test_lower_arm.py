@@ -1,7 +1,9 @@
 """Kernels for Arm, under qemu on a processor that has no more than the instruction set: the tests of this machine's
-kernels, and that blocks of tokens change no bit."""
+kernels, that blocks of tokens change no bit, and that the bits are those of AVX2's kernels."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from llcompile.lower.kernels.vector import Extent
 from tests import arm
 from tests.unit.lower import test_lower_attention as attention
 from tests.unit.lower import test_lower_linear as linear
+from tests.unit.lower import test_lower_processors as processors
 from tests.unit.lower.emulated import CPUS
-from tests.unit.lower.harness import Kernel, new_tokens
+from tests.unit.lower.harness import Kernel, new_tokens, runnable
 
 pytestmark = [
     pytest.mark.qemu,
@@ -71,3 +74,11 @@ def test_attention(name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None
     long = [[1000, 1]] if (name, isa) == ("two share", "neon_dotprod") else []  # seconds, under qemu
     monkeypatch.setattr(attention, "CUTS", ([1] * 3, [31, 1, 1, 1, 17], [130, 3, 1], *long))
     attention.test_attention(name, isa)
+
+
+@pytest.mark.skipif("avx2" not in runnable(), reason="this machine has no AVX2 to compare with")
+@pytest.mark.parametrize("part", processors.PARTS)
+def test_bits_are_those_of_avx2(part: Callable[[str], list[np.ndarray]], isa: str) -> None:
+    if part is processors.PARTS[-1] and isa != "neon_dotprod":
+        pytest.skip("attention differs between these sets in the order of instructions alone")
+    processors.test_bits_are_those_of_avx2(part, isa)
