@@ -119,8 +119,8 @@ def llrun() -> None:
 def _balanced(command: Callable[..., None]) -> Callable[..., None]:
     """Options of Balancing, for `_balancing`."""
     for option in (
-        click.option("--exact", is_flag=True,
-                     help="Not in this version."),
+        click.option("--exact", is_flag=True, expose_value=False,
+                     help="The same bits for a token however it is computed: always so, nothing to ask for."),
         click.option("--mirror", is_flag=True,
                      help="Copy caches, as they are made, to the devices that would take a lost one's blocks: then next"
                      " to nothing is computed again."),
@@ -194,7 +194,7 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
         texts: tuple[str, ...], prompt_ids: tuple[str, ...], tokens: int | None, temperature: float,
         top_k: int, top_p: float, seed: int, stops: tuple[str, ...], session: str | None, as_json: bool, local: bool,
         peers: tuple[str, ...], no_verify: bool, timeout: float,
-        rebalance: str, wait_s: float, mirror: bool, exact: bool) -> None:  # fmt: skip
+        rebalance: str, wait_s: float, mirror: bool) -> None:  # fmt: skip
     """Run a bundle, or one device's slice of it: the head answers prompts, a worker serves the head.
 
     Prompts come from --prompt or --prompt-ids, else line by line from standard input, else from a
@@ -218,13 +218,13 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
     with reasons_told(announcer):
         stored = _stored(path, device)
         wanted = Wanted(tokens, Sampling(temperature, top_k, top_p, seed), _checked_stops(stops))
-        balancing = _balancing(rebalance, wait_s, mirror, exact)
+        balancing = _balancing(rebalance, wait_s, mirror)
         if stored.device != stored.record.head:
             if texts or prompt_ids or local or session or balancing != _balancing():
                 raise RunError(
                     "R108",
-                    f"{stored.device} is a worker: prompts, --local, --session, --rebalance, --wait, --mirror and"
-                    f" --exact are for {stored.record.head}",
+                    f"{stored.device} is a worker: prompts, --local, --session, --rebalance, --wait and"
+                    f" --mirror are for {stored.record.head}",
                 )
             serve(stored, listen, announcer, not no_verify, _peers(peers), Tcp(), console)
             return
@@ -286,7 +286,7 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
 @_common
 def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequences: int, output: str,
           local: bool, peers: tuple[str, ...], no_verify: bool, timeout: float,
-          rebalance: str, wait_s: float, mirror: bool, exact: bool) -> None:  # fmt: skip
+          rebalance: str, wait_s: float, mirror: bool) -> None:  # fmt: skip
     """Measure prompt processing and text generation, in rows as llama-bench names them."""
     from llrun.faces.bench import Plan, measure
     from llrun.faces.console import Console
@@ -296,7 +296,7 @@ def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequenc
     stored = _stored(path, None)
     where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
     plan = Plan(prompt, tokens, depth, repeats, sequences)
-    balancing = _balancing(rebalance, wait_s, mirror, exact)
+    balancing = _balancing(rebalance, wait_s, mirror)
     measure(stored, where, plan, output == "json", Console(quiet=True), balancing)
 
 
@@ -327,15 +327,13 @@ def _peers(pairs: Sequence[str]) -> dict[str, str]:
     return peers
 
 
-def _balancing(
-    rebalance: str = "auto", wait_s: float = WAIT_S, mirror: bool = False, exact: bool = False
-) -> Balancing:
+def _balancing(rebalance: str = "auto", wait_s: float = WAIT_S, mirror: bool = False) -> Balancing:
     """What the options ask for. Raises RunError for what they cannot mean, before anything is loaded."""
     from llrun.head.hook import load_hook
     from llrun.head.options import BUILT_IN, Balancing
 
     decides = rebalance if rebalance in BUILT_IN else load_hook(rebalance)
-    return Balancing(decides, wait_s, mirror, exact)
+    return Balancing(decides, wait_s, mirror)
 
 
 def _checked_stops(stops: tuple[str, ...]) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class Session:
     `local`: the workers are processes of this machine, which end with the `with`; leave it in the thread that entered
     it. `peers`: addresses of workers that are not where the bundle says, HOST:PORT by name. `rebalance`: a function of
     a View that gives the next stages or None, or a text as `--rebalance` takes it. `verify`, `timeout_s`, `wait_s`,
-    `mirror`, `exact`: as the command line's options. `note` is told what the command line tells on stderr.
+    `mirror`: as the command line's options. `note` is told what the command line tells on stderr.
 
     A session is for one thread. What goes wrong is a RunError, which as a text is the line that llrun prints.
     """
@@ -58,13 +58,12 @@ class Session:
         rebalance: str | Rebalance = "auto",
         wait_s: float = WAIT_S,
         mirror: bool = False,
-        exact: bool = False,
         note: Note = silent,
     ) -> None:
         """Raises RunError for what is wrong with the bundle or with an option, before anything is started."""
         if isinstance(rebalance, str) and rebalance not in BUILT_IN:
             rebalance = load_hook(rebalance)
-        self._balancing = Balancing(rebalance, wait_s, mirror, exact)
+        self._balancing = Balancing(rebalance, wait_s, mirror)
         self._stored = find(Path(path), None)
         self._where = Where(local, dict(peers or {}), verify, timeout_s, Tcp())
         check_peers(self._stored, self._where.peers)

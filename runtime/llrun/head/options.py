@@ -19,19 +19,15 @@ class Balancing:
     """`rebalance`: what decides on the stages while tokens go on: `auto`, `off`, or a function of a View; a text that
     names a function is resolved by head.hook before it comes here. `wait_s`: how long a lost device that nothing can
     replace is waited for. `mirror`: keep the caches of each device on its spares up to date, so that a loss computes
-    nothing again. `exact`: the same bits for a token however it is computed, alone or with others.
+    nothing again.
 
-    `exact` is not in this version. Raises RunError R126 for it, R102 for a wait that is none.
+    Raises RunError R102 for a wait that is none.
     """
 
     rebalance: str | Rebalance = "auto"
     wait_s: float = WAIT_S
     mirror: bool = False
-    exact: bool = False
 
     def __post_init__(self) -> None:
-        for name, asked in (("exact", self.exact),):
-            if asked:
-                raise RunError("R126", f"--{name} is not in this version: leave it out")
         if not 0 <= self.wait_s <= LONGEST_WAIT_S:
             raise RunError("R102", f"wait is {self.wait_s}, it must be 0 to {LONGEST_WAIT_S:g} seconds")
