@@ -1,12 +1,13 @@
 """Slow a device to a third in the middle of an answer, and see whether work moves away from it. Needs root.
 
-    python benchmarks/balancing/slowdown.py [--tokens 256] [--at 64] [--cores 0.33] [--rounds 3]
+    python benchmarks/balancing/slowdown.py [--tokens 256] [--at 64] [--cores 0.25] [--rounds 3]
 
-The TinyLlama-1.1B shape in q4 on three equal devices with links of 100 Mbit/s and 1 ms: network namespaces, the
-middle device under a quota of processor time from token 64 on. Tokens a second of the rest, with the default
-balancing beside none, and beside the plan that the compiler makes when it is told the true rates (a second
-bundle, not balanced). Then the way back: the second bundle, whose device gets its speed back at token 64,
-beside the first.
+The TinyLlama-1.1B shape in q4 on three devices with links of 100 Mbit/s and 1 ms: network namespaces, devices that
+are slow under a quota of processor time. `slow`: all are as fast, until the middle one is slow from token 64 on.
+`back`: all are slow, until the middle one has its speed back, and has room for most blocks. Tokens a second of the
+rest, with the default balancing beside none, and beside the plan that the compiler makes when it is told the true
+rates (a second bundle, not balanced). The quota's default makes a device three times as slow: it is charged by the
+tick, and what is idle in between pays back.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from shared.machines import Link, Machines, why_not
 from shared.tables import table
 
 NAMES = ("anna", "bert", "carl")
-SLOWED = "bert"
+CHANGED = "bert"
 SLOWNESS = 3.0
 MEMORY_BYTES = 420_000_000
 BYTES_PER_S, LATENCY_S = 1.25e7, 1e-3
@@ -41,10 +42,32 @@ HEADS = ("direction", "run", "before, t/s", "after, t/s", f"from {SOON} later, t
          "moves at tokens", "text")  # fmt: skip
 
 
-def recipe(slowness: float) -> Recipe:
-    devices = [Device(name, MEMORY_BYTES, 6e10, 1.2e10) for name in NAMES]
-    devices[NAMES.index(SLOWED)] = devices[NAMES.index(SLOWED)].slowed(slowness)
-    return Recipe("tinyllama", "q4", devices, BYTES_PER_S, LATENCY_S)
+def recipe(slow: Sequence[str], spare: str, roomy: bool = False) -> Recipe:
+    """Planned for these devices being slow. `roomy`: the one that changes could hold most blocks."""
+    devices = []
+    for name in NAMES:
+        memory = 660_000_000 if roomy and name == CHANGED else MEMORY_BYTES
+        device = Device(name, memory, 6e10, 1.2e10)
+        devices.append(device.slowed(SLOWNESS) if name in slow else device)
+    return Recipe("tinyllama", "q4", devices, BYTES_PER_S, LATENCY_S, options=("--spare", spare))
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Who is slow up to the token at which something changes, and from there on."""
+
+    name: str
+    before: Sequence[str]
+    after: Sequence[str]
+
+    def bundles(self, spare: str) -> tuple[Path, Path]:
+        """Planned for what is before, and for what is after."""
+        roomy = CHANGED in self.before
+        before, after = (recipe(slow, spare, roomy) for slow in (self.before, self.after))
+        return bundles.built(before), bundles.built(after)
+
+
+DIRECTIONS = (Direction("slow", (), (CHANGED,)), Direction("back", NAMES, tuple(set(NAMES) - {CHANGED})))
 
 
 @dataclass(frozen=True)
@@ -60,8 +83,8 @@ class Run:
     tokens: Sequence[int]
 
 
-def run(bundle: Path, rebalance: str, cores: tuple[float | None, float | None], at: int, tokens: int) -> Run:
-    """An answer during which the device's quota goes from the first of `cores` to the second at token `at`."""
+def run(bundle: Path, rebalance: str, direction: Direction, cores: float, at: int, tokens: int) -> Run:
+    """An answer during which who is slow changes at token `at`."""
     with (
         Machines(NAMES, Link(BYTES_PER_S, LATENCY_S / 2)) as machines,
         tempfile.TemporaryDirectory() as folder,
@@ -69,19 +92,24 @@ def run(bundle: Path, rebalance: str, cores: tuple[float | None, float | None], 
     ):
         fleet.start()
         with Head(fleet, "--rebalance", rebalance, log=Path(folder) / "head.log") as head:
-            machines.quota(SLOWED, cores[0])
+            slow_down(machines, direction.before, cores)
             head.ask([Question(PROMPT, tokens, 1.0, 1)])
             head.await_tokens(at)
-            machines.quota(SLOWED, cores[1])
+            slow_down(machines, direction.after, cores)
             found = head.answers(tokens * 2.0)
-            machines.quota(SLOWED, None)  # so that the end is not slow as well
+            slow_down(machines, (), cores)  # so that the end is not slow as well
     if found.errors:
         raise SystemExit(f"{rebalance}: {found.errors[0]}")
     times = found.times(0)
     return Run(
-        _rate(times[:at]), _rate(times[at:]), _rate(times[at + SOON :]), found.compute_s[SLOWED], found.moves,
+        _rate(times[:at]), _rate(times[at:]), _rate(times[at + SOON :]), found.compute_s[CHANGED], found.moves,
         found.texts[0],
     )  # fmt: skip
+
+
+def slow_down(machines: Machines, slow: Sequence[str], cores: float) -> None:
+    for name in NAMES:
+        machines.quota(name, cores if name in slow else None)
 
 
 def _rate(times: Sequence[float]) -> float:
@@ -111,37 +139,34 @@ def row(direction: str, name: str, runs: Sequence[Run], tokens: int, text: Seque
 @click.command()
 @click.option("--tokens", default=256, show_default=True)
 @click.option("--at", default=64, show_default=True, help="The token at which the device changes.")
-@click.option("--cores", default=0.33, show_default=True, help="Of the device while it is slow.")
+@click.option("--cores", default=0.25, show_default=True, help="Of the device while it is slow.")
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--spare", type=click.Choice(["auto", "all"]), default="auto", show_default=True)
 @click.option("--only", type=click.Choice(["slow", "back", "both"]), default="both", show_default=True)
-def main(tokens: int, at: int, cores: float, rounds: int, only: str) -> None:
+def main(tokens: int, at: int, cores: float, rounds: int, spare: str, only: str) -> None:
     """Slow a device down and back, with and without balancing."""
     reason = why_not(delayed=True, quotas=True)
     if reason:
         raise SystemExit(reason)
-    even, anew = bundles.built(recipe(1.0)), bundles.built(recipe(SLOWNESS))
     rows, ratios = [], []
-    for direction, first, second, change in (
-        ("slow", even, anew, (None, cores)),
-        ("back", anew, even, (cores, None)),
-    ):
-        if only not in (direction, "both"):
+    for direction in DIRECTIONS:
+        if only not in (direction.name, "both"):
             continue
-        kinds = {"off": (first, "off"), "auto": (first, "auto"), "planned anew": (second, "off")}
+        before, after = direction.bundles(spare)
+        kinds = {"off": (before, "off"), "auto": (before, "auto"), "planned anew": (after, "off")}
         runs: dict[str, list[Run]] = {name: [] for name in kinds}
         for number in range(rounds):
             for name, (bundle, rebalance) in list(kinds.items())[:: -1 if number % 2 else 1]:
-                runs[name].append(run(bundle, rebalance, change, at, tokens))
-                click.echo(
-                    f"{direction} {number + 1}/{rounds}: {name}: {runs[name][-1].after:.2f} t/s", err=True
-                )
+                runs[name].append(run(bundle, rebalance, direction, cores, at, tokens))
+                rate = f"{runs[name][-1].after:.2f} t/s"
+                click.echo(f"{direction.name} {number + 1}/{rounds}: {name}: {rate}", err=True)
         text = runs["off"][0].tokens
-        rows += [row(direction, name, found, tokens, text) for name, found in runs.items()]
+        rows += [row(direction.name, name, found, tokens, text) for name, found in runs.items()]
         off, auto, goal = (median(runs[name], "after") for name in kinds)
         soon = median(runs["auto"], "later") / median(runs["planned anew"], "later")
         ratios.append(
-            f"{direction}: {auto / off:.2f}x without balancing, {auto / goal:.2f} of planned anew; from {SOON} tokens"
-            f" after the change on {soon:.2f} of it"
+            f"{direction.name}: {auto / off:.2f}x without balancing, {auto / goal:.2f} of planned anew; from {SOON}"
+            f" tokens after the change on {soon:.2f} of it"
         )
     click.echo("\n".join([*own_description(), "", table(HEADS, rows, HEADS[:2]), "", *ratios]))
 
