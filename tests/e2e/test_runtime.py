@@ -83,7 +83,17 @@ def test_json_is_one_object_and_the_text_is_what_streams(bundle):
     streamed = llrun(bundle, *common)
     assert streamed.stdout == found["text"] + "\n"
     assert f"({len(found['tokens'])} tokens)" in streamed.stderr
-    fields = {"tokens", "text", "ttft_s", "tpot_s", "prompt_tokens", "token_s", "moves", "devices"}
+    fields = {
+        "tokens",
+        "text",
+        "ttft_s",
+        "tpot_s",
+        "prompt_tokens",
+        "token_s",
+        "moves",
+        "devices",
+        "measured",
+    }
     assert fields == found.keys()
     assert found["token_s"] == sorted(found["token_s"])
     assert len(found["token_s"]) == len(found["tokens"])

@@ -36,7 +36,7 @@ def test_help_is_of_the_default_command_and_lists_the_others(said, words):
 def test_options_are_by_default_what_they_are_from_python(said):
     assert _balancing() == Balancing()
     given = {name: each.default for name, each in inspect.signature(Session).parameters.items()}
-    assert Balancing(given["rebalance"], given["wait_s"], given["mirror"], given["exact"]) == Balancing()
+    assert Balancing(given["rebalance"], given["wait_s"], given["mirror"]) == Balancing()
     for words in (["-h"], ["bench", "-h"]):
         assert f"[default: {Balancing().wait_s:.1f}]" in " ".join(said(*words)[1].split())
 
