@@ -57,6 +57,7 @@ def _curved() -> Template:
     return w.finish("curved", (total, tensor[1]), (w.op("Sub", cube, gelu), tensor[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["avx512vnni", "neon"])
 def test_no_product_is_left_for_the_compiler_to_fuse_or_not(isa: str) -> None:
     """Of whatever is added, none is a product that was not rounded: so it makes no difference what is around it."""

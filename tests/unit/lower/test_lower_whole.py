@@ -90,6 +90,7 @@ def _found(logits: list[np.ndarray], state: State) -> list[np.ndarray]:
     return [np.concatenate(logits), *(cache[SLOTS[0]] for caches in state for cache in caches)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "weights", "cache"), CASES)
 def test_a_history_gives_the_same_bits_however_it_is_fed(
     family: str, weights: str, cache: str, tmp_path: Path
