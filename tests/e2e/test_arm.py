@@ -78,7 +78,7 @@ def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     return build
 
 
-@pytest.mark.parametrize("quant", ["f32", "q4"])
+@pytest.mark.parametrize("quant", ["f32", "q8", "q4"])
 def test_arm_workers_and_an_x86_head_produce_the_tokens_of_x86(
     quant: str, bundle: Build, model: Path, tmp_path: Path
 ) -> None:
