@@ -261,7 +261,7 @@ class Changes:
         if not placement.faults(self._cluster.stages):
             return self._cluster.stages
         histories = self._feeding.histories.values()
-        held, to_come = [each.fed for each in histories], sum(each.to_come for each in histories)
+        held, to_come = [each.fed for each in histories], max((each.to_come for each in histories), default=0)
         lost = {stage.lead for stage in self._cluster.stages} - self._cluster.alive
         return placement.best(self._cluster.stages, held, float(to_come), lost)
 

@@ -98,8 +98,8 @@ class View:
 
     @property
     def to_come(self) -> int:
-        """Tokens that all open sequences are still to produce, at most."""
-        return sum(each.to_come for each in self.sequences)
+        """Token times until all open sequences are done, at most: theirs pass side by side, so the longest counts."""
+        return max((each.to_come for each in self.sequences), default=0)
 
     def predict(self, stages: Sequence[StageRecord]) -> float:
         """TPOT in seconds of other stages, at the measured rates."""

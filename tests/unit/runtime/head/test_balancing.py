@@ -183,6 +183,9 @@ def test_what_a_function_sees():
     assert seen.devices["anna"].free_memory_bytes == 5
     assert seen.devices["bert"].blocks == tuple(range(7))
     assert seen.to_come == 1000
+    several = replace(seen, sequences=(SequenceView(10, 70), SequenceView(5, 90)))
+    assert several.to_come == 90  # they are produced side by side: what is saved is not counted for each
+    assert replace(seen, sequences=()).to_come == 0
     assert sorted((link.source, link.destination, link.measured) for link in seen.links) == [
         (a, b, (a, b) == ("anna", "bert")) for a, b in permutations(sorted(NAMES), 2)
     ]
