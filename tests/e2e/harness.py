@@ -8,12 +8,14 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from click.testing import CliRunner
 
-from llcompile import frontend, graph, pipeline, quantize
+from llcompile import cli, frontend, graph, pipeline, quantize
 from llcompile.cluster import load_cluster
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.graph import Graph
@@ -70,12 +72,18 @@ def options(model: Path, target: Path, quant: str, **wishes: Any) -> pipeline.Bu
     return pipeline.BuildOptions(str(model), target, quant=quant, context=CONTEXT, **wishes)
 
 
+@lru_cache(maxsize=1)
+def _loaded(model: str) -> tuple[Model, Graph]:
+    """The model in that directory, which is compiled in several formats one after another."""
+    loaded = frontend.load_model(model)
+    return loaded, graph.build_graph(loaded)
+
+
 def compile_model(model: Path, folder: Path, quant: str = "f32", **wishes: Any) -> CompiledModel:
     """Export, cut, and compile the model in directory `model` for x86-64-v3; libraries go to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     target = devices_json(folder / "one.json", 1)
-    loaded = frontend.load_model(str(model))
-    dataflow = graph.build_graph(loaded)
+    loaded, dataflow = _loaded(str(model))
     planned = pipeline.plan_graph(
         loaded, dataflow, load_cluster(target), options(model, target, quant, **wishes)
     )
@@ -96,6 +104,17 @@ def llcompile(*arguments: str | Path, timeout_s: float = 300) -> subprocess.Comp
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
     )
+
+
+def llcompile_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`llcompile ARGUMENTS` in this process, where torch and tvm are loaded already: that takes longer than most plans.
+
+    What would be a traceback is raised.
+    """
+    done = CliRunner().invoke(cli.main, list(map(str, arguments)))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(["llcompile", *arguments], done.exit_code, done.stdout, done.stderr)
 
 
 def answers(bundle: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Mapping[str, Any]]:

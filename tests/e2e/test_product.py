@@ -99,7 +99,7 @@ def test_verify_and_explain_a_bundle(bundle: Path) -> None:
 
 def test_plan_prints_the_contract(place: Path) -> None:
     model, target = place / "model", place / "devices.json"
-    done = harness.llcompile("plan", model, "--target", target, "--random-weights", "1", "--json")
+    done = harness.llcompile_here("plan", model, "--target", target, "--random-weights", "1", "--json")
     plan = json.loads(done.stdout)
     keys = "status objective bound gap solve_s ttft_s tpot_s stages devices unused transmissions blocks"
     assert set(keys.split()) <= plan.keys()
@@ -129,7 +129,7 @@ def test_spares_are_packed_and_the_answer_is_the_same(bundle: Path, spared: Path
 def test_pins_are_kept(place: Path) -> None:
     model, target = place / "model", place / "devices.json"
     arguments = ("plan", model, "--target", target, "--random-weights", "1", "--json", "--pin", "2:4=d2")
-    plan = json.loads(harness.llcompile(*arguments).stdout)
+    plan = json.loads(harness.llcompile_here(*arguments).stdout)
     stage = next(s for s in plan["stages"] if s["devices"] == ["d2"])
     assert stage["blocks"][0] <= 2
     assert stage["blocks"][1] >= 4
@@ -137,7 +137,7 @@ def test_pins_are_kept(place: Path) -> None:
 
 def test_dumps_and_debug_levels_show_every_pass(place: Path, tmp_path: Path) -> None:
     arguments = ("--target", place / "devices.json", "--random-weights", "1", "--dump-dir", tmp_path / "dump")
-    assert harness.llcompile("plan", place / "model", *arguments).returncode == 0
+    assert harness.llcompile_here("plan", place / "model", *arguments).returncode == 0
     names = sorted(path.name for path in (tmp_path / "dump").iterdir())
     assert names[:3] == ["00-input.txt", "01-weights-to-inputs.onnx", "01-weights-to-inputs.txt"]
     assert any(name.endswith("-blocks.txt") for name in names)
@@ -251,26 +251,28 @@ def test_a_flipped_byte_in_any_file_is_found(bundle: Path, tmp_path: Path) -> No
 def test_an_impossible_plan_says_what_is_missing(place: Path, tmp_path: Path) -> None:
     small = harness.devices_json(tmp_path / "small.json", 2, memory_bytes=64_000_000)
     model = place / "model"
-    done = harness.llcompile("plan", model, "--target", small, "--random-weights", "1")
+    done = harness.llcompile_here("plan", model, "--target", small, "--random-weights", "1")
     refused(done, 3, "error[P201]", "0 bytes free", "KiB")
 
 
 def test_checkpoints_that_are_damaged_are_refused(place: Path, tmp_path: Path) -> None:
     target = place / "devices.json"
     refused(harness.llcompile("build", place / "model", "--target", target), 2, "--random-weights")
-    refused(harness.llcompile("build", tmp_path / "nowhere", "--target", target), 2, "nowhere")
+    refused(harness.llcompile_here("build", tmp_path / "nowhere", "--target", target), 2, "nowhere")
     model = save("llama", tmp_path / "model")
     weights = model / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
-    refused(harness.llcompile("build", model, "--target", target, "-o", tmp_path / "out"), 2, weights.name)
+    refused(
+        harness.llcompile_here("build", model, "--target", target, "-o", tmp_path / "out"), 2, weights.name
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 def test_a_checkpoint_runs_as_transformers_does(place: Path, tmp_path: Path) -> None:
     model = save("llama", tmp_path / "model")
     options = ("--quant", "f32", "--context", "128", "-o", tmp_path / "out", "--use-all", "--json")
-    done = harness.llcompile("build", model, "--target", place / "devices.json", *options)
+    done = harness.llcompile_here("build", model, "--target", place / "devices.json", *options)
     assert done.returncode == 0, done.stderr
     result = harness.answers(tmp_path / "out", [prompt(7)], 8)[0]
     assert result["tokens"] == reference_greedy(model, prompt(7), 8)
@@ -282,7 +284,8 @@ def test_four_bits_are_calibrated_the_same_every_time(place: Path, tmp_path: Pat
     found = []
     for index, options in enumerate((("--jobs", "1"), ("--jobs", "3"), ("--calibrate", "none"))):
         arguments = ("build", EXAMPLE, "--target", place / "devices.json", "-o", tmp_path / str(index))
-        done = harness.llcompile(*arguments, *options)
+        compile_it = harness.llcompile_here if index == 2 else harness.llcompile
+        done = compile_it(*arguments, *options)
         assert done.returncode == 0, done.stderr
         found.append(files_of(tmp_path / str(index)))
     first, again, plain = found
@@ -295,7 +298,7 @@ def test_four_bits_are_calibrated_the_same_every_time(place: Path, tmp_path: Pat
 
 def test_a_text_that_cannot_be_read_is_refused_before_any_work(place: Path, tmp_path: Path) -> None:
     arguments = ("build", EXAMPLE, "--target", place / "devices.json", "-o", tmp_path / "out")
-    refused(harness.llcompile(*arguments, "--calibrate", tmp_path / "gone.txt"), 2, "F160", "gone.txt")
+    refused(harness.llcompile_here(*arguments, "--calibrate", tmp_path / "gone.txt"), 2, "F160", "gone.txt")
     (tmp_path / "short.txt").write_text("def f(x):")
-    refused(harness.llcompile(*arguments, "--calibrate", tmp_path / "short.txt"), 2, "F162", "128")
+    refused(harness.llcompile_here(*arguments, "--calibrate", tmp_path / "short.txt"), 2, "F162", "128")
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]

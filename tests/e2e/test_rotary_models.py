@@ -60,7 +60,7 @@ def test_greedy_tokens_equal_transformers_at_the_default_context(name: str, tmp_
     draw_weights(model, 1)
     model.save_pretrained(tmp_path / "model")
     target = harness.devices_json(tmp_path / "devices.json", 1)
-    built = harness.llcompile(
+    built = harness.llcompile_here(
         "build", tmp_path / "model", "--target", target, "--quant", "f32", "-o", tmp_path / "bundle"
     )
     assert built.returncode == 0, built.stderr
