@@ -68,7 +68,14 @@ def _move(move: Move) -> schema.MoveRecord:
 
 def stage_records(stages: Iterable[Stage]) -> tuple[schema.StageRecord, ...]:
     return tuple(
-        schema.StageRecord(devices=s.devices, shares=s.shares, blocks=(s.start, s.stop), window=s.window)
+        schema.StageRecord(
+            devices=s.devices,
+            shares=s.shares,
+            blocks=(s.start, s.stop),
+            window=s.window,
+            all_reduce=s.all_reduce,
+            root=s.root,
+        )
         for s in stages
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llrun.schema.values import MoveEvent, PlanStatus, Precision, Shapes, TransmissionKind
+from llrun.schema.values import AllReduceKind, MoveEvent, PlanStatus, Precision, Shapes, TransmissionKind
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ class Flow:
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks start..stop-1 on `devices` (one, until groups exist) with `shares` summing to 1.
+    """Blocks start..stop-1 on `devices`, in the order of their ranks, with `shares` summing to 1.
 
-    `window` is the number of blocks in memory at once; 0: all.
+    `window` is the number of blocks in memory at once; 0: all. Of several devices, a group, `all_reduce` says how they
+    sum, `root` the rank that sums for a star.
     """
 
     devices: tuple[str, ...]
@@ -50,6 +51,8 @@ class Stage:
     start: int
     stop: int
     window: int = 0
+    all_reduce: AllReduceKind | None = None
+    root: int = 0
 
     @classmethod
     def on(cls, device: str, start: int, stop: int) -> Stage:

@@ -6,7 +6,7 @@ canonical text with an empty digest, so that a flipped byte is found before anyt
 
 from llrun.schema.base import MAX_BATCH, SCHEMA, FileEntry, Positive, Size, Strict
 from llrun.schema.envelope import Envelope, EnvelopeBlock, EnvelopeDevice, LinkRecord
-from llrun.schema.graph import GraphBlock, GraphPositions, GraphRecord
+from llrun.schema.graph import GraphBlock, GraphGroup, GraphPositions, GraphRecord, GroupBlock
 from llrun.schema.instructions import (
     AllReduce,
     DeviceProgram,
@@ -23,6 +23,7 @@ from llrun.schema.plan import BlockRecord, LoadRecord, MoveRecord, PlanRecord, S
 from llrun.schema.slice import BlockEntry, CacheArray, DeviceInfo, ModelInfo, Param, Slice
 from llrun.schema.text import SchemaError, Sealed, decode, encode
 from llrun.schema.values import (
+    AllReduceKind,
     CacheFormat,
     Isa,
     MoveEvent,
@@ -39,6 +40,7 @@ __all__ = [
     "MAX_BATCH",
     "SCHEMA",
     "AllReduce",
+    "AllReduceKind",
     "BlockEntry",
     "BlockRecord",
     "CacheArray",
@@ -50,8 +52,10 @@ __all__ = [
     "EnvelopeDevice",
     "FileEntry",
     "GraphBlock",
+    "GraphGroup",
     "GraphPositions",
     "GraphRecord",
+    "GroupBlock",
     "Instruction",
     "Isa",
     "LinkRecord",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from llrun.schema.base import Positive, Size, Strict
-from llrun.schema.values import MoveEvent, PlanStatus, Precision, Shapes, TransmissionKind
+from llrun.schema.values import AllReduceKind, MoveEvent, PlanStatus, Precision, Shapes, TransmissionKind
 
 
 class StageRecord(Strict, frozen=True):
-    """Blocks start..stop-1 (`blocks`) on `devices` with `shares` that sum to 1. `window`: blocks in memory at once, 0:
-    all."""
+    """Blocks start..stop-1 (`blocks`) on `devices`, in the order of their ranks, with `shares` that sum to 1. `window`:
+    blocks in memory at once, 0: all. Of several devices, a group, `all_reduce` says how they sum; `root`: the rank that
+    sums for a star."""
 
     devices: tuple[str, ...]
     shares: tuple[float, ...]
     blocks: tuple[Size, Size]
     window: Size
+    all_reduce: AllReduceKind | None = None
+    root: Size = 0
 
     @classmethod
     def on(cls, device: str, start: int, stop: int) -> StageRecord:

@@ -40,10 +40,22 @@ class Isa(StrEnum):
 
 
 class TransmissionKind(StrEnum):
-    """Sequential: to the next stage. Residual: it skips stages."""
+    """Sequential: to the next stage. Residual: it skips stages. Sum: a part of a block's result, or the sum of the
+    parts, within a group."""
 
     SEQUENTIAL = "sequential"
     RESIDUAL = "residual"
+    SUM = "sum"
+
+
+class AllReduceKind(StrEnum):
+    """How a group sums what its devices make, always in the order of their ranks. Star: all send to one, which sends
+    the sum to all. Direct: everyone sends to everyone, and each sums. Ring: the running sum goes from rank to rank,
+    then the whole one."""
+
+    STAR = "star"
+    DIRECT = "direct"
+    RING = "ring"
 
 
 class PlanStatus(StrEnum):

@@ -1,0 +1,37 @@
+"""A block cut for several devices: what each computes of it, and what they do with the sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llcompile.ir.graph import Template
+
+
+@dataclass(frozen=True)
+class WeightCut:
+    """What a piece has of weight number `weight` of the block's template: along `axis` (None: all of it) the half-open
+    `ranges`, one behind the other. Of a linear weight axis 0 is out features, 1 in features."""
+
+    weight: int
+    axis: int | None = None
+    ranges: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A shard or a tail. `cuts`: what each of `template.weights` is of the block's weights, in order. `inputs`: numbers
+    of the block's inputs that it takes, in order; a tail's parts or sum come before them."""
+
+    template: Template
+    inputs: tuple[int, ...]
+    cuts: tuple[WeightCut, ...]
+
+
+@dataclass(frozen=True)
+class ShardedBlock:
+    """The pieces of a template for a group: `shards` by rank, each makes one tensor; added in the order of ranks, the
+    `tail` makes the block's outputs of them. It takes as many parts as it `sums`: all, or one that is the sum."""
+
+    shards: tuple[Piece, ...]
+    tail: Piece
+    sums: int
