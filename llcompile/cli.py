@@ -27,6 +27,7 @@ Examples:
     "plan": """\b
 Examples:
   llcompile plan ./my-model --target devices.json
+  llcompile plan ./my-model --target devices.json --keep 2
   llcompile plan ./config-only --target devices.json --random-weights 1 --json | jq .tpot_s""",
     "explain": """\b
 Example:
@@ -101,6 +102,9 @@ def planning(command: Any) -> Any:
         click.option("--spare", type=click.Choice(["auto", "none", "all"]), default="auto", show_default=True,
                      help="Blocks that a device holds on disk besides those it runs: what best answers a lost or slow "
                      "device, none, or all that fit. A device on standby holds all that fit."),
+        click.option("--keep", type=click.IntRange(min=0), default=0, show_default=True, metavar="K",
+                     help="The first and last K layers stay on the head too, in every move as well: other devices see "
+                     "less. A layer begins at a block with a cache and ends before the next."),
         click.option("--pin", "pins", multiple=True, metavar="A:B=DEVICE", help="Blocks A to B-1 on DEVICE."),
         click.option("--random-weights", "random_seed", type=click.IntRange(min=0), metavar="SEED",
                      help="Draw the weights; MODEL needs a config.json alone."),

@@ -30,7 +30,8 @@ CHUNK = 128
 class BuildOptions:
     """What the command line asks for. `context` None: the model's limit, at most DEFAULT_CONTEXT. `calibrate`: random,
     none, or the path of a text. `prompt_tokens`, `new_tokens`: the request that the plan is for, None: 512 and 128, as
-    far as the context holds them. `time_limit`: seconds that planning may take."""
+    far as the context holds them. `time_limit`: seconds that planning may take. `keep`: the first and last so many
+    layers stay on the head."""
 
     model: str
     target: Path
@@ -48,6 +49,7 @@ class BuildOptions:
     new_tokens: int | None = None
     sequences: int = partition.options.SEQUENCES
     time_limit: float = partition.options.TIME_LIMIT_S
+    keep: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,11 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
     precision, shapes = Precision.of(options.quant, options.cache), Shapes(context, min(CHUNK, context))
     costs = cost.block_costs(dataflow, precision, shapes)
     prompt_tokens, new_tokens = partition.request_of(options.prompt_tokens, options.new_tokens, context)
+    pins = partition.parse_pins(options.pins, cluster, len(dataflow.blocks))
     wishes = partition.PlanOptions(
         objective=options.objective,
         use_all=options.use_all,
-        pins=partition.parse_pins(options.pins, cluster, len(dataflow.blocks)),
+        pins=(*pins, *partition.kept_pins(options.keep, costs, cluster.head)),
         precision=precision,
         shapes=shapes,
         prompt_tokens=prompt_tokens,

@@ -1,6 +1,7 @@
 """Which device computes what: the MIP, its brute-force oracle, the transmission map, and each device's program."""
 
 from llcompile.partition.envelope import envelope
+from llcompile.partition.keeping import kept_pins
 from llcompile.partition.options import Pin, PlanOptions, check_time_limit, parse_pin, parse_pins, request_of
 from llcompile.partition.planner import plan
 from llcompile.partition.programs import device_programs
@@ -14,6 +15,7 @@ __all__ = [
     "check_time_limit",
     "device_programs",
     "envelope",
+    "kept_pins",
     "parse_pin",
     "parse_pins",
     "plan",

@@ -23,14 +23,16 @@ LONGEST_S = 86400.0
 
 @dataclass(frozen=True)
 class Pin:
-    """Blocks start..stop-1 must be on `device`."""
+    """Blocks start..stop-1 must be on `device`. `keep`: of --keep, so many layers, and for as long as the plan's bundle
+    is used; 0: of --pin."""
 
     start: int
     stop: int
     device: str
+    keep: int = 0
 
     def __str__(self) -> str:
-        return f"--pin {self.start}:{self.stop}={self.device}"
+        return f"--keep {self.keep}" if self.keep else f"--pin {self.start}:{self.stop}={self.device}"
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _check_pair(first: Pin, second: Pin) -> None:
     overlap = max(first.start, second.start), min(first.stop, second.stop)
     if overlap[0] < overlap[1] and first.device != second.device:
         fault = f"both claim block {overlap[0]}, for {first.device} and {second.device}"
-        raise CompileError(_CONFLICT, f"{first} and {second}: {fault}. Keep one")
+        raise CompileError(_CONFLICT, f"{first} and {second}: {fault}. Leave out one")
 
 
 def _check_order(pins: Sequence[Pin], head: str) -> None:

@@ -191,6 +191,11 @@ class Problem:
         owners[0] = owners[-1] = HEAD
         return tuple(owners)
 
+    @cached_property
+    def kept(self) -> frozenset[int]:
+        """The blocks that no worker may ever hold: those of --keep."""
+        return frozenset(b for pin in self.options.pins if pin.keep for b in range(pin.start, pin.stop))
+
     def holds(self, device: int, ranges: Sequence[tuple[int, int]], limit: float = INFINITY) -> bool:
         """Whether blocks fit on a device together and keep it busy for no more than `limit` seconds."""
         busy = sum(self._loads[device][stop] - self._loads[device][start] for start, stop in ranges)

@@ -36,6 +36,7 @@ def check_possible(problem: Problem) -> None:
         _disk_too_small,
         _block_too_large,
         _too_little_memory,
+        _keep_too_large,
         _wish_too_large,
     )
     for fault in causes:
@@ -117,10 +118,33 @@ def _too_little_memory(problem: Problem) -> str | None:
     return f"{_model_text(problem)}, the devices have {size(free)} free. {_remedy(problem, *_SMALLER)}"
 
 
+def _keep_too_large(problem: Problem) -> str | None:
+    """--keep: the first and the last layers, with the ends of the model, on a head that cannot hold them."""
+    pins = [pin for pin in problem.options.pins if pin.keep]
+    if not pins:
+        return None
+    ranges, head = [(pin.start, pin.stop) for pin in pins], problem.devices[HEAD].name
+    blocks = " and ".join(f"{pin.start} to {pin.stop - 1}" for pin in pins)
+    need, free = problem.needed(ranges), problem.free[HEAD]
+    if need > free:
+        remedy = "Keep fewer layers, or use a head with more memory"
+        return (
+            f"{pins[0]} keeps blocks {blocks} on the head, which need {size(need)}; {head} has {_free_text(free)} "
+            f"free. {remedy}"
+        )
+    files, room = problem.on_disk(ranges), problem.disk[HEAD]
+    if files > room:
+        return (
+            f"{pins[0]} keeps blocks {blocks} on the head, whose files have {size(files)}; disk_bytes leaves {head} "
+            f"{size(room)}. Keep fewer layers, or give the head more disk_bytes"
+        )
+    return None
+
+
 def _wish_too_large(problem: Problem) -> str | None:
     """A pinned run of blocks on a device that cannot hold it; a device of --use-all that can hold none."""
     numbers = {device.name: d for d, device in enumerate(problem.devices)}
-    for pin in problem.options.pins:
+    for pin in (pin for pin in problem.options.pins if not pin.keep):
         d = numbers[pin.device]
         ends = [(0, 1), (problem.blocks - 1, problem.blocks)] if d == HEAD else []
         ranges = [(b, b + 1) for b in sorted({b for r in [*ends, (pin.start, pin.stop)] for b in range(*r)})]
@@ -155,7 +179,8 @@ def _wish_too_large(problem: Problem) -> str | None:
 def _no_arrangement(problem: Problem) -> str:
     free = sum(max(0, bytes_) for bytes_ in problem.free)
     text = f"{_model_text(problem)}, the devices have {size(free)} free in all"
-    wishes = [str(pin) for pin in problem.options.pins] + (["--use-all"] if problem.options.use_all else [])
+    wishes = [*dict.fromkeys(map(str, problem.options.pins))]
+    wishes += ["--use-all"] if problem.options.use_all else []
     if wishes and _fits_without(problem, wishes=True):
         return f"{text}, but no consecutive stages of whole blocks fit with {', '.join(wishes)}. Leave out one of these"
     if _fits_without(problem, disk=True):

@@ -77,9 +77,11 @@ def without(cluster: Cluster, name: str) -> Cluster:
 
 
 def _changed(problem: Problem, cluster: Cluster) -> Problem:
-    """Wishes are for the plan: what is left of it goes on however it can. Only seconds of a token count."""
+    """Wishes are for the plan: what is left of it goes on however it can, save that the head keeps what it is to keep.
+    Only seconds of a token count."""
+    kept = tuple(pin for pin in problem.options.pins if pin.keep)
     options = replace(
-        problem.options, objective="latency", prompt_tokens=1, new_tokens=NEW_TOKENS, pins=(), use_all=False
+        problem.options, objective="latency", prompt_tokens=1, new_tokens=NEW_TOKENS, pins=kept, use_all=False
     )
     return replace(problem, cluster=cluster, options=options)
 
@@ -208,6 +210,8 @@ def fits(scenario: Scenario, stages: Stages) -> bool:
     known = {d.name for d in problem.devices}
     if not set(leads) <= known or any(leads.count(n) > (2 if n == head else 1) for n in set(leads)):
         return False
+    if any(stage.lead != head and not problem.kept.isdisjoint(stage.blocks) for stage in stages):
+        return False
     return all(_holds(problem, name, stages, scenario.kept) for name in set(leads))
 
 
@@ -233,7 +237,8 @@ def could_run(problem: Problem, device: int) -> Sequence[int]:
         ends = sorted({0, last})
         inner = [b for b in range(1, last) if _alone_fits(problem, device, [*ends, b])]
         return [*ends[:1], *inner, *ends[1:]]
-    return [b for b in range(1, last) if _alone_fits(problem, device, [b])]
+    mine = [b for b in range(1, last) if b not in problem.kept]
+    return [b for b in mine if _alone_fits(problem, device, [b])]
 
 
 def _alone_fits(problem: Problem, device: int, blocks: Sequence[int]) -> bool:

@@ -44,7 +44,7 @@ def test_kinds_are_the_words_of_the_files(made: Plan) -> None:
     assert made.status is PlanStatus.OPTIMAL
     assert {sent.kind for sent in made.transmissions} == {TransmissionKind.SEQUENTIAL}
     words = [str(kind) for kind in (*PlanStatus, *TransmissionKind)]
-    assert words == ["optimal", "feasible", "sequential", "residual"]
+    assert words == ["optimal", "feasible", "sequential", "residual", "sum"]
 
 
 def test_plan_says_what_its_figures_are_for(made: Plan) -> None:

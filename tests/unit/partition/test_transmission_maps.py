@@ -31,7 +31,8 @@ def test_every_cut_has_the_planners_map(parallel: bool) -> None:
         due = transmission_records(transmissions(stages, planned))
         assert from_graph(record, stage_records(stages)) == due, stages
         kinds |= {sent.kind for sent in due}
-    assert kinds == (set(TransmissionKind) if parallel else {TransmissionKind.SEQUENTIAL})
+    both = {TransmissionKind.SEQUENTIAL, TransmissionKind.RESIDUAL}
+    assert kinds == (both if parallel else {TransmissionKind.SEQUENTIAL})
 
 
 def test_crossings_say_who_uses_what_and_how_much() -> None:
