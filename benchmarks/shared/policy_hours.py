@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from llrun.head.balance import Policy
+from llrun.head.balance import Policy, counts
 from llrun.head.balancer import Pace
 from llrun.head.monitor import Monitor
 from llrun.head.view import Event, EventKind, SequenceView, View, view_of
@@ -43,6 +43,7 @@ MEMORY = {"head": 0.30, "laptop": 0.40, "pi": 0.45, "phone": 0.45}  # of the mod
 Stages = tuple[StageRecord, ...]
 Speed = Callable[[str, float], float]  # a device's slowness now, without noise
 Present = Callable[[str, float], bool]
+Burden = Callable[[str, int], float]
 Rebalance = Callable[[View], Sequence[StageRecord] | None]
 
 
@@ -154,12 +155,14 @@ class Counted(Placement):
 
 @dataclass
 class Session:
-    """A head that produces tokens without end, `seconds` long. `noise`: of each token's seconds, either way."""
+    """A head that produces tokens without end, `seconds` long. `noise`: of each token's seconds, either way. `burden`:
+    how many times slower a device is for the blocks that it has to run."""
 
     speed: Speed
     present: Present = lambda name, t: True
     noise: float = 0.0
     drift: float = 0.0
+    burden: Burden = lambda name, blocks: 1.0
     seed: int = 1
     names: Sequence[str] = tuple(BLOCK_S)
     room: float = 1.0
@@ -178,6 +181,11 @@ class Session:
         self._monitor = Monitor(self._stages, self._planned, links)
         self._alive = frozenset(self.names)
         self._wander = dict.fromkeys(self.names, 0.0)
+
+    @property
+    def stages(self) -> Stages:
+        """Those that run now."""
+        return self._stages
 
     def run(self, function: Rebalance | None, seconds: float) -> Hour:
         """`function` None: the default policy, with this session's clock."""
@@ -224,10 +232,11 @@ class Session:
 
     def _token(self) -> None:
         """One token at true speeds, and what the devices say of it."""
-        seconds = 0.0
+        seconds, load = 0.0, counts(self._stages)
         for name, planned in self._planned.items():
             uneven = 1 + self._draw.uniform(-self.noise, self.noise)
             took = planned * self.speed(name, self.now) * uneven * (1 + self._wander[name])
+            took *= self.burden(name, load[name])
             self._monitor.steps(name, [StepDone(1, 0, took, 0.0, 0)])
             seconds += took
         seconds += 2e-3 * (len(self._stages) - 1)

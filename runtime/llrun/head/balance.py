@@ -25,6 +25,10 @@ AGAIN_S = 30.0  # until the rule is asked though nothing has happened
 MOST, MOST_S = 2, 60.0  # moves in so many seconds
 DOUBT_S = 60  # half of what a device is doubted for that had to be left twice; doubled for each further time
 FORGET_S = 3600  # the longest doubt, and how long it counts that a device had to be left
+WORSE = 1.05  # times the seconds a token before a move: one that gives more is undone
+LOADED = 1.15  # times slower with more to do: then it is the move that was wrong
+LOOKS = 8  # views after which a move is no longer doubted
+CALM_S = 120  # in which none is made after one that was undone, unless something happens; doubled for each further time
 
 Stages = tuple[StageRecord, ...]
 
@@ -55,10 +59,39 @@ class Doubt:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """The last move: the stages before it, their seconds a token, how slow the devices were. `looks`: views since it
+    was done; `worse`: in how many of them in a row it gave more seconds a token."""
+
+    before: Stages
+    tpot_s: float
+    slowness: Mapping[str, float]
+    looks: int = 0
+    worse: int = 0
+
+
+@dataclass(frozen=True)
+class Calm:
+    """After a move that was undone. `slowness`: of the devices as they were before it."""
+
+    until_s: float
+    slowness: Mapping[str, float]
+    times: int = 0
+
+    def ended_by(self, view: View) -> bool:
+        """Whether something has happened; that a device is again as it was before the move is nothing new."""
+        event = view.event
+        if event.kind is not EventKind.SLOW or event.device is None:
+            return event.kind is not EventKind.STEP
+        now, then = view.devices[event.device].slowness, self.slowness.get(event.device, 0.0)
+        return not then / SLOW < now < then * SLOW
+
+
+@dataclass(frozen=True)
 class Memory:
     """`next_s`: when the rule is asked next; `to_come`: tokens, when it was asked last; `wanted`: how often in a row it
     wanted a move. `moves`: when those were done that it wanted, inf for one that is not yet. By device, `fastest`: the
-    least slowness that it was seen with; `doubts`."""
+    least slowness that it was seen with; `doubts`. `trial`: the last move, while it may still be undone."""
 
     next_s: float = -inf
     to_come: int = 0
@@ -66,6 +99,8 @@ class Memory:
     moves: tuple[float, ...] = ()
     fastest: Mapping[str, float] = field(default_factory=dict)
     doubts: Mapping[str, Doubt] = field(default_factory=dict)
+    trial: Trial | None = None
+    calm: Calm = Calm(-inf, {})
 
     def moved(self, now_s: float) -> int:
         """Moves in the last MOST_S."""
@@ -87,7 +122,10 @@ class Policy:
 def decide(view: View, memory: Memory, now_s: float) -> tuple[Stages | None, Memory]:
     """The stages to change to, None to stay, and what to remember."""
     memory = _noted(view, memory, now_s)
-    if now_s < memory.next_s or memory.moved(now_s) >= MOST:
+    undone, memory = _looked_back(view, memory, now_s)
+    if undone is not None:
+        return undone, memory
+    if now_s < max(memory.next_s, memory.calm.until_s) or memory.moved(now_s) >= MOST:
         return None, memory
     memory = replace(memory, to_come=view.to_come, fastest=_fastest(view, memory))
     best = rebalance(believed(view, memory, now_s))
@@ -99,7 +137,30 @@ def decide(view: View, memory: Memory, now_s: float) -> tuple[Stages | None, Mem
     for name in relieved(view.stages, best):
         if view.devices[name].slowness >= SLOW * memory.fastest[name]:
             doubts[name] = _doubt(view, memory, name, now_s)
-    return tuple(best), replace(memory, wanted=0, moves=(*memory.moves, inf), doubts=doubts)
+    slowness = {name: device.slowness for name, device in view.devices.items()}
+    trial = Trial(view.stages, view.predict(view.stages), slowness)
+    return tuple(best), replace(memory, wanted=0, moves=(*memory.moves, inf), doubts=doubts, trial=trial)
+
+
+def _looked_back(view: View, memory: Memory, now_s: float) -> tuple[Stages | None, Memory]:
+    """The stages before the last move, if it has made things worse, and what to remember.
+
+    It has if devices that got more to do became slower by it: what a token takes is measured before and after. What
+    turns out wrong is no move of those that there may be in a minute, nor is undoing it.
+    """
+    trial = memory.trial
+    if trial is None or view.stages == trial.before:
+        return None, memory
+    before, now = counts(trial.before), counts(view.stages)
+    loaded = [name for name in now if now[name] > before[name]]
+    slower = any(view.devices[name].slowness > LOADED * trial.slowness[name] for name in loaded)
+    worse = slower and view.predict(view.stages) > WORSE * trial.tpot_s
+    trial = replace(trial, looks=trial.looks + 1, worse=trial.worse + 1 if worse else 0)
+    if trial.worse < TIMES or view.faults(trial.before):
+        return None, replace(memory, trial=trial if trial.looks < LOOKS or trial.worse else None)
+    times = memory.calm.times + 1
+    calm = Calm(now_s + min(CALM_S * 2 ** (times - 1), FORGET_S), trial.slowness, times)
+    return trial.before, replace(memory, trial=None, calm=calm, moves=memory.moves[:-1], wanted=0)
 
 
 def _noted(view: View, memory: Memory, now_s: float) -> Memory:
@@ -115,7 +176,8 @@ def _noted(view: View, memory: Memory, now_s: float) -> Memory:
         doubts = {**doubts, event.device: _doubt(view, memory, event.device, now_s)}
     happened = event.kind is not EventKind.STEP or view.to_come > 2 * memory.to_come
     next_s = now_s if happened else memory.next_s
-    return replace(memory, next_s=next_s, moves=moves, doubts=doubts)
+    calm = replace(memory.calm, until_s=-inf) if memory.calm.ended_by(view) else memory.calm
+    return replace(memory, next_s=next_s, moves=moves, doubts=doubts, calm=calm)
 
 
 def _fastest(view: View, memory: Memory) -> Mapping[str, float]:

@@ -13,6 +13,10 @@ from llrun.schema import StageRecord
 from llrun.wire.messages import Measured, StepDone
 
 RECENT, LONG = 8, 64  # steps
+NEWEST, APART = (
+    4,
+    1.3,
+)  # so many steps that all are so many times slower or faster than the median are a change
 
 
 @dataclass
@@ -23,7 +27,12 @@ class Samples:
 
     @property
     def recent(self) -> float | None:
-        return median(list(self.values)[-RECENT:]) if self.values else None
+        """Of the last RECENT, or after a change of those since it."""
+        values = list(self.values)[-RECENT:]
+        older, newest = values[:-NEWEST], values[-NEWEST:]
+        if older and (min(newest) > APART * median(older) or APART * max(newest) < median(older)):
+            return median(newest)
+        return median(values) if values else None
 
     @property
     def usual(self) -> float | None:

@@ -55,6 +55,36 @@ def test_a_device_that_flaps_is_moved_about_less_than_once_a_minute(names):
     assert hour.most_within(60) <= 2
 
 
+def test_a_move_that_makes_things_worse_is_undone_and_not_tried_again_at_once():
+    """The Pi seems to be much faster than planned; with more to do than before it is four times slower."""
+    session = Session(steady, noise=0.1, names=THREE, room=1.25)
+    before = session.stages
+    session.burden = lambda name, blocks: (
+        1.0 if name != "pi" else 0.3 if blocks <= load(before, name) else 4.0
+    )
+    hour = session.run(None, 200)
+    assert [change.stages == before for change in hour.moves] == [False, True] * (len(hour.moves) // 2)
+    assert 2 <= len(hour.moves) <= 4
+    undone, again = hour.moves[1].at_s, [*hour.moves, None][2]
+    assert undone - hour.moves[0].at_s < 10
+    assert again is None or again.at_s > undone + 100
+
+
+def test_a_device_that_becomes_fast_while_all_is_calm_is_used():
+    session = Session(steady, noise=0.1, names=THREE, room=1.25)
+    before = session.stages
+
+    def burden(name: str, blocks: int) -> float:
+        if name == "pi" and session.now < 60:
+            return 0.3 if blocks <= load(before, name) else 4.0
+        return 0.2 if name == "pi" else 1.0
+
+    session.burden = burden
+    hour = session.run(None, 100)
+    assert [change.at_s < 60 for change in hour.moves] == [True, True, False]
+    assert load(hour.moves[-1].stages, "pi") > load(before, "pi")
+
+
 def test_a_device_that_goes_and_comes_back_is_soon_given_nothing_any_more():
     hour = Session(steady, lambda name, t: name != "laptop" or not flapping(t), noise=0.1).run(None, 300)
     gone = [change.at_s for change in hour.changes if change.forced]
