@@ -58,7 +58,7 @@ class GraphGroup(Strict, frozen=True):
     blocks: tuple[GroupBlock, ...]
 
 
-class GraphRecord(Strict, frozen=True):
+class GraphRecord(Strict, frozen=True, omit_defaults=True):
     """The whole model's dataflow, blocks in the order of execution: with stages and transmissions, all that programs
     are written from.
 

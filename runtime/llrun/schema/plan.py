@@ -6,7 +6,7 @@ from llrun.schema.base import Positive, Size, Strict
 from llrun.schema.values import AllReduceKind, MoveEvent, PlanStatus, Precision, Shapes, TransmissionKind
 
 
-class StageRecord(Strict, frozen=True):
+class StageRecord(Strict, frozen=True, omit_defaults=True):
     """Blocks start..stop-1 (`blocks`) on `devices`, in the order of their ranks, with `shares` that sum to 1. `window`:
     blocks in memory at once, 0: all. Of several devices, a group, `all_reduce` says how they sum; `root`: the rank that
     sums for a star."""
