@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llrun.schema.values import AllReduceKind, MoveEvent, PlanStatus, Precision, Shapes, TransmissionKind
@@ -24,6 +24,22 @@ class BlockCost:
     decode_bytes: float
     prefill_flops: float
     prefill_bytes: float
+
+
+@dataclass(frozen=True)
+class PieceCosts:
+    """Costs of one block cut for a group: its shard and its tail, by rank. `partial_decode_bytes`,
+    `partial_prefill_bytes`: of what a shard makes for the sum, for one token and for one prefill chunk."""
+
+    shards: tuple[BlockCost, ...]
+    tails: tuple[BlockCost, ...]
+    partial_decode_bytes: int
+    partial_prefill_bytes: int
+
+
+# Blocks, shares by rank, and how many parts a tail takes (all of a direct exchange, else one: the sum) to the costs of
+# their pieces. A block that cannot be cut so is left out.
+ShardCosts = Callable[[Sequence[int], tuple[float, ...], int], Mapping[int, PieceCosts]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,15 @@ class Stage:
     def lead(self) -> str:
         """The device that receives for the stage and sends what it makes."""
         return self.devices[0]
+
+    @property
+    def is_group(self) -> bool:
+        return len(self.devices) > 1
+
+    @property
+    def parts(self) -> int:
+        """How many parts a tail takes: of a direct exchange all, else one, the sum."""
+        return len(self.devices) if self.all_reduce is AllReduceKind.DIRECT else 1
 
     @property
     def blocks(self) -> range:
@@ -113,7 +138,8 @@ class Plan:
     cached, `chunk_s` a chunk of the prompt from end to end, `slowest_chunk_s` of it in the slowest device or
     link. The objective was for `prompt_tokens` and `new_tokens` (latency), or `sequences` at once (throughput).
     `problem` is the solved MIP in MPS text, so that it can be solved again; `spare_problem` that which chose `spares`,
-    the blocks that devices hold and do not run. `moves`: what would be done with them.
+    the blocks that devices hold and do not run. `moves`: what would be done with them. `notes`: what was looked at and
+    what was not, a sentence each.
     """
 
     status: PlanStatus
@@ -139,6 +165,7 @@ class Plan:
     spares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     spare_problem: str = ""
     moves: tuple[Move, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def stage_of(self, block: int) -> Stage:
         """The stage that has `block`."""
@@ -150,9 +177,11 @@ class Plan:
 
     @property
     def held(self) -> Mapping[str, tuple[int, ...]]:
-        """The blocks on each device's disk, run or spare, ascending; by name, devices without any left out."""
+        """The whole blocks on each device's disk, run or spare, ascending; by name. A device that only takes part in a
+        group has none; one that neither runs nor holds anything is left out."""
         run = {
-            device: [b for stage in self.stages_of(device) for b in stage.blocks] for device in self.devices
+            device: [b for stage in self.stages_of(device) if not stage.is_group for b in stage.blocks]
+            for device in self.devices
         }
         names = sorted({*run, *self.spares})
         return {name: tuple(sorted({*run.get(name, ()), *self.spares.get(name, ())})) for name in names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from llcompile.ir.graph import Block, CacheSpec, Graph, Template, TensorSpec, WeightParam
-from llcompile.ir.plan import BlockCost, Plan
+from llcompile.ir.plan import BlockCost, Plan, Stage
 
 
 def print_graph(graph: Graph) -> str:
@@ -61,12 +61,21 @@ def print_planned(plan: Plan, costs: Sequence[BlockCost]) -> str:
     head = f"plan {plan.status} objective {plan.objective:.6g} bound {plan.bound:.6g} gap {plan.gap:.3g}"
     lines = [
         f"{head} ttft {plan.ttft_s:.6g} s tpot {plan.tpot_s:.6g} s",
-        *(f"  stage {s.start}:{s.stop} on {', '.join(s.devices)}" for s in plan.stages),
+        *(f"  stage {s.start}:{s.stop} on {_devices(s)}" for s in plan.stages),
         *(f"  send {t.tensor} {t.source} -> {t.destination} {t.kind} {t.bytes}" for t in plan.transmissions),
         *(f"  unused {name}: {reason}" for name, reason in plan.unused.items()),
+        *(f"  note {note}" for note in plan.notes),
         *(f"  cost {_cost(cost)}" for cost in costs),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _devices(stage: Stage) -> str:
+    """Of a group with its shares, in the order of ranks, and how it sums."""
+    if not stage.is_group:
+        return stage.lead
+    parts = ", ".join(f"{name} {share:.6g}" for name, share in zip(stage.devices, stage.shares, strict=True))
+    return f"{parts} {stage.all_reduce}{f' root {stage.root}' if stage.all_reduce == 'star' else ''}"
 
 
 def _cost(cost: BlockCost) -> str:

@@ -35,3 +35,13 @@ class ShardedBlock:
     shards: tuple[Piece, ...]
     tail: Piece
     sums: int
+
+
+def partial_name(block: int, rank: int) -> str:
+    """The tensor that the shard of `block` makes at `rank`."""
+    return f"block{block}.part{rank}"
+
+
+def sum_name(block: int, number: int) -> str:
+    """Sum `number` of the parts of `block`: a star's only one is 0; of a ring, that of ranks 0 to `number` + 1."""
+    return f"block{block}.sum{number}"

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from llcompile.ir.cluster import Cluster
-from llcompile.ir.plan import BlockCost
-from llcompile.partition.evaluate import decode_seconds, prefill_seconds
+from llcompile.ir.plan import BlockCost, ShardCosts, Stage
+from llcompile.partition.evaluate import cut_of, decode_seconds, prefill_seconds
 from llrun import schema
 
 
 def envelope(
-    held: Mapping[str, Sequence[int]], costs: Sequence[BlockCost], cluster: Cluster
+    held: Mapping[str, Sequence[int]],
+    costs: Sequence[BlockCost],
+    cluster: Cluster,
+    stages: Sequence[Stage] = (),
+    pieces: ShardCosts | None = None,
 ) -> schema.Envelope:
-    """The envelope of devices that hold the blocks `held`, by name; seconds are those the plan was made with."""
+    """The envelope of devices that hold the blocks `held`, by name, and of `stages` the pieces of their groups; seconds
+    are those the plan was made with."""
     names = sorted(held)
+    cut = {name: [*_pieces(stages, name, len(costs), pieces)] for name in names}
     return schema.Envelope(
         devices={
-            name: _device(cluster, name, [costs[block] for block in sorted(held[name])]) for name in names
+            name: _device(cluster, name, [*(costs[block] for block in sorted(held[name])), *cut[name]])
+            for name in names
         },
         links=tuple(
             schema.LinkRecord(
@@ -31,6 +39,15 @@ def envelope(
             if a != b
         ),
     )
+
+
+def _pieces(stages: Sequence[Stage], name: str, count: int, pieces: ShardCosts | None) -> Iterator[BlockCost]:
+    """Shards and tails on a device, by the ids that they have there: of block b of `count` count + 2b, and one more."""
+    for stage in (stage for stage in stages if stage.is_group and name in stage.devices):
+        rank = stage.devices.index(name)
+        for block, each in zip(stage.blocks, cut_of(stage, pieces), strict=True):
+            yield replace(each.shards[rank], block=count + 2 * block)
+            yield replace(each.tails[rank], block=count + 2 * block + 1)
 
 
 def _device(cluster: Cluster, name: str, costs: Sequence[BlockCost]) -> schema.EnvelopeDevice:

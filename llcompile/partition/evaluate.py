@@ -4,19 +4,25 @@ Seconds of a block on a device: roofline, max(bytes / memory rate, operations / 
 (Williams, Waterman, Patterson, "Roofline", CACM 2009). A message takes latency + bytes / rate; the messages of one
 hop between consecutive stages share its latency, a residual message pays its own. Nothing is assumed to overlap
 within one token, so the figures are on the safe side.
+
+A group computes a block in the seconds of its slowest shard, of the sum (llrun.programs.sums) and of its slowest tail.
+What enters a group goes to each of its devices, one after the other; those that are there already need nothing. As its
+devices wait for each other, each is busy for as long as the whole group, sums included: chunks of a prompt are not
+assumed to overlap within it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from llcompile.ir.cluster import Cluster, Device
-from llcompile.ir.plan import BlockCost, Flow, Stage
+from llcompile.ir.plan import BlockCost, Flow, PieceCosts, ShardCosts, Stage
 from llcompile.partition.options import PlanOptions
 from llcompile.partition.transmissions import Message, messages
+from llrun.programs.sums import sum_seconds
 
 # Weight of a token's own seconds in the throughput objective: decides between plans of equal throughput, so that a
 # device that brings nothing stays out.
@@ -37,8 +43,8 @@ class Figures:
     """Seconds of a plan, and `objective`, what the planner minimises.
 
     `ttft_s` to the first token, `chunk_s` a chunk from end to end, `tpot_s` a further token, `period_s` between
-    tokens when `sequences` are in flight, `compute_s` a token on each device; the slowest device or link, for a
-    chunk and for a token.
+    tokens when `sequences` are in flight, `compute_s` a token on each device, without waiting for others; the slowest
+    device or link, for a chunk and for a token.
     """
 
     ttft_s: float
@@ -70,19 +76,50 @@ def in_flight_bytes(flows: Sequence[Flow]) -> int:
 
 
 def memory(
-    stages: Sequence[Stage], costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster
+    stages: Sequence[Stage],
+    costs: Sequence[BlockCost],
+    flows: Sequence[Flow],
+    cluster: Cluster,
+    pieces: ShardCosts | None = None,
 ) -> Mapping[str, Memory]:
-    """Memory of each device that has blocks."""
-    held: dict[str, list[BlockCost]] = defaultdict(list)
+    """Memory of each device that has blocks, or pieces of blocks: shards, tails, and buffers for the parts of a sum,
+    one of a chunk from each other device of the group and one that is sent."""
+    names = dict.fromkeys(name for stage in stages for name in stage.devices)
+    parts: dict[str, int] = defaultdict(int)
     for stage in stages:
-        held[stage.lead] += costs[stage.start : stage.stop]
-    buffers = in_flight_bytes(flows) if len(held) > 1 else 0
+        if stage.is_group:
+            largest = max(each.partial_prefill_bytes for each in cut_of(stage, pieces))
+            for name in stage.devices:
+                parts[name] = max(parts[name], len(stage.devices) * largest)
+    buffers = in_flight_bytes(flows) if len(names) > 1 else 0
     needs = {}
-    for name, blocks in held.items():
+    for name in names:
+        blocks = held_costs(stages, name, costs, pieces)
         weights, cache = sum(b.weights_bytes for b in blocks), sum(b.cache_bytes for b in blocks)
         working = max(b.activation_bytes for b in blocks) + buffers + cluster.device(name).runtime_bytes
-        needs[name] = Memory(weights, cache, weights + cache + working)
+        needs[name] = Memory(weights, cache, weights + cache + working + parts[name])
     return needs
+
+
+def held_costs(
+    stages: Sequence[Stage], name: str, costs: Sequence[BlockCost], pieces: ShardCosts | None
+) -> list[BlockCost]:
+    """Costs of all that `stages` have a device hold: whole blocks, and the shards and tails of its group."""
+    held: list[BlockCost] = []
+    for stage in (stage for stage in stages if name in stage.devices):
+        if stage.is_group:
+            rank = stage.devices.index(name)
+            held += [cost for each in cut_of(stage, pieces) for cost in (each.shards[rank], each.tails[rank])]
+        else:
+            held += costs[stage.start : stage.stop]
+    return held
+
+
+def cut_of(stage: Stage, pieces: ShardCosts | None) -> list[PieceCosts]:
+    """What the blocks of a group cost in pieces, in order. Raises KeyError for one that cannot be cut: whoever makes a
+    plan asks before."""
+    cut = pieces(stage.blocks, stage.shares, stage.parts) if pieces else {}
+    return [cut[block] for block in stage.blocks]
 
 
 def evaluate(
@@ -91,6 +128,7 @@ def evaluate(
     flows: Sequence[Flow],
     cluster: Cluster,
     options: PlanOptions,
+    pieces: ShardCosts | None = None,
 ) -> Figures:
     """Figures of a plan.
 
@@ -99,45 +137,104 @@ def evaluate(
     link for one token, but not less than a token's own seconds / sequences.
     """
     sent = messages(stages, flows)
-    decode, prefill = _compute(stages, costs, cluster)
-    decode_links = _links(sent, cluster, {m: m.flow.decode_bytes for m in sent})
-    prefill_links = _links(sent, cluster, {m: m.flow.prefill_bytes for m in sent})
+    spent = [_stage_seconds(stage, costs, cluster, pieces) for stage in stages]
+    decode = _busy((stage, seconds.decode) for stage, seconds in zip(stages, spent, strict=True))
+    prefill = _busy((stage, seconds.prefill) for stage, seconds in zip(stages, spent, strict=True))
+    decode_links = _links(stages, sent, cluster, {m: m.flow.decode_bytes for m in sent})
+    prefill_links = _links(stages, sent, cluster, {m: m.flow.prefill_bytes for m in sent})
     waits = _latency(stages, sent, cluster)
-    tpot = sum(decode.values()) + sum(decode_links.values()) + waits
-    fill = sum(prefill.values()) + sum(prefill_links.values()) + waits
+    tpot = sum(seconds.decode for seconds in spent) + sum(decode_links.values()) + waits
+    fill = sum(seconds.prefill for seconds in spent) + sum(prefill_links.values()) + waits
     slowest_chunk = max(*prefill.values(), *prefill_links.values(), 0.0)
     slowest_token = max(*decode.values(), *decode_links.values(), 0.0)
     ttft = fill + (options.chunks - 1) * slowest_chunk
     period = max(slowest_token, tpot / options.sequences)
     request = ttft + options.new_tokens * tpot
     objective = request if options.objective == "latency" else period + TOKEN_WEIGHT * tpot
-    return Figures(ttft, fill, tpot, period, slowest_chunk, slowest_token, objective, decode)
+    own: dict[str, float] = defaultdict(float)
+    for name, seconds in ((name, s) for each in spent for name, s in each.own.items()):
+        own[name] += seconds
+    return Figures(ttft, fill, tpot, period, slowest_chunk, slowest_token, objective, dict(own))
 
 
-def _compute(
-    stages: Sequence[Stage], costs: Sequence[BlockCost], cluster: Cluster
-) -> tuple[dict[str, float], dict[str, float]]:
-    decode: dict[str, float] = defaultdict(float)
-    prefill: dict[str, float] = defaultdict(float)
-    for stage in stages:
-        device = cluster.device(stage.lead)
-        for cost in costs[stage.start : stage.stop]:
-            decode[device.name] += decode_seconds(cost, device)
-            prefill[device.name] += prefill_seconds(cost, device)
-    return dict(decode), dict(prefill)
+@dataclass(frozen=True)
+class _Spent:
+    """Seconds of a token and of a chunk in a stage, and of a token on each of its devices without waiting."""
+
+    decode: float
+    prefill: float
+    own: Mapping[str, float]
+
+
+def _stage_seconds(
+    stage: Stage, costs: Sequence[BlockCost], cluster: Cluster, pieces: ShardCosts | None
+) -> _Spent:
+    devices = [cluster.device(name) for name in stage.devices]
+    if not stage.is_group:
+        blocks = costs[stage.start : stage.stop]
+        decode = sum(decode_seconds(cost, devices[0]) for cost in blocks)
+        prefill = sum(prefill_seconds(cost, devices[0]) for cost in blocks)
+        return _Spent(decode, prefill, {stage.lead: decode})
+    cut = cut_of(stage, pieces)
+    own = {
+        device.name: sum(
+            decode_seconds(each.shards[rank], device) + decode_seconds(each.tails[rank], device)
+            for each in cut
+        )
+        for rank, device in enumerate(devices)
+    }
+    decode = sum(group_seconds(stage, each, devices, cluster, True) for each in cut)
+    prefill = sum(group_seconds(stage, each, devices, cluster, False) for each in cut)
+    return _Spent(decode, prefill, own)
+
+
+def group_seconds(
+    stage: Stage, cut: PieceCosts, devices: Sequence[Device], cluster: Cluster, decode: bool
+) -> float:
+    """Seconds of a block in a group, of a token (`decode`) or a chunk. `devices`: those of the stage."""
+
+    def delay(source: str, to: str) -> tuple[float, float]:
+        link = cluster.link(source, to)
+        return link.latency_s, 1 / link.bytes_per_s
+
+    assert stage.all_reduce is not None
+    seconds = decode_seconds if decode else prefill_seconds
+    size = cut.partial_decode_bytes if decode else cut.partial_prefill_bytes
+    shard, tail = (max(map(seconds, costs, devices)) for costs in (cut.shards, cut.tails))
+    return shard + sum_seconds(stage.all_reduce, stage.devices, stage.root, size, delay) + tail
+
+
+def _busy(spent: Iterable[tuple[Stage, float]]) -> dict[str, float]:
+    """Seconds that each device is busy."""
+    busy: dict[str, float] = defaultdict(float)
+    for stage, seconds in spent:
+        for name in stage.devices:
+            busy[name] += seconds
+    return dict(busy)
 
 
 def _links(
-    sent: Sequence[Message], cluster: Cluster, size: Mapping[Message, int]
-) -> dict[tuple[str, str], float]:
-    """Seconds each link is busy."""
-    busy: dict[tuple[str, str], float] = defaultdict(float)
+    stages: Sequence[Stage], sent: Sequence[Message], cluster: Cluster, size: Mapping[Message, int]
+) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Seconds each link is busy; those into a group are one, as its devices are sent to one after the other."""
+    busy: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
     for m in sent:
-        busy[m.source, m.destination] += size[m] / cluster.link(m.source, m.destination).bytes_per_s
+        link = cluster.link(m.source, m.destination)
+        busy[m.source, stages[m.hop[1]].devices] += size[m] / link.bytes_per_s
     return dict(busy)
 
 
 def _latency(stages: Sequence[Stage], sent: Sequence[Message], cluster: Cluster) -> float:
-    hops = [(a.lead, b.lead) for a, b in pairwise(stages)]
-    hops += [(m.source, m.destination) for m in sent if not m.sequential]
-    return sum(cluster.link(*hop).latency_s for hop in hops)
+    """Seconds that messages wait: the longest of those that leave together."""
+
+    def longest(source: str, to: Iterable[str]) -> float:
+        return max((cluster.link(source, name).latency_s for name in to), default=0.0)
+
+    hops = sum(
+        longest(a.lead, (name for name in b.devices if name not in a.devices)) for a, b in pairwise(stages)
+    )
+    skips: dict[tuple[str, int, str], list[str]] = defaultdict(list)
+    for m in sent:
+        if not m.sequential:
+            skips[m.flow.tensor, m.hop[1], m.source].append(m.destination)
+    return hops + sum(longest(source, to) for (_, _, source), to in skips.items())

@@ -161,7 +161,7 @@ def _owner(problem: Problem, values: Mapping[str, float], block: int) -> int:
 
 def device_loads(stages: Sequence[Stage], problem: Problem, figures: Figures) -> Mapping[str, DeviceLoad]:
     """Memory and seconds of each device in use, in the cluster's order."""
-    used = memory(stages, problem.costs, problem.flows, problem.cluster)
+    used = memory(stages, problem.costs, problem.flows, problem.cluster, problem.pieces)
     return {
         device.name: DeviceLoad(
             weights_bytes=used[device.name].weights,

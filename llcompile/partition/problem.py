@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from llcompile.ir.cluster import Cluster, Device, Link
-from llcompile.ir.plan import BlockCost, Flow
+from llcompile.ir.plan import BlockCost, Flow, ShardCosts
 from llcompile.partition.disk import file_bytes, room_bytes
 from llcompile.partition.evaluate import TOKEN_WEIGHT, decode_seconds, in_flight_bytes, prefill_seconds
 from llcompile.partition.options import PlanOptions
@@ -32,12 +32,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class Problem:
-    """Devices are numbers from here on: 0 is the head, then the workers in the cluster's order."""
+    """Devices are numbers from here on: 0 is the head, then the workers in the cluster's order. `pieces`: what blocks
+    cost cut for a group, None where there are no groups."""
 
     costs: tuple[BlockCost, ...]
     flows: tuple[Flow, ...]
     cluster: Cluster
     options: PlanOptions
+    pieces: ShardCosts | None = None
 
     @property
     def blocks(self) -> int:
