@@ -1,4 +1,7 @@
-"""What of a slice's blocks is in memory: read when they are to run, given back when they are not."""
+"""What of a slice's blocks is in memory: read when they are to run, given back when they are not.
+
+Blocks that stream count as being there: a window reads them for each call.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Protocol
+from weakref import finalize
 
 from llrun.device.headroom import check_change, check_reading
 from llrun.device.lookups import Lookup
 from llrun.device.table import Table
+from llrun.device.window import Streams, Window
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array
 from llrun.programs.effects import all_effects
@@ -20,10 +25,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Block:
-    """`params`: the weights as its functions' arguments, in order."""
+    """`params`: the weights as its functions' arguments, in order; `window` has them where the block streams."""
 
     entry: BlockEntry
     params: tuple[Any, ...]
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Reader(Protocol):
     """Where blocks come from."""
 
     def memory_bytes(self, block: int) -> int:
-        """What the block's weights take in memory."""
+        """What the block's weights take in memory of their own."""
 
     def read(self, blocks: Sequence[int], progress: Progress) -> dict[int, Read]:
         """All of these, or none: then RunError. `progress`: bytes read, bytes in all; what it raises ends it."""
@@ -66,11 +72,16 @@ class BlockStore:
     """Blocks of one slice, in memory as they are needed. `resident`: those that are.
 
     Blocks may be read on one thread while another runs those that are there: they come to be resident all at once,
-    when the last is read. `read`: those to begin with.
+    when the last is read. `read`: those to begin with. `streams`: those that are never all in memory.
     """
 
     def __init__(
-        self, record: Slice, reader: Reader, wrap: Callable[[Array], Any], read: Mapping[int, Read]
+        self,
+        record: Slice,
+        reader: Reader,
+        wrap: Callable[[Array], Any],
+        read: Mapping[int, Read],
+        streams: Streams | None = None,
     ) -> None:
         self._record = record
         self._reader = reader
@@ -84,7 +95,10 @@ class BlockStore:
         self._read: dict[int, Read] = {}
         self.blocks: dict[int, Block] = {}  # replaced as a whole, so that who looks needs no lock
         self.resident = Resident(self)
-        self._add(read)
+        self._window = Window(streams, wrap) if streams else None
+        if self._window:
+            finalize(self, self._window.close)
+        self._add(read, self._own)
 
     def read(self, blocks: Iterable[int], progress: Progress = lambda done, total: None) -> None:
         """Have these blocks in memory. Whatever goes wrong, what was resident still is, and nothing more.
@@ -101,7 +115,9 @@ class BlockStore:
                     raise RunError("R207", reason, INTERNAL)
             if missing:
                 self.check(missing)
-                self._add(self._reader.read(missing, progress))
+                streamed = self._window.blocks.intersection(missing) if self._window else frozenset()
+                whole = [block for block in missing if block not in streamed]
+                self._add(self._reader.read(whole, progress) if whole else {}, streamed)
 
     def check(self, blocks: Iterable[int], without: Iterable[int] = ()) -> None:
         """Raises RunError R208 where there is no memory for these blocks beside those that are resident, but for
@@ -118,15 +134,19 @@ class BlockStore:
         """Give the memory of these blocks back to the system, at once. Nothing may run on them any more: who still
         refers to their weights reads zeros."""
         with self._changing:
-            gone = [self._read.pop(block) for block in sorted(set(blocks) & self._read.keys())]
-            self.blocks = {block: each for block, each in self.blocks.items() if block in self._read}
+            dropped = set(blocks)
+            gone = [self._read.pop(block) for block in sorted(dropped & self._read.keys())]
+            self._set({block: each for block, each in self.blocks.items() if block not in dropped})
         for each in gone:
             each.give_back()
 
     def restore(self, progress: Progress = lambda done, total: None) -> None:
-        """Have exactly the blocks of the slice's own program in memory. Raises RunError as `read` does."""
+        """Have exactly the blocks of the slice's own program in memory, and try those again that could not be read.
+        Raises RunError as `read` does."""
         self.drop(self.blocks.keys() - self._own)
         self.read(self._own, progress)
+        if self._window:
+            self._window.restart()
 
     def lookups(self, by_token: Mapping[int, int]) -> list[Lookup]:
         """For `by_rows`: the templates of blocks that are read as tables. `by_token`: for each such block, which
@@ -144,11 +164,19 @@ class BlockStore:
 
         return [Lookup(template, ids, tables(template)) for template, ids in arguments.items()]
 
-    def _add(self, read: Mapping[int, Read]) -> None:
+    def _add(self, read: Mapping[int, Read], streamed: Iterable[int]) -> None:
         blocks = {
             block: Block(self._entries[block], tuple(map(self._wrap, each.arrays)))
             for block, each in read.items()
         }
+        if self._window:
+            for block in self._window.blocks.intersection(streamed):
+                blocks[block] = Block(self._entries[block], (), self._window)
         with self._changing:
             self._read |= read
-            self.blocks = self.blocks | blocks
+            self._set(self.blocks | blocks)
+
+    def _set(self, blocks: dict[int, Block]) -> None:
+        self.blocks = blocks
+        if self._window:
+            self._window.use([block for block, each in blocks.items() if each.window])

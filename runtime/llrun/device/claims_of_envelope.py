@@ -34,6 +34,11 @@ def _device(name: str, device: EnvelopeDevice, blocks: int) -> Iterator[str]:
     ids = [block.id for block in device.blocks]
     if ids != sorted(set(ids)) or any(id >= blocks for id in ids):
         yield f"device {name[:40]!r} of the envelope: its blocks are not in order, or not of the graph's {blocks}"
+    streamed = list(device.streamed)
+    if streamed != sorted(set(streamed) & set(ids)) or not 0 <= device.ring <= len(streamed):
+        yield f"device {name[:40]!r} of the envelope: what streams is not in order, not there, or fewer than its ring"
+    if streamed and not device.ring:
+        yield f"device {name[:40]!r} of the envelope: {len(streamed)} blocks stream, none of them may be in memory"
     figures = [float(device.memory_bytes), float(device.runtime_bytes), device.disk_bytes_per_s]
     for block in device.blocks:
         figures += [float(block.weights_bytes), float(block.cache_bytes), float(block.activation_bytes)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from llrun.errors import INTERNAL, RunError
+from llrun.programs.ring import weights_bytes
 from llrun.schema import DeviceInfo, EnvelopeDevice
 
 MIB = 1 << 20
@@ -84,12 +85,13 @@ def check_reading(name: str, blocks: Collection[int], needed: int, root: Path = 
 
 def check_change(name: str, device: EnvelopeDevice, stay: Collection[int], blocks: Collection[int]) -> None:
     """Raises RunError R208 when device `name`, which has the blocks `stay` in memory, takes more with `blocks` than
-    devices.json gives it: the runtime, weights, and for one sequence the caches and the largest block's activations,
-    as in a plan."""
+    devices.json gives it: the runtime, weights or the ring that they stream through, and for one sequence the caches
+    and the largest block's activations, as in a plan."""
     held = [block for block in device.blocks if block.id in blocks or block.id in stay]
     needed = (
         device.runtime_bytes
-        + sum(block.weights_bytes + block.cache_bytes for block in held)
+        + weights_bytes(device, [block.id for block in held])
+        + sum(block.cache_bytes for block in held)
         + max((block.activation_bytes for block in held), default=0)
     )
     if blocks and needed > device.memory_bytes:

@@ -48,7 +48,8 @@ def templates_of(record: Slice) -> frozenset[str]:
 
 
 def load_device(stored: StoredSlice, verify: bool, progress: Progress) -> Device:
-    """Read and check what the slice's program needs; only then load and bind the library. Spares stay on disk.
+    """Read and check what the slice's program needs; only then load and bind the library. Spares stay on disk. Blocks
+    that stream are read once, to be checked.
 
     Raises RunError R208 before weights are read when the plan has the device take more memory than there is.
     `verify` False skips the hashing of weights, nothing else. `progress`: bytes read, bytes in all.
@@ -65,7 +66,11 @@ def load_device(stored: StoredSlice, verify: bool, progress: Progress) -> Device
     for name in sorted(record.files.keys() - skipped):
         check_file(stored, name)
     files = BlockFiles(stored, verify)
-    read = files.read(sorted(installed.blocks), progress)
+    streamed = record.envelope.devices[record.device].streamed
+    whole = sorted(set(installed.blocks).difference(streamed))
+    first, then = files.size_bytes(whole), files.size_bytes(streamed)
+    read = files.read(whole, lambda done, total: progress(done, total + then))
+    streams = files.streams(lambda done, total: progress(first + done, first + total))
     library = load_library(
         runtime,
         compiled,
@@ -73,5 +78,5 @@ def load_device(stored: StoredSlice, verify: bool, progress: Progress) -> Device
         {block.template for block in record.blocks if block.caches},
         me.threads,
     )
-    store = BlockStore(record, files, library.wrap, read)
+    store = BlockStore(record, files, library.wrap, read, streams)
     return Device(record, installed, store, by_rows(library, store.lookups(files.by_token)))

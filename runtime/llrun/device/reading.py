@@ -1,16 +1,19 @@
-"""Blocks from a slice's files: whole, into memory of their own, or as a table that is read by token."""
+"""Blocks from a slice's files: whole, into memory of their own, as a table that is read by token, or to be streamed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from llrun.device.blocks import Progress, Read
 from llrun.device.slice import StoredSlice, entry_of, open_file
+from llrun.device.streaming import StreamedFile
 from llrun.device.table import Table
 from llrun.device.weights import Advance, Source, read_weights
+from llrun.device.window import Streams
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import Stretch, side_by_side
 from llrun.programs.graph import token_arguments
+from llrun.programs.ring import places
 from llrun.schema import BlockEntry
 
 # Read as any block: its memory is less than a small model's time for asking for each row (10 us of a token's 1.5 ms).
@@ -25,6 +28,8 @@ class BlockFiles:
         self._stored = stored
         self._verify = verify
         self._entries = {block.id: block for block in stored.record.blocks}
+        device = stored.record.envelope.devices[stored.record.device]
+        self._streamed, self._ring = device.streamed, device.ring
         ids = token_arguments(stored.record.graph)
         self.by_token: Mapping[int, int] = {
             block.id: ids[block.id]
@@ -35,8 +40,12 @@ class BlockFiles:
         }
 
     def memory_bytes(self, block: int) -> int:
-        """What the block's weights take in memory; a table takes none."""
-        return 0 if block in self.by_token else self._size(self._entries[block])
+        """What the block's weights take in memory; a table takes none, nor what streams through that of a ring."""
+        return 0 if block in self.by_token or block in self._streamed else self.size_bytes([block])
+
+    def size_bytes(self, blocks: Iterable[int]) -> int:
+        """Bytes of the files of these blocks."""
+        return sum(self._size(self._entries[block]) for block in blocks)
 
     def read(self, blocks: Sequence[int], progress: Progress) -> dict[int, Read]:
         """Read these blocks, each checked by its sha256. Where one cannot be read, or `progress` raises, none keeps
@@ -44,13 +53,7 @@ class BlockFiles:
 
         Raises RunError R201, R202, R203, and R208 where the system gives no memory.
         """
-        total, done = sum(self._size(self._entries[block]) for block in blocks), 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(done, total)
-
+        advance = _advancing(progress, self.size_bytes(blocks))
         whole = [block for block in blocks if block not in self.by_token]
         stretches = dict(zip(whole, _room([self.memory_bytes(block) for block in whole]), strict=True))
         read: dict[int, Read] = {}
@@ -65,17 +68,53 @@ class BlockFiles:
             raise
         return read
 
+    def streams(self, progress: Progress) -> Streams | None:
+        """The blocks that stream, each read once and checked by its sha256, in the memory of their ring, if any do.
+
+        Raises RunError as `read`."""
+        if not self._streamed:
+            return None
+        advance = _advancing(progress, self.size_bytes(self._streamed))
+        sizes = [self.size_bytes([block]) for block in self._streamed]
+        where = places(sizes, self._ring)
+        (memory,) = _room([where.size_bytes])
+        files: dict[int, StreamedFile] = {}
+        try:
+            for block in self._streamed:
+                entry = self._entries[block]
+                files[block] = StreamedFile(open_file(self._stored, entry.file), self._source(entry))
+                files[block].first(memory.bytes, self._verify, advance)
+        except BaseException:
+            for file in files.values():
+                file.close()
+            memory.give_back()
+            raise
+        return Streams(files, where, memory)
+
     def _read(self, entry: BlockEntry, stretch: Stretch | None, advance: Advance) -> Read:
-        source = Source(self._stored.folder / entry.file, entry_of(self._stored, entry.file), entry.params)
-        file = open_file(self._stored, entry.file)
+        source, file = self._source(entry), open_file(self._stored, entry.file)
         if stretch is None:
             table = Table(file, source, self._verify, advance)
             return Read(table.arrays, table.close, table)
         with file:
             return Read(read_weights(file, source, stretch.bytes, self._verify, advance), stretch.give_back)
 
+    def _source(self, entry: BlockEntry) -> Source:
+        return Source(self._stored.folder / entry.file, entry_of(self._stored, entry.file), entry.params)
+
     def _size(self, entry: BlockEntry) -> int:
         return entry_of(self._stored, entry.file).size_bytes
+
+
+def _advancing(progress: Progress, total: int) -> Advance:
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return advance
 
 
 def _room(sizes: Sequence[int]) -> list[Stretch]:

@@ -8,6 +8,7 @@ from typing import Any, assert_never
 
 from llrun.device.blocks import Block
 from llrun.device.library import Library
+from llrun.device.window import Window
 from llrun.engine.stores import SequenceStore
 from llrun.errors import INTERNAL, RunError
 from llrun.programs.effects import Effects, all_effects
@@ -20,7 +21,8 @@ KINDS = ("decode", "prefill", "batch")  # a template's functions, in the order o
 
 @dataclass(frozen=True)
 class Call:
-    """A Run with everything but its inputs and slots bound. `functions`: one for each of KINDS."""
+    """A Run with everything but its inputs and slots bound. `functions`: one for each of KINDS. `window`: what has the
+    block's params for the time of a call, where it streams."""
 
     template: str
     block: int | None
@@ -31,6 +33,7 @@ class Call:
     caches: tuple[Any, ...]
     last: bool
     logits: bool
+    window: Window | None = None
 
 
 Action = Call | Send | Release
@@ -136,4 +139,5 @@ def _call_of(run: Run, installed: Installed, parts: Parts) -> Call:
         caches=caches,
         last=run.rows == Rows.LAST,
         logits=installed.logits in run.outputs,
+        window=block.window if block else None,
     )

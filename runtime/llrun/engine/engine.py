@@ -314,14 +314,17 @@ class Engine:
             self._outside.steps_done(done, self._figures())
 
     def _run_for(self, steps: Several[StepState], segment: BoundSegment) -> None:
-        """Run it, and charge the steps for it and for the idle time that ended with it: equal shares, as each
-        of several has one row there. The first bears what bytes are left over."""
+        """Run it, and charge the steps for it, for the idle time that ended with it, and for that in which weights were
+        awaited: equal shares, as each of several has one row there. The first bears what bytes are left over."""
         runner, count = self._runner, len(steps)
         compute_s, send_s, sent_bytes = runner.compute_s, runner.send_s, runner.sent_bytes
+        load_s = runner.load_s
         runner.run(segment, steps)
         compute_s, send_s = runner.compute_s - compute_s, runner.send_s - send_s
         sent_bytes = runner.sent_bytes - sent_bytes
-        idle_s, self._idle_s = self._idle_s, 0.0
+        load_s = runner.load_s - load_s
+        self._wait_s += load_s
+        idle_s, self._idle_s = self._idle_s + load_s, 0.0
         if count > 1:
             steps[0].sent_bytes += sent_bytes % count
             compute_s, idle_s, send_s = compute_s / count, idle_s / count, send_s / count

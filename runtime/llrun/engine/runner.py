@@ -10,6 +10,7 @@ from typing import Any, Protocol, assert_never
 import numpy as np
 
 from llrun.device.library import Library
+from llrun.device.window import Window
 from llrun.engine.bind import BoundSegment, Call
 from llrun.engine.stores import StepState
 from llrun.errors import INTERNAL, RunError
@@ -58,7 +59,8 @@ class Pass:
 
 
 class Runner:
-    """Runs segments. `compute_s`: seconds spent so, sends aside, which are in `send_s`; `sent_bytes`: with headers."""
+    """Runs segments. `compute_s`: seconds spent so, sends aside, which are in `send_s`, and waiting for weights that
+    stream, which is in `load_s`; `sent_bytes`: with headers."""
 
     def __init__(self, installed: Installed, library: Library, outside: Results) -> None:
         self._installed = installed
@@ -67,6 +69,7 @@ class Runner:
         self._since = 0.0
         self.compute_s = 0.0
         self.send_s = 0.0
+        self.load_s = 0.0
         self.sent_bytes = 0
 
     def install(self, installed: Installed) -> None:
@@ -146,14 +149,17 @@ class Runner:
         if current.narrow and call.last:
             inputs = [self._last_row(*pair) for pair in zip(call.inputs, inputs, strict=True)]
             function = call.functions[ALONE]
+        params = call.params if call.window is None else self._taken(call.window, call.block)
         try:
             if call.caches:
-                result = function(*inputs, *call.params, current.slots, *call.caches)
+                result = function(*inputs, *params, current.slots, *call.caches)
             else:
-                result = function(*inputs, *call.params)
+                result = function(*inputs, *params)
         except (RuntimeError, ValueError, TypeError) as error:
             where = "" if call.block is None else f" of block {call.block}"
             raise RunError("R501", f"template {call.template}{where} failed: {error}", INTERNAL) from error
+        if call.window:
+            call.window.done()
         if len(call.outputs) == 1:
             current.values[call.outputs[0]] = result
         else:
@@ -161,6 +167,16 @@ class Runner:
         if call.logits:
             rows = self._library.unwrap(current.values[self._installed.logits])
             self._outside.logits([(step.sequence.number, step.position) for step in current.steps], rows)
+
+    def _taken(self, window: Window, block: int | None) -> tuple[Any, ...]:
+        """The params of a block that streams, once they have been read."""
+        assert block is not None
+        before = time.perf_counter()
+        self.compute_s += before - self._since
+        params = window.take(block)
+        self._since = time.perf_counter()
+        self.load_s += self._since - before
+        return params
 
     def _last_row(self, tensor: int, value: Any) -> Any:
         array = self._library.unwrap(value)

@@ -22,13 +22,17 @@ class EnvelopeBlock(Strict, frozen=True):
 
 class EnvelopeDevice(Strict, frozen=True):
     """`blocks`: all that the device holds on disk, run or spare, in the order of their ids. `runtime_bytes`: what the
-    runtime itself takes of `memory_bytes`. `standby`: it runs nothing until something has to be replaced."""
+    runtime itself takes of `memory_bytes`. `standby`: it runs nothing until something has to be replaced. `streamed`:
+    of `blocks`, in the order in which they run, those that are read from disk for each token; `ring`: how many of them
+    are in memory at once."""
 
     memory_bytes: Positive
     runtime_bytes: Size
     disk_bytes_per_s: float
     standby: bool
     blocks: tuple[EnvelopeBlock, ...]
+    streamed: tuple[Size, ...] = ()
+    ring: Size = 0
 
 
 class LinkRecord(Strict, frozen=True, rename={"source": "from", "destination": "to"}):
