@@ -197,9 +197,10 @@ def _stages(record: Slice) -> Iterator[str]:
             yield f"a stage has the blocks {start} to {stop} of {len(record.graph.blocks)}, {last} is next"
         last = stop
     named = {device for stage in record.stages for device in stage.devices}
+    named |= {device for group in record.graph.groups for device in group.devices}
     named |= {device for sent in record.transmissions for device in (sent.source, sent.destination)}
     for device in sorted(named - record.devices.keys()):
-        yield f"its stages or transmissions name {device[:40]!r}, which is not a device of it"
+        yield f"its stages, groups or transmissions name {device[:40]!r}, which is not a device of it"
 
 
 def _twice(values: Iterable[int | str]) -> list[int | str]:

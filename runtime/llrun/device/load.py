@@ -11,6 +11,7 @@ from llrun.device.lookups import by_rows
 from llrun.device.processor import require
 from llrun.device.reading import BlockFiles
 from llrun.device.slice import StoredSlice, check_file, open_file
+from llrun.programs.groups import sum_templates
 from llrun.programs.installed import Installed, install
 from llrun.programs.layouts import Limits
 from llrun.schema import Slice
@@ -40,11 +41,10 @@ class Device:
 
 def templates_of(record: Slice) -> frozenset[str]:
     """The templates that any program of the device may call, whatever its own one does: those of all its blocks, spares
-    too, and what is computed of positions."""
+    too, what is computed of positions, and the sums that it may make in a group."""
     positions = record.graph.positions
-    return frozenset(block.template for block in record.blocks) | (
-        {positions.template} if positions else set()
-    )
+    own = frozenset(block.template for block in record.blocks) | sum_templates(record.graph, record.device)
+    return own | ({positions.template} if positions else set())
 
 
 def load_device(stored: StoredSlice, verify: bool, progress: Progress) -> Device:

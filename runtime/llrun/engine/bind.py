@@ -10,11 +10,10 @@ from llrun.device.blocks import Block
 from llrun.device.library import Library
 from llrun.device.window import Window
 from llrun.engine.stores import SequenceStore
-from llrun.errors import INTERNAL, RunError
 from llrun.programs.effects import Effects, all_effects
 from llrun.programs.installed import Installed
 from llrun.programs.segments import Segment, Work
-from llrun.schema import AllReduce, Release, Rows, Run, Send
+from llrun.schema import Release, Rows, Run, Send
 
 KINDS = ("decode", "prefill", "batch")  # a template's functions, in the order of Call.functions
 
@@ -120,8 +119,6 @@ def _action(instruction: Work, installed: Installed, parts: Parts) -> Action:
             return _call_of(instruction, installed, parts)
         case Send() | Release():
             return instruction
-        case AllReduce():
-            raise RunError("R207", "all_reduce is not in this version", INTERNAL)
         case _:
             assert_never(instruction)
 

@@ -15,6 +15,7 @@ from math import inf
 from statistics import median
 
 from llrun.head.view import EventKind, View
+from llrun.programs.rated import devices_of
 from llrun.schema import StageRecord
 
 GAIN = 0.1  # of the present TPOT: less is not worth a move
@@ -217,12 +218,13 @@ def relieved(before: Sequence[StageRecord], after: Sequence[StageRecord]) -> lis
 
 def used(stages: Sequence[StageRecord]) -> frozenset[str]:
     """The devices that run something."""
-    return frozenset(stage.lead for stage in stages)
+    return devices_of(stages)
 
 
 def counts(stages: Sequence[StageRecord]) -> Counter[str]:
-    """How many blocks each device runs."""
+    """How many blocks each device has a part in."""
     found = Counter[str]()
     for stage in stages:
-        found[stage.lead] += len(range(*stage.blocks))
+        for name in stage.devices:
+            found[name] += len(range(*stage.blocks))
     return found

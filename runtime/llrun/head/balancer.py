@@ -80,7 +80,7 @@ class Balancer:
 
     def _notice_pace(self) -> None:
         slowness = self._cluster.monitor.slowness()
-        running = {stage.lead for stage in self._cluster.stages}
+        running = used(self._cluster.stages)
         device = self._pace.changed({name: slowness[name] for name in running & slowness.keys()})
         if device is not None:
             self.happened(EventKind.SLOW, device)
@@ -89,7 +89,7 @@ class Balancer:
         """Whether there is anything to balance, and every device that runs has shown how fast it is."""
         histories = self._feeding.histories
         return any(each.to_come for each in histories.values()) and self._cluster.monitor.measured_all(
-            {stage.lead for stage in self._cluster.stages}
+            used(self._cluster.stages)
         )
 
     def _view(self, event: Event) -> View:

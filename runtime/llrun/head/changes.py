@@ -13,11 +13,11 @@ from llrun.head.cluster import Cluster
 from llrun.head.copying import Copying
 from llrun.head.feeding import Feeding
 from llrun.head.loss_words import irreplaceable, taken_over
-from llrun.head.mirroring import links_of, ways_of
+from llrun.head.mirroring import both, links_of, ways_of
 from llrun.head.moves import Move, MoveReason, in_words
 from llrun.head.options import Balancing
-from llrun.head.replay import Rewind, by_block, rewind
-from llrun.programs.rated import spans
+from llrun.head.replay import Rewind, after_move, by_block, parts_of, rewind
+from llrun.programs.rated import devices_of, spans
 from llrun.schema import StageRecord
 from llrun.wire.messages import Copied, Halt, Halted, Message, Mirror, Prepared, Switched, Unprepared
 
@@ -155,13 +155,14 @@ class Changes:
 
     def _switch_over(self) -> None:
         """Everything is where it is to be: the next step is of the next epoch."""
-        count, before = len(self._stages), self._cluster.stages
+        before = self._cluster.stages
         ways = [
-            Rewind(number, (history.fed,) * count, history.fed, 0)
+            after_move(number, history, before, self._stages, self._cluster.cached)
             for number, history in self._feeding.histories.items()
         ]
         self._take_up(ways)
-        if made := self._go_on(self._copying.moved_bytes, 0):
+        self._feed_again([way for way in ways if way.again])
+        if made := self._go_on(self._copying.moved_bytes, sum(way.again for way in ways)):
             self._note(in_words(made, before))
 
     def _give_up(self) -> None:
@@ -177,7 +178,7 @@ class Changes:
     def lost(self, device: str, reason: RunError) -> None:
         """A device that took part is gone. The cluster does not have it any more."""
         needed = self._cluster.runs(device)
-        next_too = any(stage.lead == device for stage in self._stages)
+        next_too = device in devices_of(self._stages)
         self._unswitched.discard(device)
         if self._phase == Phase.HALTING:
             self._missing[device] = reason
@@ -262,7 +263,7 @@ class Changes:
             return self._cluster.stages
         histories = self._feeding.histories.values()
         held, to_come = [each.fed for each in histories], max((each.to_come for each in histories), default=0)
-        lost = {stage.lead for stage in self._cluster.stages} - self._cluster.alive
+        lost = devices_of(self._cluster.stages) - self._cluster.alive
         return placement.best(self._cluster.stages, held, float(to_come), lost)
 
     def _halted(self) -> None:
@@ -271,16 +272,10 @@ class Changes:
             rewind(number, history, self._stages, self._cluster.cached, self._kept)
             for number, history in self._feeding.histories.items()
         ]
-        again = sum(way.again for way in ways)
         self._missing.clear()
         self._take_up(ways)
-        mine = {
-            name: [i for i, stage in enumerate(self._stages) if stage.lead == name]
-            for name in {stage.lead for stage in self._stages}
-        }
-        for way in ways:
-            self._feeding.rewind(way, mine)
-        self._go_on(0, again)
+        self._feed_again(ways)
+        self._go_on(0, sum(way.again for way in ways))
 
     def _wait(self) -> None:
         """Nothing can replace what is missing: wait for it."""
@@ -303,6 +298,11 @@ class Changes:
         opening = [Rewind(number, zero, 0, 0) for number in sorted(self._opening) if number not in named]
         self._unswitched = set(self._cluster.alive)
         self._cluster.switch(self._stages, [*ways, *opening], self._feeding.progress)
+
+    def _feed_again(self, ways: Sequence[Rewind]) -> None:
+        mine = parts_of(self._stages)
+        for way in ways:
+            self._feeding.rewind(way, mine)
 
     def _go_on(self, moved_bytes: int, again: int) -> Move | None:
         """Feed again; the move that was made, None where stages are the same and only connections were made."""
@@ -328,10 +328,7 @@ class Changes:
         """Whom devices have to be connected with beside their neighbours: to copy, and to mirror."""
         mirrored = links_of(ways_of(self._cluster, self._stages)) if self._balancing.mirror else {}
         self._mirrors_stale = False
-        peers = {device: set(others) for device, others in self._copying.links().items()}
-        for device, others in mirrored.items():
-            peers.setdefault(device, set()).update(others)
-        return peers
+        return both(self._copying.links(), mirrored)
 
     def link_mirrors(self) -> None:
         """With --mirror: who would take over is another now. Have the connections that it takes, by a change to the
@@ -379,8 +376,7 @@ class Changes:
 
     def _unprepared(self, device: str, said: Unprepared) -> None:
         """A device cannot do what it is to do: another way, or none."""
-        new = {b for stage in self._stages if stage.lead == device for b in range(*stage.blocks)}
-        old = {b for stage in self._cluster.stages if stage.lead == device for b in range(*stage.blocks)}
+        new, old = (self._cluster.pieces(stages, device) for stages in (self._stages, self._cluster.stages))
         if self._phase == Phase.PREPARING:
             self._note(f"the stages stay as they are: device {device} cannot change: {said.reason}")
             self._bar(device, new - old)
@@ -389,7 +385,8 @@ class Changes:
             return
         self._attempts += 1
         if said.code != "R302" or self._attempts >= ATTEMPTS:
-            self._note(f"device {device} cannot take over blocks {spans(new - old)}: {said.reason}")
+            blocks = spans(self._cluster.blocks_of(new - old))
+            self._note(f"device {device} cannot take over blocks {blocks}: {said.reason}")
             self._bar(device, new - old or new)
         self._recover(self._reason, self._device)
 

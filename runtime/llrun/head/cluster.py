@@ -12,7 +12,9 @@ from llrun.head.controls import Controls
 from llrun.head.monitor import Monitor
 from llrun.head.progress import Progress
 from llrun.head.replay import Rewind, places_of
+from llrun.programs.groups import block_of
 from llrun.programs.placement import Placement
+from llrun.programs.rated import devices_of, owned
 from llrun.programs.segments import split
 from llrun.programs.transmissions import transmissions
 from llrun.programs.write import idle_program, write_programs
@@ -73,7 +75,15 @@ class Cluster:
 
     def runs(self, device: str) -> bool:
         """Whether the device has a stage now."""
-        return any(stage.lead == device for stage in self.stages)
+        return device in devices_of(self.stages)
+
+    def pieces(self, stages: Sequence[StageRecord], device: str) -> set[int]:
+        """The ids of what a device runs of `stages`."""
+        return owned(stages, len(self.record.graph.blocks)).get(device, set())
+
+    def blocks_of(self, pieces: Iterable[int]) -> set[int]:
+        """The blocks that these ids are of, whole or in part."""
+        return {block_of(piece, len(self.record.graph.blocks)) for piece in pieces}
 
     def prepare(
         self,
@@ -91,9 +101,10 @@ class Cluster:
         """Take up the stages that were prepared: every device under the next epoch."""
         self.epoch += 1
         self.stages = tuple(stages)
+        programs = programs_of(self.record, stages, self.epoch, self.alive)
         for device in sorted(self.alive):
-            self.tell(device, Switch(self.epoch, places_of(ways, stages, device)))
-        progress.plan(*takers(programs_of(self.record, stages, self.epoch, self.alive)))
+            self.tell(device, Switch(self.epoch, places_of(ways, stages, programs[device])))
+        progress.plan(*takers(programs))
         self.monitor.plan(stages, Placement.of(self.record).seconds_of(stages))
 
 

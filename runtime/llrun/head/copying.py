@@ -28,14 +28,14 @@ class Copying:
         self.moved_bytes = 0
 
     def plan(self, stages: Sequence[StageRecord]) -> None:
-        """Begin anew: what has caches and changes its device."""
+        """Begin anew: what has caches and changes its device. What a group computes, before or after, is not copied."""
         old, new = owner_of(self._cluster.stages), owner_of(stages)
         self.stop()
         self._blocks, self._sent = {}, {}
         self._rounds = self.moved_bytes = 0
         cached = self._cluster.cached
         for block, owner in new.items():
-            if old[block] != owner and block in cached[owner]:
+            if block in old and old[block] != owner and block in cached[owner]:
                 self._blocks.setdefault((old[block], owner), []).append(block)
 
     def stop(self) -> None:

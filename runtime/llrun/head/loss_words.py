@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from llrun.errors import INTERNAL, RunError
-from llrun.programs.rated import Stages, owned, owner_of, spans
+from llrun.programs.rated import Stages, blocks_on, owners_of, spans
 
 
 def taken_over(device: str, reason: RunError, before: Stages, after: Stages) -> str:
     """That a device is lost, and where its blocks go."""
-    mine = owned(before).get(device, set())
+    mine = blocks_on(before, device)
     takers: dict[str, set[int]] = {}
-    for block, owner in owner_of(after).items():
+    for block, owner in owners_of(after).items():
         if block in mine:
             takers.setdefault(owner, set()).add(block)
     to = ", ".join(f"{spans(blocks)} to {name}" for name, blocks in sorted(takers.items()))
@@ -19,7 +19,7 @@ def taken_over(device: str, reason: RunError, before: Stages, after: Stages) -> 
 
 def irreplaceable(device: str, reason: RunError, stages: Stages, wait_s: float) -> RunError:
     """The error of a loss that nothing can make good."""
-    blocks = owned(stages).get(device, set())
+    blocks = blocks_on(stages, device)
     which = f"blocks {spans(blocks)}" if len(blocks) > 1 else f"block {spans(blocks)}"
     return RunError(
         reason.code,

@@ -13,6 +13,7 @@ from llrun.head.cluster import Cluster, programs_of, takers
 from llrun.head.controls import Note
 from llrun.head.feeding import Feeding
 from llrun.head.replies import Back, Came, Gone, Refused, Reply, Said, Silent, Unlinked
+from llrun.programs.rated import devices_of
 from llrun.wire.links import Links
 from llrun.wire.messages import (
     AnyMessage,
@@ -92,7 +93,7 @@ class Membership:
         Raises RunError: R302 that names who did not come in time and why, its refusal, or the loss of one that was
         reached before.
         """
-        needed = {stage.lead for stage in self._cluster.stages} - {self._cluster.head}
+        needed = devices_of(self._cluster.stages) - {self._cluster.head}
         missing: dict[str, RunError] = {}
         for name in sorted(self._controls.addresses):
             self._controls.look_for(name, needed=name in needed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from llrun.head.cluster import Cluster
 from llrun.programs.rated import owned, owner_of
@@ -16,7 +16,8 @@ Ways = Mapping[str, tuple[Way, ...]]
 def ways_of(cluster: Cluster, stages: Sequence[StageRecord]) -> Ways:
     """For each worker with a stage: where its blocks would go were it lost, and so where their caches are copied.
 
-    What a device mirrors is in its memory beside what it runs: blocks for which it has no room are left out.
+    Of what a group computes nothing is copied: nobody else has its pieces. What a device mirrors is in its memory
+    beside what it runs: blocks for which it has no room are left out.
     """
     room, cached = _room(cluster, stages), cluster.cached
     sizes = {
@@ -25,12 +26,13 @@ def ways_of(cluster: Cluster, stages: Sequence[StageRecord]) -> Ways:
         for block in device.blocks
     }
     ways: dict[str, tuple[Way, ...]] = {}
-    for device, blocks in sorted(owned(stages).items()):
+    count = len(cluster.record.graph.blocks)
+    for device, blocks in sorted(owned(stages, count).items()):
         if device == cluster.head:
             continue
         after = cluster.placement(cluster.alive - {device}).best(stages, lost={device})
         owners, mine = owner_of(after or ()), defaultdict[str, list[int]](list)
-        for block in sorted(blocks & cached.get(device, frozenset())):
+        for block in sorted(blocks & cached.get(device, frozenset()) & set(range(count))):
             owner = owners.get(block)
             if owner is not None and room[owner] >= sizes[owner, block]:
                 room[owner] -= sizes[owner, block]
@@ -49,14 +51,22 @@ def links_of(ways: Ways) -> dict[str, set[str]]:
     return peers
 
 
+def both(links: Mapping[str, Iterable[str]], others: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
+    """Whom each device has to be connected with for these, and for those."""
+    return {
+        device: {*links.get(device, ()), *others.get(device, ())} for device in links.keys() | others.keys()
+    }
+
+
 def _room(cluster: Cluster, stages: Sequence[StageRecord]) -> dict[str, int]:
     """Bytes that each device that takes part has left beside what it runs."""
-    room, buffers = {}, cluster.placement().buffer_bytes
-    blocks = owned(stages)
+    room, placement = {}, cluster.placement()
+    blocks = owned(stages, len(cluster.record.graph.blocks))
     for name in cluster.alive:
         device = cluster.record.envelope.devices[name]
         mine = [block for block in device.blocks if block.id in blocks.get(name, ())]
         taken = sum(block.weights_bytes + block.cache_bytes for block in mine)
-        taken += max((block.activation_bytes for block in mine), default=0) + device.runtime_bytes + buffers
+        taken += max((block.activation_bytes for block in mine), default=0) + device.runtime_bytes
+        taken += placement.buffer_bytes + placement.group_buffer_bytes(stages, name)
         room[name] = device.memory_bytes - taken
     return room

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from llrun.head.readings import DeviceReading, LinkReading, Readings, RunReading
+from llrun.programs.groups import is_group
 from llrun.programs.placement import LinkRate, Rates
 from llrun.schema import StageRecord
 from llrun.wire.messages import Measured, StepDone
@@ -175,7 +176,9 @@ class Monitor:
 
     def _runs(self, device: str, samples: DeviceSamples) -> tuple[RunReading, ...]:
         """The compute of each of a device's stages; none where its program is not cut as its stages are."""
-        mine = [stage.blocks for stage in self._stages if stage.lead == device]
+        mine = [stage.blocks for stage in self._stages if device in stage.devices]
+        if any(is_group(stage) for stage in self._stages if device in stage.devices):
+            return ()
         if len(mine) != len(samples.runs):
             return ()
         return tuple(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from llrun.programs.rated import owner_of, spans
+from llrun.programs.rated import owners_of, spans
 from llrun.schema import StageRecord
 
 
@@ -45,7 +45,7 @@ class Move:
 
 def in_words(move: Move, before: Sequence[StageRecord]) -> str:
     """One line on a move that was made while tokens went on: which blocks went where, why, and what it took."""
-    then, now = owner_of(before), owner_of(move.stages)
+    then, now = owners_of(before), owners_of(move.stages)
     ways: dict[tuple[str, str], set[int]] = defaultdict(set)
     for block, owner in now.items():
         if then.get(block) != owner:

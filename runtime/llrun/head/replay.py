@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llrun.head.history import History
-from llrun.schema import StageRecord
+from llrun.programs.groups import block_of, held_ids
+from llrun.programs.moving import recut
+from llrun.programs.segments import first_stages
+from llrun.schema import DeviceProgram, StageRecord
 from llrun.wire.messages import Held, Places
 
 Kept = Mapping[str, Mapping[int, Mapping[int, int]]]  # device -> sequence -> block -> tokens in its caches
@@ -37,17 +40,15 @@ def rewind(
 ) -> Rewind:
     """Where `history`, sequence `number`, goes on in `stages`.
 
-    A stage goes on where its caches end, but no later than any stage after it: that one needs what this one makes.
-    Stages without caches need nothing but the rows that are awaited. `cached`: for each device the blocks whose caches
-    are to be looked at; `kept`: what they hold.
+    A stage goes on where its caches end, a group's where the least of them does, but no later than any stage after it:
+    that one needs what this one makes. Stages without caches need nothing but the rows that are awaited. `cached`: for
+    each device the blocks, or pieces of them, whose caches are to be looked at; `kept`: what they hold.
     """
     furthest = _furthest(history, stages, cached, kept, number)
     positions: list[int] = []
     least = furthest
     for stage in reversed(stages):
-        blocks = set(range(*stage.blocks)) & set(cached.get(stage.lead, ()))
-        held = kept.get(stage.lead, {}).get(number, {})
-        least = min([least, *(held.get(block, 0) for block in blocks)])
+        least = min([least, *_held(stage, stages, cached, kept, number)])
         positions.append(least)
     positions.reverse()
     return Rewind(number, tuple(positions), least, max(min(history.fed, _limit(history)) - least, 0))
@@ -63,22 +64,71 @@ def _furthest(
     """Where stages without caches go on: as far as any cache holds, but not beyond the first row that is awaited."""
     most = 0
     for stage in stages:
-        held = kept.get(stage.lead, {}).get(number, {})
-        mine = [held.get(b, 0) for b in set(range(*stage.blocks)) & set(cached.get(stage.lead, ()))]
-        most = max([most, *mine])
+        most = max([most, *_held(stage, stages, cached, kept, number)])
     if not any(True for blocks in cached.values() for _ in blocks):
         most = history.fed  # no block has a cache: nothing is lost but what was under way
     return min(most, history.fed, _limit(history))
+
+
+def _held(
+    stage: StageRecord,
+    stages: Sequence[StageRecord],
+    cached: Mapping[str, Iterable[int]],
+    kept: Kept,
+    number: int,
+) -> list[int]:
+    """How many tokens each cache of a stage holds."""
+    ids = held_ids(stage, stages[-1].blocks[1])
+    return [
+        kept.get(name, {}).get(number, {}).get(piece, 0)
+        for name in stage.devices
+        for piece in cached.get(name, ())
+        if piece in ids
+    ]
+
+
+def after_move(
+    number: int,
+    history: History,
+    before: Sequence[StageRecord],
+    after: Sequence[StageRecord],
+    cached: Mapping[str, Iterable[int]],
+) -> Rewind:
+    """Where a sequence goes on once stages have changed while nothing was under way: at its end, but for what a group
+    computed or is to compute now, and what comes before that."""
+    count, again = after[-1].blocks[1], recut(before, after)
+    anew = {
+        index
+        for index, stage in enumerate(after)
+        for name in stage.devices
+        for piece in cached.get(name, ())
+        if piece in held_ids(stage, count) and block_of(piece, count) in again
+    }
+    last = max(anew, default=-1) if history.fed else -1
+    places = tuple(0 if index <= last else history.fed for index in range(len(after)))
+    return Rewind(number, places, places[0], history.fed - places[0])
+
+
+def parts_of(stages: Sequence[StageRecord]) -> dict[str, list[int]]:
+    """[device]: the numbers of the stages that it has a part in."""
+    found: dict[str, list[int]] = {}
+    for number, stage in enumerate(stages):
+        for name in stage.devices:
+            found.setdefault(name, []).append(number)
+    return found
 
 
 def _limit(history: History) -> int:
     return history.queued if history.awaited is None else history.awaited
 
 
-def places_of(rewinds: Iterable[Rewind], stages: Sequence[StageRecord], device: str) -> tuple[Places, ...]:
-    """What `device` is told: for each sequence a position for each of its stages."""
-    mine = [index for index, stage in enumerate(stages) if stage.lead == device]
-    return tuple(Places(each.sequence, tuple(each.stages[index] for index in mine)) for each in rewinds)
+def places_of(
+    rewinds: Iterable[Rewind], stages: Sequence[StageRecord], program: DeviceProgram
+) -> tuple[Places, ...]:
+    """What the device of `program` is told: for each sequence a position for each of its segments, that of the stage
+    that the segment begins in."""
+    firsts = first_stages(program.instructions, stages)
+    return tuple(Places(each.sequence, tuple(each.stages[stage] for stage in firsts)) for each in rewinds)
 
 
 def by_block(held: Iterable[Held]) -> dict[int, dict[int, int]]:

@@ -6,8 +6,9 @@ from collections.abc import Container, Mapping
 
 from llrun.errors import RunError
 from llrun.programs.effects import Effects, effects
+from llrun.programs.groups import sum_templates
 from llrun.programs.layouts import Layout
-from llrun.schema import AllReduce, DeviceProgram, Instruction, Rows, Run, Send, Slice
+from llrun.schema import DeviceProgram, Instruction, Rows, Run, Send, Slice
 
 
 def check_program(record: Slice, program: DeviceProgram, layouts: Mapping[int, Layout]) -> None:
@@ -22,9 +23,12 @@ def check_program(record: Slice, program: DeviceProgram, layouts: Mapping[int, L
         {record.graph.input_ids} if record.device == record.head else set()
     )
     loaded: set[int] = set()
-    held: dict[int | None, str] = {block.id: block.template for block in record.blocks}
+    held: dict[int | None, frozenset[str]] = {
+        block.id: frozenset({block.template}) for block in record.blocks
+    }
+    held[None] = sum_templates(record.graph, record.device)
     if record.graph.positions:
-        held[None] = record.graph.positions.template
+        held[None] |= {record.graph.positions.template}
     for index, instruction in enumerate(program.instructions):
         does = effects(instruction)
         fault = (
@@ -41,8 +45,6 @@ def check_program(record: Slice, program: DeviceProgram, layouts: Mapping[int, L
 
 
 def _unknown(instruction: Instruction, does: Effects, layouts: Mapping[int, Layout]) -> str | None:
-    if isinstance(instruction, AllReduce):
-        return "all_reduce is not in this version"
     if isinstance(instruction, Run | Send) and instruction.rows not in tuple(Rows):
         return f"rows is {instruction.rows!r}: all or last"
     unknown = [tensor for tensor in does.tensors if tensor not in layouts]
@@ -57,12 +59,13 @@ def _block_fault(does: Effects, loaded: Container[int], held: Container[int | No
     return None
 
 
-def _template_fault(does: Effects, held: Mapping[int | None, str]) -> str | None:
-    """`held`: [block] its template; [None]: what is computed of positions."""
-    if does.calls is None or does.calls == held.get(does.runs):
+def _template_fault(does: Effects, held: Mapping[int | None, frozenset[str]]) -> str | None:
+    """`held`: [block] its template; [None]: those of what is computed of positions, and of a group's sums."""
+    due = held.get(does.runs, frozenset())
+    if does.calls is None or does.calls in due:
         return None
     what = "what is run without a block" if does.runs is None else f"block {does.runs}"
-    return f"template {does.calls} is called for {what}, which is {held.get(does.runs, 'none')} here"
+    return f"template {does.calls} is called for {what}, which is {' or '.join(sorted(due)) or 'none'} here"
 
 
 def _tensor_fault(does: Effects, there: Container[int], layouts: Mapping[int, Layout]) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import assert_never
 
-from llrun.schema import AllReduce, Instruction, Load, Receive, Release, Rows, Run, Send
+from llrun.schema import Instruction, Load, Receive, Release, Rows, Run, Send
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,6 @@ def effects(instruction: Instruction) -> Effects:
                 uses=(instruction.tensor,),
                 tells=(instruction.destination,),
                 newest_row=instruction.rows == Rows.LAST,
-            )
-        case AllReduce():
-            return Effects(
-                uses=(instruction.tensor,),
-                makes=(instruction.tensor,),
-                hears=instruction.group,
-                tells=instruction.group,
             )
         case Release():
             return Effects(releases=(instruction.tensor,))

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import ceil, inf
 
-from llrun.programs.rated import Rated, Stages, Way, owner_of
-from llrun.schema import StageRecord
+import msgspec
+
+from llrun.programs.groups import block_of, is_group
+from llrun.programs.rated import Rated, Stages, Way, owned, owner_of
 
 
 @dataclass(frozen=True)
@@ -22,18 +24,35 @@ class Cost:
 
 def cost_of_change(rated: Rated, before: Stages, after: Stages, held: Sequence[int], lost: Set[str]) -> Cost:
     """See Placement.cost."""
-    old, new = owner_of(before), owner_of(after)
-    moved = [block for block, name in new.items() if old.get(block) != name]
-    reading: dict[str, int] = defaultdict(int)
-    for block in moved:
-        each = rated.blocks.get(new[block], {}).get(block)
-        reading[new[block]] += each.weights_bytes if each else 0
+    old, new, count = owner_of(before), owner_of(after), len(rated.graph.blocks)
+    there, reading = owned(before, count), defaultdict[str, int](int)
+    for name, pieces in owned(after, count).items():
+        for piece in pieces - there.get(name, set()):
+            each = rated.blocks.get(name, {}).get(piece)
+            reading[name] += each.weights_bytes if each else 0
     read_s = max((read_seconds(rated, name, size) for name, size in reading.items()), default=0.0)
-    if lost:
-        wait_s, copied = again_seconds(rated, after, moved, held), 0
-    else:
-        wait_s, copied = _copying(rated, old, new, moved, held)
+    moved = [block for block, name in new.items() if old.get(block) != name]
+    again = {*recut(before, after), *(moved if lost else ())}
+    wait_s, copied = (0.0, 0) if lost else _copying(rated, old, new, moved, held)
+    wait_s += again_seconds(rated, after, sorted(again), held)
     return Cost(read_s + wait_s, sum(reading.values()), copied)
+
+
+def recut(before: Stages, after: Stages) -> set[int]:
+    """The blocks that are a group's before or after, and not the same group's: nobody has their caches as they are to
+    be, so they are computed again."""
+    old, new = _grouped(before), _grouped(after)
+    return {block for block in old.keys() | new.keys() if before and old.get(block) != new.get(block)}
+
+
+def _grouped(stages: Stages) -> Mapping[int, tuple[tuple[str, ...], tuple[float, ...]]]:
+    """[block]: the devices and shares of the group that runs it, where one does: who has which part of its caches."""
+    return {
+        block: (stage.devices, stage.shares)
+        for stage in stages
+        if is_group(stage)
+        for block in range(*stage.blocks)
+    }
 
 
 def read_seconds(rated: Rated, device: str, size_bytes: int) -> float:
@@ -65,12 +84,15 @@ def _copying(
 
 def again_seconds(rated: Rated, after: Stages, moved: Sequence[int], held: Sequence[int]) -> float:
     """Seconds until all that moved has been computed again."""
-    cached = {b.id for device in rated.envelope.devices.values() for b in device.blocks if b.cache_bytes}
+    count, devices = len(rated.graph.blocks), rated.envelope.devices.values()
+    cached = {block_of(b.id, count) for device in devices for b in device.blocks if b.cache_bytes}
     last = max(cached.intersection(moved), default=None)
     chunks = sum(ceil(tokens / rated.shapes.chunk) for tokens in held)
     if last is None or not chunks:
         return 0.0
     way = [
-        StageRecord.on(s.lead, s.blocks[0], min(s.blocks[1], last + 1)) for s in after if s.blocks[0] <= last
+        msgspec.structs.replace(s, blocks=(s.blocks[0], min(s.blocks[1], last + 1)))
+        for s in after
+        if s.blocks[0] <= last
     ]
     return rated.pipeline_s(way, chunks)

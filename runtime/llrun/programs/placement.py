@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from llrun.programs.feasible import stage_faults
+from llrun.programs.groups import is_group
 from llrun.programs.moving import Cost, cost_of_change
 from llrun.programs.question import question
 from llrun.programs.rated import LinkRate, Rated, Rates, Stages
@@ -25,8 +26,9 @@ class Placement(Rated):
     def faults(self, stages: Stages, before: Stages = ()) -> list[str]:
         """Why there cannot be these stages, in words; empty when there can.
 
-        All blocks once and in order, the head at both ends, every device there and holding its blocks on disk, and
-        memory. `before`: the stages that they replace while tokens go on: old and new blocks are in memory at once.
+        All blocks once and in order, the head at both ends, groups that the graph has, every device there and holding
+        its blocks or pieces on disk, and memory. `before`: the stages that they replace while tokens go on: old and new
+        blocks are in memory at once.
         """
         return stage_faults(self, stages, before)
 
@@ -51,9 +53,22 @@ class Placement(Rated):
         With `to_come`, the tokens still to be produced, it is the least of TPOT x to_come and of the seconds that it
         takes to change from `before` to them, charged block by block as if one moved after the other. Old and new
         blocks are in memory at once, unless devices of `before` are `lost`: then all stands still, and there is no
-        need to hold on to anything. Exact with up to search.EXACT_WORKERS workers that hold something; with more, the
+        need to hold on to anything. Single devices alone are looked for; a group of `before` stays where that is as
+        good, all told. Exact with up to search.EXACT_WORKERS workers that hold something; with more, the
         best of those looked at.
         """
         asked = question(self, before, held, to_come, lost)
         runs = search(asked) if asked else []
-        return tuple(StageRecord.on(*run) for run in runs) or None
+        found = tuple(StageRecord.on(*run) for run in runs) or None
+        return tuple(before) if self._stays(before, found, held, to_come) else found
+
+    def _stays(self, before: Stages, found: Stages | None, held: Sequence[int], to_come: float) -> bool:
+        """Whether `before` has a group, which is never looked for, still can be, and is as good as what was found."""
+        if not any(map(is_group, before)) or self.faults(before):
+            return False
+        if found is None:
+            return True
+        then_s, now_s = self.predict(found), self.predict(before)
+        if to_come > 0:
+            return now_s * to_come <= then_s * to_come + self.cost(before, found, held).seconds
+        return now_s <= then_s

@@ -169,7 +169,7 @@ def question(
     shape = len(names), len(rated.graph.blocks)
     seconds, stored = np.full(shape, inf), np.zeros(shape, np.int64)
     active, there = np.zeros(shape, np.int64), np.zeros(shape, bool)
-    owners, old = owner_of(before), owned(before) if not lost else {}
+    owners, old = owner_of(before), owned(before, shape[1]) if not lost else {}
     for number, name in enumerate(names):
         slow = rated.slowness(name)
         for block, each in rated.blocks[name].items():
@@ -182,7 +182,10 @@ def question(
             if to_come > 0 and before and owners.get(block) != name:
                 seconds[number, block] += _move_s(rated, block, name, owners.get(block), held, lost) / to_come
     devices = [rated.envelope.devices[name] for name in names]
-    free = np.array([d.memory_bytes - d.runtime_bytes for d in devices], np.int64)
+    pieces = [_pieces_bytes(rated, name, old.get(name, set())) for name in names]
+    free = np.array([d.memory_bytes - d.runtime_bytes for d in devices], np.int64) - np.array(
+        pieces, np.int64
+    )
     links = [[rated.link(a, b) if a != b else None for b in names] for a in names]
     return Question(
         names=names,
@@ -196,6 +199,12 @@ def question(
         byte_s=np.array([[1 / link.bytes_per_s if link else 0.0 for link in row] for row in links]),
         flows=tuple(Flow(c.producer, c.consumers, c.row_bytes) for c in rated.crossings),
     )
+
+
+def _pieces_bytes(rated: Rated, device: str, old: Set[int]) -> int:
+    """What the pieces that a device runs in a group take in memory until a change is done."""
+    mine = [b for b in rated.blocks[device].values() if b.id in old and b.id >= len(rated.graph.blocks)]
+    return sum(block.weights_bytes + block.cache_bytes for block in mine)
 
 
 def _move_s(

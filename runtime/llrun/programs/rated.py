@@ -1,8 +1,9 @@
 """The envelope at the rates that were measured, and what stages give there.
 
 The definitions are the planner's: nothing overlaps within one token, the messages of one hop between consecutive stages
-share its latency, and one that skips stages pays its own. A block's seconds are the planner's for that device times the
-device's slowness (measured seconds / predicted seconds).
+share its latency, and one that skips stages pays its own. A group takes for a block what its slowest shard, the sum and
+its slowest tail take, and keeps all its devices busy as long; what enters it goes to one after the other. A block's
+seconds are the planner's for that device times the device's slowness (measured seconds / predicted seconds).
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from functools import cached_property
 from itertools import pairwise
 from math import inf
 
-from llrun.programs.transmissions import Crossing, crossings, deliveries
+from llrun.programs.groups import group_blocks, held_ids, is_group, shard_id, tail_id
+from llrun.programs.layouts import layout_of
+from llrun.programs.sums import sum_seconds
+from llrun.programs.transmissions import Crossing, Hop, crossings, deliveries
 from llrun.schema import Envelope, EnvelopeBlock, GraphRecord, Rows, Shapes, StageRecord
 
 Stages = Sequence[StageRecord]
@@ -92,11 +96,38 @@ class Rated:
         """Buffers of a device that speaks to others: one chunk being received and one being sent."""
         return 2 * max((c.row_bytes * self.rows(c) for c in self.crossings), default=0)
 
+    def group_buffer_bytes(self, stages: Stages, device: str) -> int:
+        """What a device of a group has buffers for beside these: of a chunk, a part of a sum from each of the others,
+        and one that it sends."""
+        most = 0
+        for stage in stages:
+            if is_group(stage) and device in stage.devices:
+                sizes = [size * self.rows_of(block) for block, size in self.sums(stage).items()]
+                most = max([most, *(len(stage.devices) * size for size in sizes)])
+        return most
+
+    def rows_of(self, block: int) -> int:
+        """Rows of a chunk of prompt that a block takes."""
+        return 1 if self.graph.blocks[block].rows == Rows.LAST else self.shapes.chunk
+
+    def sums(self, stage: StageRecord) -> Mapping[int, int]:
+        """[block]: bytes of a row of what a group sums; of a stage that is no group of the graph nothing."""
+        blocks = group_blocks(self.graph, stage) or {}
+        return {
+            block: self._row_bytes[blocks[block].partials[0]]
+            for block in range(*stage.blocks)
+            if block in blocks
+        }
+
+    @cached_property
+    def _row_bytes(self) -> Mapping[int, int]:
+        return {tensor.id: layout_of(tensor).row_bytes for tensor in self.graph.tensors}
+
     # --- what stages give --------------------------------------------------------------------------------------------
 
     def predict(self, stages: Stages) -> float:
         """TPOT in seconds, with a full context; for ever where a device does not hold what it should run."""
-        return sum(self.seconds_of(stages).values()) + sum(self._travel(stages, decode=True).values())
+        return self._once(stages, decode=True)
 
     def chunk_s(self, stages: Stages) -> float:
         """Seconds of a chunk of prompt from end to end."""
@@ -104,55 +135,125 @@ class Rated:
 
     def pipeline_s(self, stages: Stages, chunks: int) -> float:
         """Seconds of `chunks` behind each other: one from end to end, the others behind the slowest device or link."""
-        busy, travel = self._busy(stages, decode=False).values(), self._travel(stages, decode=False)
-        sending = [seconds for way, seconds in travel.items() if way is not None]
-        slowest = max(*busy, *sending, 0.0) if busy else 0.0
-        return sum(busy) + sum(travel.values()) + max(chunks - 1, 0) * slowest
+        links = [seconds for way, seconds in self._travel(stages, decode=False).items() if way is not None]
+        slowest = max([0.0, *self._spent(stages, decode=False).values(), *links])
+        return self._once(stages, decode=False) + max(chunks - 1, 0) * slowest
 
     def seconds_of(self, stages: Stages) -> Mapping[str, float]:
         """[device]: seconds that it computes for a token."""
-        return self._busy(stages, decode=True)
-
-    def _busy(self, stages: Stages, decode: bool) -> Mapping[str, float]:
         seconds: dict[str, float] = defaultdict(float)
         for stage in stages:
-            held, slow = self.blocks.get(stage.lead, {}), self.slowness(stage.lead)
-            for block in range(*stage.blocks):
-                each = held.get(block)
-                seconds[stage.lead] += (
-                    inf if each is None else (each.decode_s if decode else each.chunk_s) * slow
-                )
+            for name in stage.devices:
+                seconds[name] += sum(self._seconds(name, piece, True) for piece in self.pieces(stage, name))
         return seconds
 
-    def _travel(self, stages: Stages, decode: bool) -> Mapping[Way | None, float]:
-        """[from, to]: seconds that the link is busy with a token, or with a chunk; [None]: those that messages wait."""
+    def _once(self, stages: Stages, decode: bool) -> float:
+        """Seconds of a token, or of a chunk, from end to end."""
+        spent = sum(self._stage_s(stage, decode) for stage in stages)
+        return spent + sum(self._travel(stages, decode).values())
+
+    def _spent(self, stages: Stages, decode: bool) -> Mapping[str, float]:
+        """[device]: seconds that a token, or a chunk, keeps it busy. The devices of a group wait for each other."""
+        seconds: dict[str, float] = defaultdict(float)
+        for stage in stages:
+            for name in stage.devices:
+                seconds[name] += self._stage_s(stage, decode)
+        return seconds
+
+    def _stage_s(self, stage: StageRecord, decode: bool) -> float:
+        if is_group(stage):
+            return self._together(stage, decode)
+        return sum(self._seconds(stage.lead, block, decode) for block in range(*stage.blocks))
+
+    def _together(self, stage: StageRecord, decode: bool) -> float:
+        """Seconds of a group: of each block the slowest shard, the sum, and the slowest tail."""
+        sums, count, total = self.sums(stage), len(self.graph.blocks), 0.0
+        if stage.all_reduce is None or len(sums) < len(range(*stage.blocks)):
+            return inf
+        for block, row_bytes in sums.items():
+            size = row_bytes * (1 if decode else self.rows_of(block))
+            total += max(self._seconds(name, shard_id(block, count), decode) for name in stage.devices)
+            total += sum_seconds(stage.all_reduce, stage.devices, stage.root, size, self._delay)
+            total += max(
+                self._seconds(name, tail_id(block, count), decode) for name in self._tails(stage, block)
+            )
+        return total
+
+    def _tails(self, stage: StageRecord, block: int) -> tuple[str, ...]:
+        """Who is to run a block's tail: of the last one, who holds it, and the lead."""
+        if block < stage.blocks[1] - 1:
+            return stage.devices
+        tail = tail_id(block, len(self.graph.blocks))
+        return tuple(n for n in stage.devices if n == stage.lead or tail in self.blocks.get(n, ()))
+
+    def _delay(self, source: str, destination: str) -> tuple[float, float]:
+        link = self.link(source, destination)
+        return link.latency_s, 1 / link.bytes_per_s
+
+    def _seconds(self, device: str, piece: int, decode: bool) -> float:
+        each = self.blocks.get(device, {}).get(piece)
+        return inf if each is None else (each.decode_s if decode else each.chunk_s) * self.slowness(device)
+
+    def pieces(self, stage: StageRecord, device: str) -> Sequence[int]:
+        """The ids of what a device runs of a stage. The last tail of a group is who holds it's, and the lead's."""
+        ids = held_ids(stage, len(self.graph.blocks))
+        spared = is_group(stage) and device not in self._tails(stage, stage.blocks[1] - 1)
+        return ids[:-1] if spared else ids
+
+    def _travel(self, stages: Stages, decode: bool) -> Mapping[tuple[str, tuple[str, ...]] | None, float]:
+        """[from, to the devices of a stage]: seconds that the links are busy with a token, or with a chunk; [None]:
+        those that messages wait. What goes to a group's devices together shares the greatest latency."""
         stage_of = {block: number for number, stage in enumerate(stages) for block in range(*stage.blocks)}
-        leads = [stage.lead for stage in stages]
-        busy: dict[Way | None, float] = defaultdict(float)
-        busy[None] = sum(self.link(a, b).latency_s for a, b in pairwise(leads))
+        leads, devices = [stage.lead for stage in stages], [stage.devices for stage in stages]
+        busy: dict[tuple[str, tuple[str, ...]] | None, float] = defaultdict(float)
+        busy[None] = sum(
+            max(
+                (self.link(a.lead, name).latency_s for name in b.devices if name not in a.devices),
+                default=0.0,
+            )
+            for a, b in pairwise(stages)
+        )
         for each in self.crossings:
             size = each.row_bytes * (1 if decode else self.rows(each))
             used = [block for block in each.consumers if block in stage_of]
+            skipped: dict[Hop, float] = defaultdict(float)
             for to, hop in (
-                deliveries(each.producer, used, stage_of, leads) if each.producer in stage_of else ()
+                deliveries(each.producer, used, stage_of, devices) if each.producer in stage_of else ()
             ):
                 link = self.link(leads[hop[0]], to)
-                busy[leads[hop[0]], to] += size / link.bytes_per_s
-                busy[None] += 0.0 if hop[1] == hop[0] + 1 else link.latency_s
+                busy[leads[hop[0]], devices[hop[1]]] += size / link.bytes_per_s
+                skipped[hop] = max(skipped[hop], 0.0 if hop[1] == hop[0] + 1 else link.latency_s)
+            busy[None] += sum(skipped.values())
         return busy
 
 
 def owner_of(stages: Stages) -> Mapping[int, str]:
-    """[block]: the device that runs it."""
-    return {block: stage.lead for stage in stages for block in range(*stage.blocks)}
+    """[block]: the device that runs it, of those that one device runs whole."""
+    return {block: stage.lead for stage in stages if not is_group(stage) for block in range(*stage.blocks)}
 
 
-def owned(stages: Stages) -> Mapping[str, set[int]]:
-    """[device]: the blocks that it runs."""
+def owners_of(stages: Stages) -> Mapping[int, str]:
+    """[block]: who runs it, in words: a device, or those of a group."""
+    return {block: "+".join(stage.devices) for stage in stages for block in range(*stage.blocks)}
+
+
+def owned(stages: Stages, count: int) -> Mapping[str, set[int]]:
+    """[device]: the ids of what it runs: blocks, or in a group pieces of them. `count`: of the graph's blocks."""
     blocks: dict[str, set[int]] = defaultdict(set)
     for stage in stages:
-        blocks[stage.lead].update(range(*stage.blocks))
+        for name in stage.devices:
+            blocks[name].update(held_ids(stage, count))
     return dict(blocks)
+
+
+def blocks_on(stages: Stages, device: str) -> set[int]:
+    """The blocks that a device has a part in."""
+    return {block for stage in stages if device in stage.devices for block in range(*stage.blocks)}
+
+
+def devices_of(stages: Stages) -> frozenset[str]:
+    """The devices that run something."""
+    return frozenset(name for stage in stages for name in stage.devices)
 
 
 def spans(blocks: Set[int] | Mapping[int, object]) -> str:

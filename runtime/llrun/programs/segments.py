@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
 from typing import assert_never
 
 from llrun.programs.effects import effects
-from llrun.schema import AllReduce, Instruction, Load, Receive, Release, Run, Send
+from llrun.programs.groups import block_of
+from llrun.schema import Instruction, Load, Receive, Release, Run, Send, StageRecord
 
-Work = Run | Send | AllReduce | Release  # the instructions of a segment
+Work = Run | Send | Release  # the instructions of a segment
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Segment:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """The blocks that it runs, in order."""
+        """The blocks, or pieces of them, that it runs, in order."""
         done = [effects(each).runs for each in self.instructions]
         return tuple(block for block in done if block is not None)
 
@@ -44,13 +46,25 @@ def split(instructions: Iterable[Instruction]) -> tuple[Segment, ...]:
                     segments.append(_segment(waits, work))
                     waits, work = set(), []
                 waits.add(instruction.tensor)
-            case Run() | Send() | AllReduce() | Release():
+            case Run() | Send() | Release():
                 work.append(instruction)
             case _:
                 assert_never(instruction)
     if work or waits:
         segments.append(_segment(waits, work))
     return _only_last(tuple(segments))
+
+
+def first_stages(instructions: Iterable[Instruction], stages: Several[StageRecord]) -> tuple[int, ...]:
+    """[segment]: the number of the stage that it begins in, of all the model's `stages`. A device has one segment a
+    stage, of a group's several; where nothing has to be received between two stages they share one."""
+    count = stages[-1].blocks[1] if stages else 0
+    number_of = {block: number for number, stage in enumerate(stages) for block in range(*stage.blocks)}
+    found: list[int] = []
+    for segment in split(instructions):
+        # One that runs no block sums, or passes a sum on, for the block of the segment before.
+        found.append(number_of[block_of(segment.blocks[0], count)] if segment.blocks else found[-1])
+    return tuple(found)
 
 
 def _segment(waits: set[int], work: list[Work]) -> Segment:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from llrun.programs.groups import stage_sums
 from llrun.programs.layouts import layout_of
 from llrun.schema import GraphRecord, Rows, StageRecord, TransmissionKind, TransmissionRecord
 
@@ -52,18 +53,20 @@ def crossings(graph: GraphRecord) -> tuple[Crossing, ...]:
 
 
 def deliveries(
-    producer: int, consumers: Iterable[int], stage_of: Mapping[int, int], leads: Sequence[str]
+    producer: int, consumers: Iterable[int], stage_of: Mapping[int, int], devices: Sequence[Sequence[str]]
 ) -> tuple[tuple[str, Hop], ...]:
-    """To whom a tensor travels, once to each device other than the producer's, and on which hop.
+    """To whom a tensor travels, once to each device that does not make it, and on which hop.
 
-    `stage_of`: [block] the number of its stage; `leads`: the device of each stage. A hop is (stage that it leaves,
+    `stage_of`: [block] the number of its stage; `devices`: those of each stage, of a group several, who all use what
+    comes to it. A group's lead sends: the others that use what it makes make it too. A hop is (stage that it leaves,
     first stage that uses it on the device).
     """
     start = stage_of[producer]
     reached: dict[str, int] = {}
     for stage in sorted({stage_of[block] for block in consumers}):
-        reached.setdefault(leads[stage], stage)
-    return tuple((to, (start, stage)) for to, stage in reached.items() if to != leads[start])
+        for name in devices[stage]:
+            reached.setdefault(name, stage)
+    return tuple((to, (start, stage)) for to, stage in reached.items() if to not in devices[start])
 
 
 def kind_of(hop: Hop) -> TransmissionKind:
@@ -72,21 +75,37 @@ def kind_of(hop: Hop) -> TransmissionKind:
 
 
 def transmissions(graph: GraphRecord, stages: Sequence[StageRecord]) -> tuple[TransmissionRecord, ...]:
-    """The map of `stages`, in order of producer, hop and tensor; bytes are those of one decoded token."""
+    """The map of `stages`, in order of producer, hop and tensor; bytes are those of one decoded token.
+
+    What the devices of a group tell each other about a block comes before what it makes, in the order of its sending.
+    """
     stage_of = {block: number for number, stage in enumerate(stages) for block in range(*stage.blocks)}
-    leads = [stage.lead for stage in stages]
+    devices = [stage.devices for stage in stages]
     sent = [
         (each.producer, hop, each.tensor, to, each.row_bytes)
         for each in crossings(graph)
-        for to, hop in deliveries(each.producer, each.consumers, stage_of, leads)
+        for to, hop in deliveries(each.producer, each.consumers, stage_of, devices)
     ]
-    return tuple(
-        TransmissionRecord(
-            tensor=tensor,
-            kind=kind_of(hop),
-            source=leads[hop[0]],
-            destination=to,
-            bytes=row_bytes,
+    found = [*_sums(graph, stages)]
+    for producer, hop, tensor, to, row_bytes in sorted(sent):
+        record = TransmissionRecord(
+            tensor=tensor, kind=kind_of(hop), source=stages[hop[0]].lead, destination=to, bytes=row_bytes
         )
-        for _, hop, tensor, to, row_bytes in sorted(sent)
-    )
+        found.append((producer, record))
+    return tuple(record for _, record in sorted(found, key=lambda pair: pair[0]))
+
+
+def _sums(graph: GraphRecord, stages: Sequence[StageRecord]) -> Iterator[tuple[int, TransmissionRecord]]:
+    described = {tensor.id: tensor for tensor in graph.tensors}
+    for number, stage in enumerate(stages):
+        for block, (tensor, source, to) in stage_sums(graph, stages, number):
+            yield (
+                block,
+                TransmissionRecord(
+                    tensor=described[tensor].name,
+                    kind=TransmissionKind.SUM,
+                    source=stage.devices[source],
+                    destination=stage.devices[to],
+                    bytes=layout_of(described[tensor]).row_bytes,
+                ),
+            )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from llrun.errors import INTERNAL, RunError
+from llrun.programs.groups import block_run, finishers, group_blocks, group_runs, is_group
 from llrun.schema import (
     DeviceProgram,
     GraphBlock,
     GraphRecord,
+    GroupBlock,
     Instruction,
     Load,
     Receive,
@@ -18,8 +22,11 @@ from llrun.schema import (
     Run,
     Send,
     StageRecord,
+    TransmissionKind,
     TransmissionRecord,
 )
+
+Place = tuple[int, int]  # a run of a device: the number of its stage, and which of the stage's runs it is
 
 
 def write_programs(
@@ -30,17 +37,24 @@ def write_programs(
 ) -> dict[str, DeviceProgram]:
     """The program of every device that has a stage, in the order of their first stages; others: `idle_program`.
 
-    A program loads its blocks, then has one segment a stage: receives, the positions template if a block of the
-    stage uses what it makes, then blocks, each followed by the sends of what it made, and releases as tensors die.
+    A program loads its blocks, then has for each stage: receives, the positions template if a block of the stage uses
+    what it makes, then blocks, each followed by the sends of what it made, and releases as tensors die. A device of a
+    group has of each block its shard, then the sums that it makes, then the tail; what comes of the others' parts is
+    received just before it is used, so that a segment begins there, and what only passes through goes on at once.
     What is received and sent is what `transmissions` says, in their order. The head begins without a receive, as
     token ids are its own; `logits` is never released. A prompt's last row alone is run and sent where nothing needs
     more. Raises RunError R209 for what programs cannot be written for.
     """
-    owners = tuple(_owner(stage) for stage in stages)
-    writer = _Writer(graph, stages, owners, _messages(graph, stages, owners, transmissions))
+    pieces = tuple(_pieces(graph, stage) for stage in stages)
+    messages = _messages(graph, stages, pieces, transmissions)
+    devices = dict.fromkeys(device for stage in stages for device in stage.devices)
     return {
-        device: DeviceProgram(device=device, epoch=epoch, instructions=writer.program(device))
-        for device in dict.fromkeys(owners)
+        device: DeviceProgram(
+            device=device,
+            epoch=epoch,
+            instructions=(*_Writer(graph, stages, pieces, messages, device).program(),),
+        )
+        for device in devices
     }
 
 
@@ -49,13 +63,16 @@ def idle_program(device: str, epoch: int = 0) -> DeviceProgram:
     return DeviceProgram(device=device, epoch=epoch, instructions=())
 
 
-def _owner(stage: StageRecord) -> str:
-    if len(stage.devices) != 1:
+def _pieces(graph: GraphRecord, stage: StageRecord) -> Mapping[int, GroupBlock] | None:
+    if not is_group(stage):
+        return None
+    blocks = group_blocks(graph, stage)
+    if blocks is None:
         raise _fault(
-            f"blocks {stage.blocks[0]} to {stage.blocks[1] - 1} have {len(stage.devices)} devices, not one"
+            f"blocks {stage.blocks[0]} to {stage.blocks[1] - 1} are not cut for {', '.join(stage.devices)} with these"
+            " shares"
         )
-    (device,) = stage.devices
-    return device
+    return blocks
 
 
 def _fault(reason: str) -> RunError:
@@ -64,101 +81,145 @@ def _fault(reason: str) -> RunError:
 
 @dataclass(frozen=True)
 class _Message:
-    """A transmission among the blocks: who makes `tensor`, what stage receives it, and the rows needed there."""
+    """A transmission. `stage`: whose receive it is, at its beginning; of a sum's part None, received as it is used.
+    `rows`: those needed there."""
 
     tensor: int
-    producer: int
     source: str
     destination: str
-    stage: int
+    stage: int | None
     rows: Rows
 
 
 def _messages(
     graph: GraphRecord,
     stages: Sequence[StageRecord],
-    owners: Sequence[str],
+    pieces: Sequence[Mapping[int, GroupBlock] | None],
     transmissions: Sequence[TransmissionRecord],
 ) -> tuple[_Message, ...]:
     ids = {tensor.name: tensor.id for tensor in graph.tensors}
     made_by = {tensor: block for block in graph.blocks for tensor in block.outputs}
     stage_of = {block: number for number, stage in enumerate(stages) for block in range(*stage.blocks)}
+    users: dict[int, list[GraphBlock]] = defaultdict(list)
+    for block in graph.blocks:
+        for tensor in dict.fromkeys(block.inputs):
+            users[tensor].append(block)
+    summed = {
+        tensor: (stage, graph.blocks[block])
+        for stage, blocks in zip(stages, pieces, strict=True)
+        if blocks is not None
+        for block in range(*stage.blocks)
+        for tensor in (*blocks[block].partials, *blocks[block].sums)
+    }
     messages = []
     for sent in transmissions:
-        way = f"{sent.tensor} from {sent.source} to {sent.destination}"
-        producer = made_by.get(ids.get(sent.tensor, -1))
-        if producer is None or owners[stage_of[producer.id]] != sent.source:
-            raise _fault(f"{way} is not made there")
-        users = [
-            block
-            for block in graph.blocks[producer.id + 1 :]
-            if ids[sent.tensor] in block.inputs and owners[stage_of[block.id]] == sent.destination
-        ]
-        if not users:
-            raise _fault(f"{way} is not used there")
-        messages.append(
-            _Message(
-                ids[sent.tensor],
-                producer.id,
-                sent.source,
-                sent.destination,
-                stage_of[users[0].id],
-                _rows(users),
-            )
-        )
+        tensor, way = ids.get(sent.tensor, -1), (sent.source, sent.destination)
+        words = f"{sent.tensor} from {sent.source} to {sent.destination}"
+        if sent.kind == TransmissionKind.SUM:
+            stage, summing = summed.get(tensor, (None, None))
+            if stage is None or summing is None or not {*way} <= {*stage.devices}:
+                raise _fault(f"{words} is no part of a sum there")
+            messages.append(_Message(tensor, *way, None, summing.rows))
+            continue
+        producer = made_by.get(tensor)
+        if producer is None or stages[stage_of[producer.id]].lead != sent.source:
+            raise _fault(f"{words} is not made there")
+        there = [b for b in users[tensor] if sent.destination in stages[stage_of[b.id]].devices]
+        if not there:
+            raise _fault(f"{words} is not used there")
+        messages.append(_Message(tensor, *way, stage_of[there[0].id], _rows(there)))
     return tuple(messages)
 
 
-def _rows(users: Sequence[GraphBlock]) -> Rows:
-    return Rows.LAST if all(block.rows == Rows.LAST for block in users) else Rows.ALL
+def _rows(users: Sequence[GraphBlock] | Sequence[Run]) -> Rows:
+    return Rows.LAST if all(each.rows == Rows.LAST for each in users) else Rows.ALL
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Writer:
-    """Writes one device's instructions after another; `owners`: the device of each stage."""
+    """Writes one device's instructions after another."""
 
     graph: GraphRecord
     stages: Sequence[StageRecord]
-    owners: Sequence[str]
+    pieces: Sequence[Mapping[int, GroupBlock] | None]
     messages: Sequence[_Message]
+    device: str
+    had: set[int] = field(default_factory=set)  # parts of sums that were received
 
-    def program(self, device: str) -> tuple[Instruction, ...]:
-        mine = [number for number, owner in enumerate(self.owners) if owner == device]
-        loads = [Load(block=block.id) for number in mine for block in self._blocks(number)]
-        dying = self._last_uses(mine)
-        bodies = [each for number in mine for each in self._segment(device, number, dying)]
-        return (*loads, *bodies)
+    def program(self) -> Iterator[Instruction]:
+        yield from (
+            Load(block=run.block) for runs in self.runs.values() for run in runs if run.block is not None
+        )
+        for number in self.runs:
+            yield from self._stage(number)
 
-    def _blocks(self, stage: int) -> Sequence[GraphBlock]:
-        start, stop = self.stages[stage].blocks
-        return self.graph.blocks[start:stop]
+    @cached_property
+    def runs(self) -> Mapping[int, Sequence[Run]]:
+        """[stage]: what the device runs of it, in order."""
+        found = {}
+        for number, (stage, blocks) in enumerate(zip(self.stages, self.pieces, strict=True)):
+            if self.device not in stage.devices:
+                continue
+            if blocks is None:
+                found[number] = [block_run(block) for block in self.graph.blocks[slice(*stage.blocks)]]
+            else:
+                rank, ends = stage.devices.index(self.device), finishers(self.graph, self.stages, number)
+                found[number] = [*group_runs(self.graph, stage, blocks, rank, ends)]
+        return found
 
-    def _segment(self, device: str, number: int, dying: Mapping[int, Sequence[int]]) -> Iterator[Instruction]:
-        blocks = self._blocks(number)
+    @cached_property
+    def comes(self) -> Mapping[int, Sequence[_Message]]:
+        """[stage]: what is received at its beginning."""
+        found: dict[int, list[_Message]] = defaultdict(list)
         for message in self.messages:
-            if (message.destination, message.stage) == (device, number):
+            if message.destination == self.device and message.stage is not None:
+                found[message.stage].append(message)
+        return found
+
+    @cached_property
+    def parts(self) -> Mapping[int, Sequence[_Message]]:
+        """[tensor]: how what is part of a sum comes."""
+        found: dict[int, list[_Message]] = defaultdict(list)
+        for message in self.messages:
+            if message.destination == self.device and message.stage is None:
+                found[message.tensor].append(message)
+        return found
+
+    @cached_property
+    def goes(self) -> Mapping[int, Sequence[tuple[int, _Message]]]:
+        """[tensor]: whom it is sent to, each with its place in the map."""
+        found: dict[int, list[tuple[int, _Message]]] = defaultdict(list)
+        for index, message in enumerate(self.messages):
+            if message.source == self.device:
+                found[message.tensor].append((index, message))
+        return found
+
+    def _stage(self, number: int) -> Iterator[Instruction]:
+        for message in self.comes.get(number, ()):
+            yield Receive(tensor=message.tensor, source=message.source)
+        yield from self._positions(self.runs[number])
+        for index, run in enumerate(self.runs[number]):
+            parts = [m for tensor in run.inputs for m in self.parts.get(tensor, ()) if tensor not in self.had]
+            self.had.update(message.tensor for message in parts)
+            for message in parts:
                 yield Receive(tensor=message.tensor, source=message.source)
-        yield from self._positions(blocks)
-        for block in blocks:
-            yield Run(
-                template=block.template,
-                block=block.id,
-                inputs=block.inputs,
-                outputs=block.outputs,
-                rows=block.rows,
-            )
-            for message in self.messages:
-                if message.producer == block.id:
-                    yield Send(tensor=message.tensor, destination=message.destination, rows=message.rows)
-            for tensor in dying.get(block.id, ()):
+            yield from self._sends([message.tensor for message in parts])
+            yield run
+            yield from self._sends(run.outputs)
+            for tensor in self._dying.get((number, index), ()):
                 yield Release(tensor=tensor)
 
-    def _positions(self, blocks: Sequence[GraphBlock]) -> Iterator[Instruction]:
-        """Run for this segment alone: its outputs are released with their last use in it."""
+    def _sends(self, tensors: Sequence[int]) -> Iterator[Instruction]:
+        found = [each for tensor in dict.fromkeys(tensors) for each in self.goes.get(tensor, ())]
+        for _, message in sorted(found, key=lambda each: each[0]):
+            yield Send(tensor=message.tensor, destination=message.destination, rows=message.rows)
+
+    def _positions(self, runs: Sequence[Run]) -> Iterator[Instruction]:
+        """Run for this stage alone: its outputs are released with their last use in it."""
         positions = self.graph.positions
         if positions is None:
             return
-        users = [block for block in blocks if set(positions.outputs) & set(block.inputs)]
+        users = [run for run in runs if set(positions.outputs) & set(run.inputs)]
         if users:
             yield Run(
                 template=positions.template,
@@ -167,23 +228,26 @@ class _Writer:
                 outputs=positions.outputs,
                 rows=_rows(users),
             )
-            used = {tensor for block in users for tensor in block.inputs}
+            used = {tensor for run in users for tensor in run.inputs}
             for tensor in positions.outputs:
                 if tensor not in used:
                     yield Release(tensor=tensor)
 
-    def _last_uses(self, mine: Sequence[int]) -> Mapping[int, Sequence[int]]:
-        """[block]: the tensors that the device needs no more once the block has run and its outputs are sent."""
+    @cached_property
+    def _dying(self) -> Mapping[Place, Sequence[int]]:
+        """The tensors that the device needs no more once a run is done and what it made is sent."""
         kept = {self.graph.input_ids, self.graph.position_ids, self.graph.logits}
         tables = set(self.graph.positions.outputs) if self.graph.positions else set()
-        last: dict[tuple[int, int], int] = {}
-        for number in mine:
-            for block in self._blocks(number):
-                for tensor in (*block.inputs, *block.outputs):
+        last: dict[tuple[int, int], Place] = {}
+        for number, runs in self.runs.items():
+            for index, run in enumerate(runs):
+                for tensor in (*run.inputs, *run.outputs):
                     if tensor not in kept:
-                        # A table is made anew in each segment; anything else lives from one to the next.
-                        last[tensor, number if tensor in tables else -1] = block.id
-        dying: dict[int, list[int]] = {}
-        for (tensor, _), block_id in last.items():
-            dying.setdefault(block_id, []).append(tensor)
+                        # A table is made anew in each stage; anything else lives from one to the next.
+                        last[tensor, number if tensor in tables else -1] = number, index
+            for message in self.comes.get(number, ()):  # what only another of the group has a use for
+                last.setdefault((message.tensor, -1), (number, len(runs) - 1))
+        dying: dict[Place, list[int]] = defaultdict(list)
+        for (tensor, _), place in last.items():
+            dying[place].append(tensor)
         return dying

@@ -8,7 +8,6 @@ from llrun.schema.base import MAX_BATCH, SCHEMA, FileEntry, Positive, Size, Stri
 from llrun.schema.envelope import Envelope, EnvelopeBlock, EnvelopeDevice, LinkRecord
 from llrun.schema.graph import GraphBlock, GraphGroup, GraphPositions, GraphRecord, GroupBlock
 from llrun.schema.instructions import (
-    AllReduce,
     DeviceProgram,
     Instruction,
     Load,
@@ -39,7 +38,6 @@ from llrun.schema.values import (
 __all__ = [
     "MAX_BATCH",
     "SCHEMA",
-    "AllReduce",
     "AllReduceKind",
     "BlockEntry",
     "BlockRecord",

@@ -24,7 +24,8 @@ class Receive(Strict, frozen=True, tag="receive", tag_field="op"):
 class Run(Strict, frozen=True, tag="run", tag_field="op"):
     """Call a template's function: `_decode` (one row), `_prefill`, or `_batch` (a row of each of several).
 
-    `block` is None for the positions template.
+    `block` is None for the positions template and for a group's sums; a group's shards and tails have ids of their own
+    (GroupBlock).
 
     inputs, outputs: tensor ids in the template's order. `rows`: `last` if only the newest row is needed:
     then it runs on the last row of the last chunk of a prompt, and not at all on the chunks before.
@@ -45,20 +46,13 @@ class Send(Strict, frozen=True, tag="send", tag_field="op"):
     rows: Rows = Rows.ALL
 
 
-class AllReduce(Strict, frozen=True, tag="all_reduce", tag_field="op"):
-    """Sum `tensor` over `group`, in the group's order."""
-
-    tensor: Size
-    group: tuple[str, ...]
-
-
 class Release(Strict, frozen=True, tag="release", tag_field="op"):
     """`tensor` is not needed any more in this step."""
 
     tensor: Size
 
 
-Instruction = Load | Receive | Run | Send | AllReduce | Release
+Instruction = Load | Receive | Run | Send | Release
 
 
 class Tensor(Strict, frozen=True):

@@ -254,7 +254,7 @@ def test_stages_on_what_is_not_there_or_on_several_devices() -> None:
     assert placement.faults(plan("haabbh")) == ["b is not there"]
     both = msgspec.structs.replace(plan("haabbh")[1], devices=("a", "b"))
     stages = (plan("haabbh")[0], both, *plan("haabbh")[2:])
-    assert placement.faults(stages) == ["blocks 1 to 2 are on 2 devices, not on one"]
+    assert placement.faults(stages) == ["blocks 1 to 2 are not cut for a, b with these shares"]
 
 
 def test_old_and_new_blocks_are_in_memory_at_once_while_tokens_go_on() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy_group
 import numpy_model
 import pytest
+from numpy_group import split
 
 from llrun.head.feeding import Feeding
 from llrun.head.history import History
-from llrun.head.replay import Rewind, by_block, places_of, rewind
-from llrun.schema import StageRecord
+from llrun.head.replay import Rewind, after_move, by_block, places_of, rewind
+from llrun.programs.transmissions import transmissions
+from llrun.programs.write import idle_program, write_programs
+from llrun.schema import AllReduceKind, StageRecord
 from llrun.wire.messages import Held, Places, StepDone
 from llrun.wire.protocol import ALL_ROWS, LAST_CHUNK, REPLAY
 
@@ -78,9 +82,39 @@ def test_everything_is_lost():
 
 def test_what_each_device_is_told():
     ways = [Rewind(3, (0, 0, 5, 9), 0, 9), Rewind(4, (2, 2, 2, 2), 2, 0)]
-    assert places_of(ways, STAGES, "head") == (Places(3, (0, 9)), Places(4, (2, 2)))
-    assert places_of(ways, STAGES, "bert") == (Places(3, (5,)), Places(4, (2,)))
-    assert places_of(ways, STAGES, "cora") == (Places(3, ()), Places(4, ()))
+    graph = numpy_model.graph()
+    programs = write_programs(graph, STAGES, transmissions(graph, STAGES))
+    assert places_of(ways, STAGES, programs["head"]) == (Places(3, (0, 9)), Places(4, (2, 2)))
+    assert places_of(ways, STAGES, programs["bert"]) == (Places(3, (5,)), Places(4, (2,)))
+    assert places_of(ways, STAGES, idle_program("cora")) == (Places(3, ()), Places(4, ()))
+
+
+def test_a_group_s_segments_go_on_where_the_first_of_their_stages_does():
+    """The head's own first block and its first shard share a segment; so do its last tail and what comes after."""
+    group = split(("anna", "head"), AllReduceKind.STAR, 1, blocks=(2, 4))
+    stages = numpy_group.stages("head", group)
+    ways = [Rewind(3, (0, 5, 9), 0, 9)]
+    programs = {name: numpy_group.record(name, ["head", "anna"], group).program for name in ("head", "anna")}
+    # blocks 0, 1 and the shard of 2; the sum, the tail of 2, the shard of 3; the sum, the tail of 3, blocks 4 to 6
+    assert places_of(ways, stages, programs["head"]) == (Places(3, (0, 5, 5)),)
+    assert places_of(ways, stages, programs["anna"]) == (Places(3, (5, 5, 5)),)
+    kept = {"head": {3: {11: 7, 13: 7, 1: 9, 4: 9}}, "anna": {3: {11: 5, 13: 6}}}
+    cached = {"head": (1, 4, 11, 13), "anna": (11, 13)}
+    assert rewind(3, history(12, 9), stages, cached, kept).stages == (5, 5, 9)
+    assert rewind(3, history(12, 9), stages, cached, {**kept, "anna": {}}).stages == (0, 0, 9)
+
+
+def test_what_is_cut_otherwise_is_computed_again_after_a_move():
+    group = split(("anna", "bert"), AllReduceKind.STAR, blocks=(2, 4))
+    before = numpy_group.stages("head", group)
+    after = (before[0], StageRecord.on("anna", 2, 4), before[2])
+    cached = {"head": (1, 4), "anna": (2, 3, 11, 13), "bert": (11, 13)}
+    assert after_move(3, history(12, 9), before, after, cached) == Rewind(3, (0, 0, 9), 0, 9)
+    assert after_move(3, history(12, 9), after, before, cached) == Rewind(3, (0, 0, 9), 0, 9)
+    later = (StageRecord.on("head", 0, 1), StageRecord.on("anna", 1, 2), *before[1:])
+    assert after_move(3, history(12, 9), before, later, cached) == Rewind(3, (9, 9, 9, 9), 9, 0)
+    direct = split(("anna", "bert"), AllReduceKind.DIRECT, blocks=(2, 4))
+    assert after_move(3, history(12, 9), before, numpy_group.stages("head", direct), cached).again == 0
 
 
 def test_what_is_held_by_block():

@@ -12,7 +12,7 @@ from llrun.programs.check_programs import check_programs
 from llrun.programs.graph import token_arguments
 from llrun.programs.installed import install
 from llrun.programs.write import idle_program, write_programs
-from llrun.schema import AllReduce, DeviceProgram, GraphPositions, Load, Receive, Release, Run, Send, Tensor
+from llrun.schema import DeviceProgram, GraphPositions, Load, Receive, Release, Run, Send, Tensor
 
 NAMES = ["head", "anna", "bert"]
 MIX = Run(template="t1", block=3, inputs=(FIRST + 2, TABLE, POSITIONS), outputs=(FIRST + 3,))
@@ -65,7 +65,6 @@ def test_tables_that_token_ids_index_are_known():
         ([Receive(tensor=FIRST, source="bert")], "device bert is not another device"),
         ([TAKE, Send(tensor=FIRST + 2, destination="carl")], "device carl"),
         ([TAKE, Send(tensor=FIRST + 2, destination="head", rows="some")], "rows is 'some'"),
-        ([TAKE, AllReduce(tensor=FIRST + 2, group=("anna", "bert"))], "all_reduce"),
         (
             [Load(block=3), TAKE, TABLES, msgspec.structs.replace(MIX, template="t2")],
             "template t2 is called for block 3, which is t1 here",
