@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from llcompile.graph.canonical import Canonical, canonicalize, weight_roles
-from llcompile.graph.cuts import find_cuts
-from llcompile.graph.dataflow import (
+from llcompile.dataflow.canonical import Canonical, canonicalize, weight_roles
+from llcompile.dataflow.nodes import (
     EMBEDDING,
     LOGITS,
     Dataflow,
@@ -17,10 +16,11 @@ from llcompile.graph.dataflow import (
     read_dataflow,
     read_program,
 )
+from llcompile.dataflow.shapes import infer_specs
+from llcompile.dataflow.templates import make_template
+from llcompile.graph.cuts import find_cuts
 from llcompile.graph.printer import print_dataflow
-from llcompile.graph.shapes import infer_specs
 from llcompile.graph.simplify import VERIFIER, DropDeadNodes, MergePositionArithmetic
-from llcompile.graph.templates import make_template
 from llcompile.ir.check import check_graph
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import Block, Graph, Template, TensorSpec

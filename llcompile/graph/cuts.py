@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from llcompile.graph.dataflow import ATTENTION, EMBEDDING, LINEAR, LOGITS, Dataflow, Node
+from llcompile.dataflow.nodes import ATTENTION, EMBEDDING, LINEAR, LOGITS, Dataflow, Node
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import TensorSpec
 

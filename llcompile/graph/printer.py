@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import helper, numpy_helper
 
-from llcompile.graph.dataflow import Dataflow, Node
+from llcompile.dataflow.nodes import Dataflow, Node
 
 SHOWN_ELEMENTS = 8
 

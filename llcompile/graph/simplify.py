@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx
-from onnx import numpy_helper
 
-from llcompile.graph.dataflow import LOGITS, Dataflow, Kind, Node, check_dataflow
+from llcompile.dataflow.canonical import constant_key
+from llcompile.dataflow.nodes import LOGITS, Dataflow, Kind, Node, check_dataflow
 from llcompile.passes import Verifier
 
 LIVE, MERGED = "live", "positions-merged"
@@ -85,12 +85,6 @@ def _key(node: Node, flow: Dataflow) -> tuple[object, ...]:
 def _value(name: str, constants: Mapping[str, onnx.TensorProto]) -> object:
     tensor = constants.get(name)
     return name if tensor is None else constant_key(tensor)
-
-
-def constant_key(tensor: onnx.TensorProto) -> tuple[str, tuple[int, ...], bytes]:
-    """A constant's dtype, shape and value, whatever its name and encoding."""
-    array = numpy_helper.to_array(tensor)
-    return array.dtype.name, array.shape, array.tobytes()
 
 
 def _live(flow: Dataflow) -> Iterator[str]:

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from llcompile.dataflow.nodes import read_dataflow
 from llcompile.graph import build_graph
-from llcompile.graph.dataflow import read_dataflow
 from llcompile.graph.simplify import VERIFIER, DropDeadNodes, MergePositionArithmetic
 from llcompile.ir.errors import CompileError
 from llcompile.ir.model import Model

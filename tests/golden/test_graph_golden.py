@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from llcompile.dataflow.nodes import Dataflow, read_dataflow
 from llcompile.graph import build_graph
-from llcompile.graph.dataflow import Dataflow, read_dataflow
 from llcompile.graph.printer import print_dataflow
 from llcompile.graph.simplify import DropDeadNodes, MergePositionArithmetic
 from llcompile.ir.printer import print_graph

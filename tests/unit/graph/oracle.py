@@ -35,6 +35,13 @@ def chained(graph: Graph, ids: Arrays, weights: Arrays, is_prefill: bool = False
 
     With `is_prefill`, the blocks that need the last row only are given no more.
     """
+    return all_tensors(graph, ids, weights, is_prefill)["logits"]
+
+
+def all_tensors(
+    graph: Graph, ids: Arrays, weights: Arrays, is_prefill: bool = False
+) -> dict[str, np.ndarray]:
+    """Every tensor between blocks, as `chained` makes them."""
     sessions = {id: session(template.onnx) for id, template in graph.templates.items()}
     tensors = dict(ids)
     if graph.positions:
@@ -49,7 +56,7 @@ def chained(graph: Graph, ids: Arrays, weights: Arrays, is_prefill: bool = False
         feeds |= {w.name: weights[name] for w, name in zip(template.weights, block.weights, strict=True)}
         made = sessions[block.template].run([spec.name for spec in template.outputs], feeds)
         tensors.update(zip(block.outputs, made, strict=True))
-    return tensors["logits"]
+    return tensors
 
 
 def check_template(template: Template) -> None:

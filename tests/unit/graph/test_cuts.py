@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
+from llcompile.dataflow.nodes import ATTENTION, EMBEDDING, LINEAR
+from llcompile.dataflow.shapes import infer_specs
 from llcompile.graph import build_graph
 from llcompile.graph.build import simplified_dataflow
 from llcompile.graph.cuts import find_cuts
-from llcompile.graph.dataflow import ATTENTION, EMBEDDING, LINEAR
-from llcompile.graph.shapes import infer_specs
 from llcompile.ir.graph import Graph
 from llcompile.ir.model import Model
 from tests.unit.graph.synthetic import Writer, decoder, normed_sums, parallel, post_norms, sequential

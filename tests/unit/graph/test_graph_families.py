@@ -12,9 +12,9 @@ import pytest
 from llcompile.bundle import graph_record
 from llcompile.bundle.records import stage_records, transmission_records
 from llcompile.cost import flows
+from llcompile.dataflow.nodes import ATTENTION, EMBEDDING, LINEAR
 from llcompile.frontend import load_model
 from llcompile.graph import build_graph
-from llcompile.graph.dataflow import ATTENTION, EMBEDDING, LINEAR
 from llcompile.ir.graph import Graph
 from llcompile.ir.model import Model, WeightSource
 from llcompile.ir.plan import Stage

@@ -10,12 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
+from llcompile.dataflow.canonical import Canonical, constant_key, normalize_layers
+from llcompile.dataflow.nodes import Dataflow
+from llcompile.dataflow.shapes import infer_specs
 from llcompile.graph import build_graph
 from llcompile.graph.build import block_forms, simplified_dataflow
-from llcompile.graph.canonical import Canonical, normalize_layers
-from llcompile.graph.dataflow import Dataflow
-from llcompile.graph.shapes import infer_specs
-from llcompile.graph.simplify import constant_key
 from llcompile.ir.graph import CacheSpec, TensorSpec
 from llcompile.ir.model import Model
 from tests.unit.graph.oracle import chained, check_template, token_ids, whole

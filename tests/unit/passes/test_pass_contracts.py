@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 
 from llcompile import graph
+from llcompile.dataflow.nodes import Dataflow, read_dataflow
 from llcompile.frontend.canonical import VERIFIER, canonical_passes
 from llcompile.frontend.canonical import rewriting as rw
-from llcompile.graph.dataflow import Dataflow, read_dataflow
 from llcompile.graph.simplify import VERIFIER as DATAFLOW_VERIFIER
 from llcompile.ir.errors import INTERNAL, USAGE, CompileError
 from llcompile.passes import Pass, Verifier, run_alone, run_passes

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from llcompile.graph.canonical import Canonical, normalize_layers
-from llcompile.graph.dataflow import ATTENTION, EMBEDDING, INPUT_IDS, LINEAR, Dataflow, Node
+from llcompile.dataflow.canonical import Canonical, normalize_layers
+from llcompile.dataflow.nodes import ATTENTION, EMBEDDING, INPUT_IDS, LINEAR, Dataflow, Node
 from llcompile.ir.graph import CacheSpec, Template, TensorSpec, WeightParam
 
 

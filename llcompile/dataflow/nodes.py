@@ -8,14 +8,15 @@ travel; the others are computed where they are needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 
 import onnx
 
 from llcompile.ir.errors import CompileError
+from llcompile.ir.graph import TensorSpec
 from llcompile.ir.model import Model
 
 INPUT_IDS, POSITION_IDS, LOGITS = "input_ids", "position_ids", "logits"
@@ -48,6 +49,20 @@ class Node:
                 return number
         return default
 
+    def numbers(self, name: str) -> list[int] | list[float]:
+        """The value of an attribute that is a list of numbers; an empty one where it is absent."""
+        values = dict(self.attributes)
+        if name not in values:
+            return []
+        return list(onnx.helper.get_attribute_value(onnx.AttributeProto.FromString(values[name])))
+
+    def with_numbers(self, name: str, numbers: Sequence[int] | Sequence[float]) -> Node:
+        """The same operator with another list of numbers as attribute `name`."""
+        value = onnx.helper.make_attribute(name, numbers).SerializeToString(deterministic=True)
+        return replace(
+            self, attributes=tuple(sorted([*(a for a in self.attributes if a[0] != name), (name, value)]))
+        )
+
     def to_proto(self) -> onnx.NodeProto:
         domain, _, kind = self.op.rpartition(".")
         proto = onnx.NodeProto(op_type=kind, domain=domain, input=self.inputs, output=self.outputs)
@@ -60,13 +75,15 @@ class Dataflow:
     """Nodes in an order in which they can run, and the tensors they start from.
 
     `weights` maps each weight input to its shape; `constants` each constant to its value. `header` is the
-    source model without its graph: versions and model-local functions.
+    source model without its graph: versions and model-local functions. `given`: activations that are made elsewhere,
+    none in a whole model.
     """
 
     nodes: tuple[Node, ...]
     constants: Mapping[str, onnx.TensorProto]
     weights: Mapping[str, tuple[int, ...]]
     header: onnx.ModelProto
+    given: Mapping[str, TensorSpec] = field(default_factory=dict)
 
     @cached_property
     def producers(self) -> Mapping[str, Node]:
@@ -86,6 +103,7 @@ _IDS, _POSITION, _WEIGHT = 1, 2, 4
 
 def _kinds(flow: Dataflow) -> dict[str, Kind]:
     masks = {INPUT_IDS: _IDS, POSITION_IDS: _POSITION, "": 0}
+    masks.update(dict.fromkeys(flow.given, _IDS))
     masks.update(dict.fromkeys(flow.constants, 0))
     masks.update(dict.fromkeys(flow.weights, _WEIGHT))
     for node in flow.nodes:

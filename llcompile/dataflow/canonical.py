@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
+from onnx import numpy_helper
 
-from llcompile.graph.dataflow import ATTENTION, EMBEDDING, INPUT_IDS, LINEAR, POSITION_IDS, Dataflow, Node
-from llcompile.graph.simplify import constant_key
+from llcompile.dataflow.nodes import ATTENTION, EMBEDDING, INPUT_IDS, LINEAR, POSITION_IDS, Dataflow, Node
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import TensorSpec
 
@@ -168,3 +168,9 @@ def _role(op: str, position: int) -> str:
     if op == LINEAR and position == 1:
         return "linear"
     return "embedding" if op == EMBEDDING and position == 0 else "plain"
+
+
+def constant_key(tensor: onnx.TensorProto) -> tuple[str, tuple[int, ...], bytes]:
+    """A constant's dtype, shape and value, whatever its name and encoding."""
+    array = numpy_helper.to_array(tensor)
+    return array.dtype.name, array.shape, array.tobytes()

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, shape_inference
 
-from llcompile.graph.dataflow import (
+from llcompile.dataflow.nodes import (
     ATTENTION,
     EMBEDDING,
     INPUT_IDS,
@@ -63,6 +63,8 @@ class _Inference:
     def run(self) -> Mapping[str, Typed]:
         self.known = {name: ("int64", (1, self.length)) for name in (INPUT_IDS, POSITION_IDS)}
         self.known.update((name, ("float32", shape)) for name, shape in self.flow.weights.items())
+        for name, spec in self.flow.given.items():
+            self.known[name] = spec.dtype, tuple(d if isinstance(d, int) else self.length for d in spec.shape)
         for name, tensor in self.flow.constants.items():
             self.known[name] = (_dtype(name, tensor.data_type), tuple(tensor.dims))
         for node in self.flow.nodes:
