@@ -30,14 +30,17 @@ def block_costs(graph: Graph, precision: Precision, shapes: Shapes) -> tuple[Blo
     for block in graph.blocks:
         key = (block.template, block.last_row_only)
         if key not in costs:
-            rows = 1 if block.last_row_only else shapes.chunk
-            costs[key] = _template_cost(graph.templates[block.template], precision, shapes.context, rows)
+            costs[key] = template_cost(
+                graph.templates[block.template], precision, shapes, block.last_row_only
+            )
         result.append(replace(costs[key], block=block.id))
     return tuple(result)
 
 
-def _template_cost(template: Template, precision: Precision, context: int, rows: int) -> BlockCost:
-    quant, cache = precision.weights, precision.cache
+def template_cost(template: Template, precision: Precision, shapes: Shapes, last_row_only: bool) -> BlockCost:
+    """The cost of a block of `template`, or of a piece of one, as block 0; see block_costs."""
+    quant, cache, context = precision.weights, precision.cache, shapes.context
+    rows = 1 if last_row_only else shapes.chunk
     streamed = sum(weight_bytes(w, quant) for w in template.weights if w.role != "embedding")
     tables = sum(weight_bytes(w, quant) for w in template.weights if w.role == "embedding")
     row = sum(_row_bytes(w, quant) for w in template.weights if w.role == "embedding")

@@ -91,6 +91,11 @@ def layout_of(role: str, quant: str, tile_rows: int) -> Layout:
     return Layout("tiled", quant, tile_rows)
 
 
+def cut_multiple(quant: str) -> int:
+    """At multiples of how many input features a matrix in format `quant` can be cut: a group's share a scale."""
+    return GROUP if quant in ("q4", "q8") else 1
+
+
 KEY_BLOCK = 16  # tokens whose keys lie together, transposed
 CACHE_TILE = 128  # a cache has room for a multiple of so many tokens
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from llcompile.ir.graph import Block, CacheSpec, Graph, Template, TensorSpec, WeightParam
 from llcompile.ir.plan import BlockCost, Plan, Stage
+from llcompile.ir.shard import Piece, ShardedBlock, WeightCut
 
 
 def print_graph(graph: Graph) -> str:
@@ -54,6 +55,24 @@ def _block_line(block: Block) -> str:
     return (
         f"{block.id} {block.template}({', '.join(block.inputs)}) -> {', '.join(block.outputs)}{weights}{last}"
     )
+
+
+def print_pieces(pieces: ShardedBlock) -> str:
+    """The shards and the tail of a block, with what each has of the block's weights."""
+    shards = (_piece_lines(f"shard {rank}", piece) for rank, piece in enumerate(pieces.shards))
+    sections = [*shards, _piece_lines(f"tail of {pieces.sums}", pieces.tail)]
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+
+
+def _piece_lines(name: str, piece: Piece) -> Iterator[str]:
+    yield f"{name}, of inputs {', '.join(map(str, piece.inputs))}"
+    yield from (f"  cut     {_cut(cut)}" for cut in piece.cuts)
+    yield from _template_lines(piece.template)
+
+
+def _cut(cut: WeightCut) -> str:
+    ranges = ", ".join(f"{start}:{stop}" for start, stop in cut.ranges)
+    return f"weight {cut.weight} {'whole' if cut.axis is None else f'axis {cut.axis}: {ranges}'}"
 
 
 def print_planned(plan: Plan, costs: Sequence[BlockCost]) -> str:

@@ -1,0 +1,62 @@
+"""A graph's blocks cut for groups, and what the pieces cost: the stages shard and cost together, for who plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from llcompile import cost
+from llcompile.ir.graph import Graph, Template
+from llcompile.ir.packing import cut_multiple
+from llcompile.ir.plan import BlockCost
+from llcompile.ir.shard import ShardedBlock
+from llcompile.shard import Split, shard, split
+from llrun.schema import Precision, Shapes
+
+PieceCosts = tuple[BlockCost, BlockCost]  # of a shard, and of the tail behind it
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Cuts the blocks of `graph`, each template's cuts made once."""
+
+    graph: Graph
+    precision: Precision
+    shapes: Shapes
+    _splits: dict[str, Split | str] = field(default_factory=dict)
+    _pieces: dict[tuple[str, tuple[float, ...], int], ShardedBlock | str] = field(default_factory=dict)
+    _costs: dict[tuple[str, bool], BlockCost] = field(default_factory=dict)
+
+    def pieces(self, block: int, shares: Sequence[float], sums: int) -> ShardedBlock | str:
+        """The pieces of `block`, whose tail takes `sums` parts; or why it cannot be cut so."""
+        id = self.graph.blocks[block].template
+        key = id, tuple(shares), sums
+        if key not in self._pieces:
+            found = self._split(id)
+            multiple = cut_multiple(self.precision.weights)
+            self._pieces[key] = found if isinstance(found, str) else shard(found, shares, sums, multiple)
+        return self._pieces[key]
+
+    def costs(
+        self, blocks: Iterable[int], shares: Sequence[float], sums: int
+    ) -> tuple[tuple[PieceCosts, ...], ...] | str:
+        """By rank, for each of `blocks` what its shard and its tail cost, as the block's; or why one cannot be cut."""
+        by_block: list[list[PieceCosts]] = []
+        for block in blocks:
+            pieces = self.pieces(block, shares, sums)
+            if isinstance(pieces, str):
+                return f"block {block}: {pieces}"
+            tail = self._cost(pieces.tail.template, block)
+            by_block.append([(self._cost(piece.template, block), tail) for piece in pieces.shards])
+        return tuple(tuple(of_rank) for of_rank in zip(*by_block, strict=True))
+
+    def _split(self, template: str) -> Split | str:
+        if template not in self._splits:
+            self._splits[template] = split(self.graph.templates[template])
+        return self._splits[template]
+
+    def _cost(self, template: Template, block: int) -> BlockCost:
+        key = template.id, self.graph.blocks[block].last_row_only
+        if key not in self._costs:
+            self._costs[key] = cost.template_cost(template, self.precision, self.shapes, key[1])
+        return replace(self._costs[key], block=block)

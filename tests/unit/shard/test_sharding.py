@@ -1,0 +1,52 @@
+"""What the pieces of a graph's blocks cost, as the planner asks for it."""
+
+from __future__ import annotations
+
+from llcompile import cost
+from llcompile.graph import build_graph
+from llcompile.sharding import Sharding
+from llrun.schema import Precision, Shapes
+from tests.unit.graph.synthetic import decoder
+
+SHAPES = Shapes(256, 16)
+Q8 = Precision.of("q8", "f16")
+
+
+def sharding(**sizes: int) -> Sharding:
+    return Sharding(build_graph(decoder(2, hidden=128, heads=4, kv_heads=2, **sizes)), Q8, SHAPES)
+
+
+def test_shards_cost_their_share_and_the_norms() -> None:
+    model = sharding(ffn=256)
+    whole = cost.block_costs(model.graph, Q8, SHAPES)
+    costs = model.costs(range(1, 5), (0.5, 0.5), 2)
+    assert not isinstance(costs, str)
+    assert len(costs) == 2
+    assert costs[0] == costs[1]
+    for block, (shard, tail) in enumerate(costs[0], 1):
+        assert (shard.block, tail.block) == (block, block)
+        assert 2 * shard.cache_bytes == whole[block].cache_bytes
+        # Norms are on both devices, and every stored tensor fills pages of its own.
+        assert 0 <= 2 * shard.weights_bytes - whole[block].weights_bytes <= 16 * cost.blocks.PAGE_BYTES
+        assert 0 <= 2 * shard.decode_flops - whole[block].decode_flops < 1000
+        assert tail.cache_bytes == tail.weights_bytes == 0
+        assert 0 < tail.decode_flops < 1000
+    # The last MLP is computed for the newest row alone, its pieces too.
+    assert costs[0][-1][0].prefill_flops * SHAPES.chunk == costs[0][1][0].prefill_flops
+
+
+def test_unequal_shares_and_one_sum() -> None:
+    costs = sharding(ffn=256).costs((2,), (0.75, 0.25), 1)
+    assert not isinstance(costs, str)
+    (large, tail), (small, same) = costs[0][0], costs[1][0]
+    assert large.weights_bytes > 2 * small.weights_bytes
+    assert tail == same
+
+
+def test_a_block_that_cannot_be_cut_is_named() -> None:
+    assert sharding(ffn=256).costs((1, 2), (0.2,) * 5, 5) == (
+        "block 1: 4 heads of 32 features, 2 to a key head, cannot be cut for 5 devices at multiples of 32 features"
+    )
+    assert sharding(ffn=256).costs((0,), (0.5, 0.5), 2) == (
+        "block 0: no matrix multiplies what other matrices make"
+    )
