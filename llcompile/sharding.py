@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from llcompile import cost
 from llcompile.ir.graph import Graph, Template
 from llcompile.ir.packing import cut_multiple
-from llcompile.ir.plan import BlockCost
+from llcompile.ir.plan import BlockCost, PieceCosts
 from llcompile.ir.shard import ShardedBlock
 from llcompile.shard import Split, shard, split
 from llrun.schema import Precision, Shapes
-
-PieceCosts = tuple[BlockCost, BlockCost]  # of a shard, and of the tail behind it
 
 
 @dataclass(frozen=True)
@@ -37,18 +35,20 @@ class Sharding:
             self._pieces[key] = found if isinstance(found, str) else shard(found, shares, sums, multiple)
         return self._pieces[key]
 
-    def costs(
-        self, blocks: Iterable[int], shares: Sequence[float], sums: int
-    ) -> tuple[tuple[PieceCosts, ...], ...] | str:
-        """By rank, for each of `blocks` what its shard and its tail cost, as the block's; or why one cannot be cut."""
-        by_block: list[list[PieceCosts]] = []
-        for block in blocks:
-            pieces = self.pieces(block, shares, sums)
-            if isinstance(pieces, str):
-                return f"block {block}: {pieces}"
-            tail = self._cost(pieces.tail.template, block)
-            by_block.append([(self._cost(piece.template, block), tail) for piece in pieces.shards])
-        return tuple(tuple(of_rank) for of_rank in zip(*by_block, strict=True))
+    def costs(self, blocks: Sequence[int], shares: tuple[float, ...], sums: int) -> Mapping[int, PieceCosts]:
+        """What the pieces of `blocks` cost, as ShardCosts has it: a block that cannot be cut so is left out."""
+        cut = {block: self.pieces(block, shares, sums) for block in blocks}
+        return {block: self._of(block, each) for block, each in cut.items() if not isinstance(each, str)}
+
+    def _of(self, block: int, pieces: ShardedBlock) -> PieceCosts:
+        (partial,), chunk = pieces.shards[0].template.outputs, self.shapes.chunk
+        tail = self._cost(pieces.tail.template, block)
+        return PieceCosts(
+            shards=tuple(self._cost(piece.template, block) for piece in pieces.shards),
+            tails=(tail,) * len(pieces.shards),
+            partial_decode_bytes=partial.bytes(1, 1),
+            partial_prefill_bytes=partial.bytes(chunk, chunk),
+        )
 
     def _split(self, template: str) -> Split | str:
         if template not in self._splits:

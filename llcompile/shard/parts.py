@@ -14,8 +14,9 @@ class CannotCut(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """What a device has of a tensor: along `axis` the half-open `ranges`, ascending, none empty, touching or
-    overlapping."""
+    """What a device has of a tensor: half-open `ranges` along `axis`.
+
+    They ascend; none is empty, touches or overlaps another."""
 
     axis: int
     ranges: Ranges
