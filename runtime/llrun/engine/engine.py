@@ -34,6 +34,7 @@ from llrun.wire.messages import Figures, Held, StepDone
 from llrun.wire.protocol import ONE_ROW, REPLAY, Header, ProtocolError
 
 MAX_STEPS = 64
+MAX_RUNS = 8  # segments of which the seconds are told one by one: a group has two a layer
 
 
 class Outside(Results, Protocol):
@@ -153,6 +154,7 @@ class Engine:
         self._runner.install(installed)
         self._installed = installed
         self._most = min(MAX_BATCH, installed.chunk)
+        self._tells_runs = len(installed.segments) <= MAX_RUNS
 
     def _turn(self) -> bool:
         """Take up the program that waits, and what came for it, if no step is under way; whether it was."""
@@ -273,7 +275,8 @@ class Engine:
                     f"the step of sequence {step.sequence.number} at {step.position} was computed before"
                 )
             _check_past(step.sequence, step.cursor, step.position, step.rows)
-            step.runs += (0.0,)
+            if self._tells_runs:
+                step.runs += (0.0,)
             step.cursor += 1
 
     # --- and what has all it needs runs ---
@@ -330,7 +333,8 @@ class Engine:
             compute_s, idle_s, send_s = compute_s / count, idle_s / count, send_s / count
             sent_bytes //= count
         for step in steps:
-            step.runs += (compute_s,)
+            if self._tells_runs:
+                step.runs += (compute_s,)
             step.compute_s += compute_s
             step.wait_s += idle_s
             step.send_s += send_s

@@ -23,7 +23,7 @@ Wrap = Callable[[Array], Any]
 class StepState:
     """One chunk or token of a sequence under way on this device. `values`: tensors by id. `cursor`: next
     segment. `queued`: that one is to run as soon as may be. `compute_s`, `wait_s`, `sent_bytes`, `send_s`: what the
-    step has cost this device; `runs`: of `compute_s`, that of each segment up to here."""
+    step has cost this device; `runs`: of `compute_s`, that of each segment up to here, where there are few."""
 
     sequence: Sequence
     position: int

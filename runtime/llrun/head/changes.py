@@ -13,7 +13,7 @@ from llrun.head.cluster import Cluster
 from llrun.head.copying import Copying
 from llrun.head.feeding import Feeding
 from llrun.head.loss_words import irreplaceable, taken_over
-from llrun.head.mirroring import both, links_of, ways_of
+from llrun.head.mirroring import both, left_out, links_of, ways_of
 from llrun.head.moves import Move, MoveReason, in_words
 from llrun.head.options import Balancing
 from llrun.head.replay import Rewind, after_move, by_block, parts_of, rewind
@@ -81,6 +81,7 @@ class Changes:
         self.fed_at = 0.0
         self.tokens = 0
         self._mirrors_stale = False
+        self._left_out: str | None = None  # of the caches that are not mirrored, what was said last
         self.moves: deque[Move] = deque(maxlen=MOVES_KEPT)
 
     # --- what the driver asks ---
@@ -323,6 +324,9 @@ class Changes:
         if self._balancing.mirror and self._phase == Phase.STEADY:
             for device, ways in ways_of(self._cluster, self._cluster.stages).items():
                 self._cluster.tell(device, Mirror(ways))
+            if (words := left_out(self._cluster.stages)) != self._left_out and words:
+                self._note(words)
+            self._left_out = words
 
     def _links(self) -> dict[str, set[str]]:
         """Whom devices have to be connected with beside their neighbours: to copy, and to mirror."""

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from llrun.head.cluster import Cluster
-from llrun.programs.rated import owned, owner_of
+from llrun.programs.groups import is_group
+from llrun.programs.rated import owned, owner_of, spans
 from llrun.schema import StageRecord
 from llrun.wire.messages import Way
 
@@ -39,6 +40,12 @@ def ways_of(cluster: Cluster, stages: Sequence[StageRecord]) -> Ways:
                 mine[owner].append(block)
         ways[device] = tuple(Way(name, tuple(taken)) for name, taken in sorted(mine.items()))
     return ways
+
+
+def left_out(stages: Sequence[StageRecord]) -> str | None:
+    """What is not mirrored, in words: what groups compute."""
+    blocks = {block for stage in stages if is_group(stage) for block in range(*stage.blocks)}
+    return f"--mirror copies nothing of blocks {spans(blocks)}, which groups compute" if blocks else None
 
 
 def links_of(ways: Ways) -> dict[str, set[str]]:

@@ -60,10 +60,12 @@ def first_stages(instructions: Iterable[Instruction], stages: Several[StageRecor
     stage, of a group's several; where nothing has to be received between two stages they share one."""
     count = stages[-1].blocks[1] if stages else 0
     number_of = {block: number for number, stage in enumerate(stages) for block in range(*stage.blocks)}
-    found: list[int] = []
+    found, newest = list[int](), 0
     for segment in split(instructions):
-        # One that runs no block sums, or passes a sum on, for the block of the segment before.
-        found.append(number_of[block_of(segment.blocks[0], count)] if segment.blocks else found[-1])
+        numbers = [number_of[block_of(piece, count)] for piece in segment.blocks]
+        # One that runs no block sums, or passes a sum on, for the newest block before.
+        found.append(min(numbers, default=newest))
+        newest = max(numbers, default=newest)
     return tuple(found)
 
 

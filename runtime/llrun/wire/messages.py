@@ -103,7 +103,7 @@ class StepDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
 
     `compute_s`, `sent_bytes`: where steps were computed as one, an equal share of it, as each has one row
     there. `wait_s`: how long the device had been idle before it went to work on the step, shared likewise.
-    `send_s`: in handing what it sends to the system. `runs`: of `compute_s`, that of each segment.
+    `send_s`: in handing what it sends to the system. `runs`: of `compute_s`, that of each segment, where there are few.
     """
 
     sequence: Count

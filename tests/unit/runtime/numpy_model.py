@@ -169,6 +169,7 @@ def owners(devices: list[str]) -> list[str]:
         2: [0, 1, 1, 1, 1],
         3: [1, 1, 2, 2, 0],
         4: [1, 1, 1, 2, 3],
+        5: [1, 1, 2, 3, 4],
     }[len(devices)]
     return [devices[0], *(devices[i] for i in middle), devices[0]]
 

@@ -98,6 +98,10 @@ def test_a_group_s_segments_go_on_where_the_first_of_their_stages_does():
     # blocks 0, 1 and the shard of 2; the sum, the tail of 2, the shard of 3; the sum, the tail of 3, blocks 4 to 6
     assert places_of(ways, stages, programs["head"]) == (Places(3, (0, 5, 5)),)
     assert places_of(ways, stages, programs["anna"]) == (Places(3, (5, 5, 5)),)
+    ring = split(("anna", "head", "bert"), AllReduceKind.RING, blocks=(2, 4))
+    program = numpy_group.record("head", ["head", "anna", "bert"], ring).program
+    # the same, and a segment for each running sum, which runs no block
+    assert places_of(ways, numpy_group.stages("head", ring), program) == (Places(3, (0, 5, 5, 5, 5)),)
     kept = {"head": {3: {11: 7, 13: 7, 1: 9, 4: 9}}, "anna": {3: {11: 5, 13: 6}}}
     cached = {"head": (1, 4, 11, 13), "anna": (11, 13)}
     assert rewind(3, history(12, 9), stages, cached, kept).stages == (5, 5, 9)
