@@ -16,12 +16,13 @@ from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.graph import Block, Template
 from llcompile.ir.model import WeightSource
 from llcompile.ir.packing import Layout, LoweredTemplate, PackedParam
+from llcompile.ir.shard import WeightCut
 from llcompile.quantize.calibrate import Calibration
 from llcompile.quantize.container import FileLayout, HashedFile, file_layout
 from llcompile.quantize.feedback import ROWS, Factors
 from llcompile.quantize.formats import Floats
 from llcompile.quantize.layouts import Array, pack, unpack
-from llcompile.quantize.reader import read_rows
+from llcompile.quantize.reader import cut_shape, read_part, read_rows
 from llrun.schema import FileEntry
 
 # Weights read and packed at a time. Every intermediate of a band together stays below 24 bytes a weight.
@@ -31,10 +32,11 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Band:
-    """Rows start..stop-1 of a weight: the unit of work. `params`: the weight's stored tensors. `factors`: by which
-    it is rounded, if it is with error feedback."""
+    """Rows start..stop-1 of what is stored of a weight: the unit of work. `params`: the weight's stored tensors.
+    `cut`: what of the weight they are. `factors`: by which it is rounded, if it is with error feedback."""
 
     source: WeightSource
+    cut: WeightCut
     params: tuple[PackedParam, ...]
     start: int
     stop: int
@@ -42,7 +44,7 @@ class Band:
 
     @property
     def elements(self) -> int:
-        return (self.stop - self.start) * prod(self.source.shape[1:])
+        return (self.stop - self.start) * prod(cut_shape(self.source.shape, self.cut)[1:])
 
 
 def write_block(
@@ -55,17 +57,20 @@ def write_block(
     progress: Advance | None = None,
     jobs: int = 1,
     calibration: Calibration | None = None,
+    cuts: Sequence[WeightCut] | None = None,
 ) -> FileEntry:
-    """Write the safetensors file of `block` at `path` and return its size and sha256.
+    """Write the safetensors file of `block`, or of a piece of it, at `path` and return its size and sha256.
 
     Tensors are those of `lowered.params`, in their order (a weight's data before its scales), each on a page
     boundary. `seed` is that of random weights. `progress` is told of each band how many weights it packed.
     `jobs` threads work at once and share nothing: the bytes do not depend on their number. At most jobs + 1
-    bands are in memory. `calibration`: q4 matrices are rounded with error feedback. Raises CompileError
-    Q101-Q107; nothing is left at `path` then.
+    bands are in memory. `calibration`: q4 matrices are rounded with error feedback. `template` is the
+    whole block's; `cuts`: what each weight of a piece, whose `lowered` is, is of the block's weights. A piece's values
+    are those of the whole weight. Raises CompileError Q101-Q107; nothing is left at `path` then.
     """
     layout = file_layout(lowered.params)
-    sources = [_source(template, block, weights, i) for i in range(len(template.weights))]
+    cuts = [WeightCut(i) for i in range(len(template.weights))] if cuts is None else cuts
+    sources = [(_source(template, block, weights, cut.weight), cut) for cut in cuts]
     bands = _bands(lowered.params, sources, partial(calibration.factors, block) if calibration else None)
     with HashedFile(path) as file:
         file.append(layout.header)
@@ -103,20 +108,21 @@ def _source(
 
 def _bands(
     params: Sequence[PackedParam],
-    sources: Sequence[WeightSource],
+    sources: Sequence[tuple[WeightSource, WeightCut]],
     factors_of: Callable[[int], Factors | None] | None,
 ) -> Iterator[Band]:
-    """The block's work in the order of the file; `factors_of`: those of a weight, by its index."""
+    """The work in the order of the file; `factors_of`: those of a weight of the block, by its index."""
     done: set[int] = set()
     for param in params:
         if param.weight in done:
             continue
         done.add(param.weight)
-        source = sources[param.weight]
+        source, cut = sources[param.weight]
         mine = tuple(p for p in params if p.weight == param.weight)
-        factors = factors_of(param.weight) if factors_of and param.layout.format == "q4" else None
-        for start, stop in _ranges(source.shape, param.layout, factors is not None):
-            yield Band(source, mine, start, stop, factors)
+        factors = factors_of(cut.weight) if factors_of and param.layout.format == "q4" else None
+        rows = cut_shape(source.shape, cut)[0], *source.shape[1:]  # whole ones are read
+        for start, stop in _ranges(rows, param.layout, factors is not None):
+            yield Band(source, cut, mine, start, stop, factors)
 
 
 def _ranges(shape: tuple[int, ...], layout: Layout, feedback: bool) -> Iterator[tuple[int, int]]:
@@ -131,8 +137,9 @@ def _packed(bands: Iterator[Band], seed: int, jobs: int) -> Iterator[tuple[Band,
     """Pack `bands` on `jobs` threads; results in order, at most jobs + 1 at a time."""
 
     def work(band: Band) -> dict[str, Array]:
-        rows = read_rows(band.source, band.start, band.stop, seed)
-        return pack(rows, band.params[0].layout, band.source.name, band.factors)
+        rows = read_part(band.source, band.cut, band.start, band.stop, seed)
+        columns = band.cut.ranges if band.cut.axis == 1 else None
+        return pack(rows, band.params[0].layout, band.source.name, band.factors, columns)
 
     if jobs <= 1:
         yield from ((band, work(band)) for band in bands)

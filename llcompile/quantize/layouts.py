@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,41 +10,66 @@ import numpy.typing as npt
 
 from llcompile.ir.errors import CompileError
 from llcompile.ir.packing import GROUP, Layout, pad
-from llcompile.quantize.feedback import Factors, quantise_with_feedback
+from llcompile.quantize.feedback import SPAN, Factors, quantise_with_feedback
 from llcompile.quantize.formats import Codes, Floats, Scales, dequantise, quantise
 
 Array = npt.NDArray[Any]
 _FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
 
 
-def pack(matrix: Floats, layout: Layout, name: str, factors: Factors | None = None) -> dict[str, Array]:
+def pack(
+    matrix: Floats,
+    layout: Layout,
+    name: str,
+    factors: Factors | None = None,
+    columns: Sequence[tuple[int, int]] | None = None,
+) -> dict[str, Array]:
     """Stored arrays, by part, of a band of whole rows (rows, K) of a matrix (any shape when plain).
 
     The result has the shapes of `packed_params` for the band; bands of whole tiles follow one another in the
-    file. `name` is for the message. `factors`, which q4 alone heeds: round with error feedback. Raises
-    CompileError Q104 for weights that are not finite, Q105 for those that the format cannot hold.
+    file. `name` is for the message. `factors`, which q4 alone heeds: round with error feedback. `columns`:
+    the ranges of input features to store, of tiled quantised matrices at multiples of 32 but for K; what is stored is
+    what it would be in the whole. Raises CompileError Q104 for weights that are not finite, Q105 for those that the
+    format cannot hold.
     """
+    if columns is not None:
+        if factors is None or layout.format != "q4":
+            matrix = np.concatenate([matrix[:, start:stop] for start, stop in columns], axis=1)
+        else:
+            parts = [_pack_columns(matrix, layout, name, factors, *each) for each in columns]
+            return {part: np.concatenate([each[part] for each in parts], axis=1) for part in parts[0]}
     if layout.kind == "plain" or layout.format in _FLOATS:
         data = _cast(matrix, "f32" if layout.kind == "plain" else layout.format, name)
         if layout.kind == "tiled":
             data = np.ascontiguousarray(_tiles(data, layout.tile_rows).transpose(0, 2, 1))
         return {"data": data}
-    columns = pad(matrix.shape[1], GROUP)
-    wide = np.pad(matrix, ((0, 0), (0, columns - matrix.shape[1]))) if columns > matrix.shape[1] else matrix
+    width = pad(matrix.shape[1], GROUP)
+    wide = np.pad(matrix, ((0, 0), (0, width - matrix.shape[1]))) if width > matrix.shape[1] else matrix
     if layout.kind == "tiled":
         wide = _tiles(wide, layout.tile_rows)
     if layout.format == "q4" and factors is not None:
-        codes, scales = quantise_with_feedback(wide.reshape(-1, columns), factors)
+        codes, scales = quantise_with_feedback(wide.reshape(-1, width), factors)
     else:
         codes, scales = quantise(wide.reshape(-1, GROUP).T, 4 if layout.format == "q4" else 8)
     if not np.isfinite(scales).all():
         raise unfit(matrix, layout.format, name)
     if layout.kind == "rows":
         return {
-            "data": np.ascontiguousarray(codes.T).reshape(-1, columns),
-            "scales": scales.reshape(-1, columns // GROUP),
+            "data": np.ascontiguousarray(codes.T).reshape(-1, width),
+            "scales": scales.reshape(-1, width // GROUP),
         }
-    return _tile_codes(codes, scales, layout, columns // GROUP)
+    return _tile_codes(codes, scales, layout, width // GROUP)
+
+
+def _pack_columns(
+    matrix: Floats, layout: Layout, name: str, factors: Factors, start: int, stop: int
+) -> dict[str, Array]:
+    """Features start..stop-1 of a tiled q4 matrix, rounded as in the whole: errors stay within a span."""
+    first, last = start // SPAN, pad(stop, SPAN) // SPAN
+    own = Factors(factors.spread[first:last], factors.importance[first:last])
+    parts = pack(matrix[:, first * SPAN : last * SPAN], layout, name, own)
+    groups = slice((start - first * SPAN) // GROUP, pad(stop - first * SPAN, GROUP) // GROUP)
+    return {part: array[:, groups] for part, array in parts.items()}
 
 
 def unpack(parts: Mapping[str, Array], layout: Layout, shape: tuple[int, ...]) -> Floats:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from llcompile.ir.errors import CompileError
 from llcompile.ir.model import WeightSource
+from llcompile.ir.shard import WeightCut
 from llcompile.quantize.synthetic import random_flat
 
 Floats = npt.NDArray[np.float32]
@@ -42,6 +43,27 @@ def read_rows(source: WeightSource, start: int, stop: int, seed: int = 0) -> Flo
         raw = np.empty((stop - start, width), _STORED[source.dtype])
         _read(source, [raw], [source.offset + start * width * item])
     return _to_float32(raw, source.dtype).reshape(shape)
+
+
+def read_part(source: WeightSource, cut: WeightCut, start: int, stop: int, seed: int = 0) -> Floats:
+    """Rows start..stop-1 of what `cut` leaves of the rows of `source`, each whole: as read_rows."""
+    if cut.axis != 0:
+        return read_rows(source, start, stop, seed)
+    parts, place = [], 0
+    for first, last in cut.ranges:
+        low, high = max(start, place), min(stop, place + last - first)
+        if low < high:
+            parts.append(read_rows(source, first + low - place, first + high - place, seed))
+        place += last - first
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def cut_shape(shape: tuple[int, ...], cut: WeightCut) -> tuple[int, ...]:
+    """The shape of what `cut` leaves of a weight."""
+    if cut.axis is None:
+        return shape
+    size = sum(stop - start for start, stop in cut.ranges)
+    return (*shape[: cut.axis], size, *shape[cut.axis + 1 :])
 
 
 def _read_columns(source: WeightSource, start: int, stop: int) -> npt.NDArray[Any]:

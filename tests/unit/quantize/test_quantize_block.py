@@ -154,8 +154,8 @@ def test_threads_do_not_run_ahead_of_a_slow_disk(tmp_path: Path, monkeypatch: py
         time.sleep(0.005)
         ahead.append(len(started) - len(written))
 
-    read = block.read_rows
-    monkeypatch.setattr(block, "read_rows", counted)
+    read = block.read_part
+    monkeypatch.setattr(block, "read_part", counted)
     made = checkpoint.template(source, {"w": "linear"})
     write_block(
         tmp_path / "b", checkpoint.lower(made, "q4"), made, checkpoint.block(source), source, 0, slow, 2
