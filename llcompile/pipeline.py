@@ -261,7 +261,7 @@ def compile_targets(planned: Planned, scratch: Path) -> Compiled:
         if twin == target:
             lowered[target] = lower.lower_templates(templates, plan.precision, plan.shapes, processor)
             libraries[target] = scratch / f"{target}.so"
-            lower.compile_library(
+            lower.kept_library(
                 templates + positions,
                 plan.precision,
                 plan.shapes,

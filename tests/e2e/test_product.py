@@ -81,7 +81,10 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> N
 # --- build, verify, explain ---
 
 
-def test_the_same_input_gives_the_same_bytes(place: Path, spared: Path, tmp_path: Path) -> None:
+def test_the_same_input_gives_the_same_bytes(
+    place: Path, spared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLC_CACHE", "off")  # compiled anew
     done = build(place, tmp_path / "again", "--use-all", "--quant", "q8", "--json", "--jobs", "1")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "optimal"
