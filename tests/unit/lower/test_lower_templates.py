@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llcompile.ir.graph import CacheSpec, Template
+from llcompile.ir.graph import CacheSpec, Template, TensorSpec
+from llcompile.ir.shard import ShardedBlock
+from llcompile.shard import Split, shard, split, sum_template
 from tests.unit.lower.harness import (
     Library,
     TemplateWriter,
@@ -94,6 +96,31 @@ def _positions() -> Template:
     return w.finish("positions", *((w.op(kind, angle), (1, "n", 8)) for kind in ("Cos", "Sin")))
 
 
+def _pieces(whole: Template, sums: int) -> ShardedBlock:
+    """For three devices: of attention by heads, one key head being on two devices."""
+    found = split(whole)
+    assert isinstance(found, Split), found
+    pieces = shard(found, (0.5, 0.25, 0.25), sums, 1)
+    assert isinstance(pieces, ShardedBlock), pieces
+    return pieces
+
+
+def _shard(make: Callable[[], Template], rank: int) -> Callable[[], Template]:
+    return lambda: _pieces(make(), 1).shards[rank].template
+
+
+def _tail(make: Callable[[], Template], sums: int) -> Callable[[], Template]:
+    return lambda: _pieces(make(), sums).tail.template
+
+
+def _attention() -> Template:
+    return llama_attention(64, 4, 2, 16)
+
+
+def _mlp() -> Template:
+    return llama_mlp(64, 96)
+
+
 TEMPLATES: dict[str, Callable[[], Template]] = {
     "llama attention": lambda: llama_attention(64, 4, 2, 16),
     "llama mlp": lambda: llama_mlp(64, 72),
@@ -101,6 +128,13 @@ TEMPLATES: dict[str, Callable[[], Template]] = {
     "embedding": lambda: embedding(11, 72),
     "gpt2 attention": _gpt2_attention,
     "phi3 attention": _phi3_attention,
+    "llama attention shard": _shard(_attention, 0),
+    "llama attention shard of half a key head": _shard(_attention, 2),
+    "phi3 attention shard": _shard(_phi3_attention, 1),
+    "llama mlp shard": _shard(_mlp, 0),
+    "llama mlp tail of three": _tail(_mlp, 3),
+    "phi3 attention tail of one": _tail(_phi3_attention, 1),
+    "sum of three": lambda: sum_template(TensorSpec("h", *HIDDEN), 3),
     "rearranged": _rearranged,
     "positions": _positions,
     **{kind: _pointwise(kind) for kind in ("Sigmoid", "Relu", "Tanh", "Gelu", "GeluTanh", "Erf", "Exp")},
@@ -113,6 +147,8 @@ QUANTISED = (
     "embedding",
     "gpt2 attention",
     "phi3 attention",
+    "llama attention shard of half a key head",
+    "llama mlp shard",
 )
 
 
@@ -151,3 +187,28 @@ def test_float32(name: str, libraries: Callable[[str], Library]) -> None:
 @pytest.mark.parametrize("quant", ["f16", "q8", "q4"])
 def test_smaller_formats(name: str, quant: str, libraries: Callable[[str], Library]) -> None:
     _check(libraries(quant), name, TOLERANCE[quant])
+
+
+def test_parts_are_added_in_the_order_of_ranks(libraries: Callable[[str], Library]) -> None:
+    """In the sum and in the tail, whose other terms come after: bit by bit as numpy adds them."""
+    library = libraries("f32")
+    for id, terms in (("sum_of_three", 3), ("llama_mlp_tail_of_three", 4)):
+        inputs = random_inputs(library.templates[id], N, seed=5)
+        a, b, c, *rest = inputs.values()
+        assert len(rest) == terms - 3
+        expected = sum(rest, (a + b) + c)
+        assert not np.array_equal(expected, sum(rest, a + (b + c)))
+        np.testing.assert_array_equal(library.run(id, inputs, [16, 16, 9])[0], expected)
+
+
+def test_the_functions_of_pieces(libraries: Callable[[str], Library]) -> None:
+    """Those of any template: with a cache also that of several sequences."""
+    machine = libraries("f32").machine
+    for id, names in (
+        ("llama_attention_shard", ("decode", "prefill", "batch")),
+        ("llama_mlp_shard", ("decode", "prefill")),
+        ("llama_mlp_tail_of_three", ("decode", "prefill")),
+        ("sum_of_three", ("decode", "prefill")),
+    ):
+        for name in names:
+            assert machine[f"{id}_{name}"] is not None
