@@ -176,15 +176,17 @@ def _stage_seconds(
         prefill = sum(prefill_seconds(cost, devices[0]) for cost in blocks)
         return _Spent(decode, prefill, {stage.lead: decode})
     cut = cut_of(stage, pieces)
+    alike = {id(each): each for each in cut}
+    counted = [(each, sum(other is each for other in cut)) for each in alike.values()]
     own = {
         device.name: sum(
-            decode_seconds(each.shards[rank], device) + decode_seconds(each.tails[rank], device)
-            for each in cut
+            times * (decode_seconds(each.shards[rank], device) + decode_seconds(each.tails[rank], device))
+            for each, times in counted
         )
         for rank, device in enumerate(devices)
     }
-    decode = sum(group_seconds(stage, each, devices, cluster, True) for each in cut)
-    prefill = sum(group_seconds(stage, each, devices, cluster, False) for each in cut)
+    decode = sum(times * group_seconds(stage, each, devices, cluster, True) for each, times in counted)
+    prefill = sum(times * group_seconds(stage, each, devices, cluster, False) for each, times in counted)
     return _Spent(decode, prefill, own)
 
 

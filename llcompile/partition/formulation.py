@@ -27,6 +27,7 @@ from itertools import pairwise
 from math import log2
 
 from llcompile.ir.plan import Stage
+from llcompile.partition.evaluate import in_flight_bytes
 from llcompile.partition.links import (
     add_busy,
     add_copies,
@@ -37,7 +38,7 @@ from llcompile.partition.links import (
     too_many_copies,
 )
 from llcompile.partition.mip import INFINITY, Mip
-from llcompile.partition.model import MipModel, Pair, add, flow_key
+from llcompile.partition.model import MipModel, Pair, add, flow_key, scaled
 from llcompile.partition.problem import HEAD, Problem
 from llcompile.partition.transmissions import messages
 
@@ -58,6 +59,7 @@ def formulate(problem: Problem, limit: float = INFINITY, floor: float = 0.0) -> 
     _one_device_each(model)
     _reach(model)
     _head_memory(model)
+    _head_in_group(model)
     _wishes(model)
     _cover(model)
     _twins(model)
@@ -166,6 +168,29 @@ def _head_memory(model: MipModel) -> None:
         mip.row("share", {end[HEAD, last]: 1.0}, lower=1.0)
 
 
+def _head_in_group(model: MipModel) -> None:
+    """The memory of a head that is in the group: its blocks and its pieces together, activations at their least."""
+    problem, mip = model.problem, model.mip
+    group, number = problem.group, problem.grouped
+    if group is None or number is None or not group.has_head:
+        return
+    head, last = problem.real.device(problem.real.head), problem.blocks - 1
+    active = max(problem.costs[b].activation_bytes for b in (0, last))
+    room = head.memory_bytes - head.runtime_bytes - active
+    pieces = dict(enumerate(group.stored_by_block[group.devices.index(head.name)]))
+    parts = len(group.devices) * min(cut.partial_prefill_bytes for cut in group.cut.values())
+    own = (
+        scaled(model.has(HEAD, b), float(cost.weights_bytes + cost.cache_bytes))
+        for b, cost in enumerate(problem.costs)
+    )
+    cut = (scaled(model.has(number, b), float(pieces.get(b, 0))) for b in range(problem.blocks))
+    buffers = {
+        model.end[HEAD, last]: float(in_flight_bytes(problem.flows)),
+        model.begin[number, last]: float(parts),
+    }
+    mip.row("together", scaled(add(*own, *cut, buffers), 1 / max(room, 1)), upper=max(room, 0) / max(room, 1))
+
+
 def _wishes(model: MipModel) -> None:
     """--use-all and --pin."""
     problem, mip = model.problem, model.mip
@@ -224,8 +249,9 @@ def twins(problem: Problem) -> tuple[Pair, ...]:
     return tuple(
         (d, d + 1)
         for d in problem.workers[:-1]
-        if not {problem.devices[d].name, problem.devices[d + 1].name} & pinned
-        and _interchangeable(problem, d, d + 1)
+        if d + 1 != problem.grouped
+        and not {problem.devices[d].name, problem.devices[d + 1].name} & pinned
+        and interchangeable(problem, d, d + 1)
     )
 
 
@@ -243,7 +269,8 @@ def in_twin_order(problem: Problem, stages: Sequence[Stage]) -> tuple[Stage, ...
     )
 
 
-def _interchangeable(problem: Problem, d: int, e: int) -> bool:
+def interchangeable(problem: Problem, d: int, e: int) -> bool:
+    """Whether two workers may change places without any figure changing."""
     figures = problem.free, problem.disk, problem.block_cost, problem.load
     others = [o for o in range(len(problem.devices)) if o not in (d, e)]
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llcompile.ir.cluster import Link
 from llcompile.ir.plan import Flow
 from llcompile.partition.model import MipModel, Pair, add, flow_key, scaled
-from llcompile.partition.problem import Problem
+from llcompile.partition.problem import HEAD, Problem
 
 # Uses of tensors that skip blocks, by pairs of devices: with more, the text would take longer than the search.
 COPIES = 20_000
@@ -116,11 +116,12 @@ def add_copies(model: MipModel, flow: Flow) -> None:
         copy = mip.column(f"copy_{key}_{d}_{e}", problem.bytes_cost([flow], link))
         skip = mip.column(f"skip_{key}_{d}_{e}", problem.latency_cost(link))
         model.copy[flow.tensor, d, e], model.skip[flow.tensor, d, e] = copy, skip
+        there = _had_in_group(model, flow, (d, e))
         for c in flow.consumers:
             between = {model.move[b, d, e]: -1.0 for b in range(flow.producer + 1, c + 1) if model.move}
             # Who has the producer and hands over to who has the consumer does so between them.
             between |= {hop: -1.0 for (_, *pair), hop in model.hop.items() if pair == [d, e]}
-            here = add(model.has(d, flow.producer), model.has(e, c), {model.constant: -1.0})
+            here = add(model.has(d, flow.producer), model.has(e, c), {model.constant: -1.0}, there)
             mip.row(f"copies_{key}_{d}_{e}_{c}", add({copy: 1.0}, scaled(here, -1.0)), lower=0.0)
             mip.row(
                 f"skips_{key}_{d}_{e}_{c}",
@@ -128,15 +129,26 @@ def add_copies(model: MipModel, flow: Flow) -> None:
                 lower=0.0,
             )
         if model.move:
-            _direct_copies(model, flow, copy, (d, e))
+            _direct_copies(model, flow, copy, (d, e), there)
 
 
-def _direct_copies(model: MipModel, flow: Flow, copy: int, pair: Pair) -> None:
-    """Valid inequality: a hop from d to e before a consumer carries the tensor unless d began after its producer."""
+def _had_in_group(model: MipModel, flow: Flow, pair: Pair) -> dict[int, float]:
+    """-1 or less where the head had the tensor as a member of a group that used it."""
+    group, number = model.problem.group, model.problem.grouped
+    if group is None or number is None or not group.has_head or pair[1] != HEAD or pair[0] == number:
+        return {}
+    return add(*(scaled(model.has(number, block), -1.0) for block in flow.consumers))
+
+
+def _direct_copies(model: MipModel, flow: Flow, copy: int, pair: Pair, there: dict[int, float]) -> None:
+    """Valid inequality: a hop from d to e before a consumer carries the tensor.
+
+    Unless d began after its producer, or e had it.
+    """
     d, e = pair
     for c in flow.consumers:
         hop, was = {model.move[c, d, e]: -1.0}, {model.begin[d, flow.producer]: -1.0}
-        terms = add({copy: 1.0}, hop, {model.begin[d, c - 1]: 1.0}, was)
+        terms = add({copy: 1.0}, hop, {model.begin[d, c - 1]: 1.0}, was, scaled(there, -1.0))
         model.mip.row(f"direct_{copy}_{c}", terms, lower=0.0)
 
 
@@ -146,7 +158,8 @@ def add_busy(model: MipModel) -> None:
     unit = {model.slowest: mip.scale}
     blocks = range(problem.blocks)
     for d in range(len(problem.devices)):
-        loads = (scaled(model.has(d, b), -problem.load[d][b]) for b in blocks)
+        together = [d, HEAD] if d == problem.grouped and problem.group and problem.group.has_head else [d]
+        loads = (scaled(model.has(e, b), -problem.load[e][b]) for e in together for b in blocks)
         mip.row(f"device_{d}", scaled(add(unit, *loads), 1 / mip.scale), lower=0.0)
     classes = hop_classes(problem)
     for d, e in model.pairs() if model.move or model.hop else ():

@@ -26,11 +26,14 @@ SPLITS = 24
 NARROW = 1e-3  # relative; ranges of the slowest device that are not split any more
 
 
-def outlook_of(problem: Problem, gap: float, clock: Clock) -> Outlook:
-    """The best plan found, what each device would bring, and a bound, by what suits the problem's size."""
+def outlook_of(problem: Problem, gap: float, clock: Clock, target: float = INFINITY) -> Outlook:
+    """The best plan found, what each device would bring, and a bound, by what suits the problem's size.
+
+    `target`: an objective known to be possible: what is proven to be no better is not looked into further.
+    """
     few = KNAPSACK if alternates(problem) else SUBSETS
     if len(problem.workers) <= few:
-        outlook = search(problem, gap, clock)
+        outlook = search(problem, gap, clock, target=target)
         if outlook.exact:
             return outlook
         return _joined(problem, outlook, _relaxed(problem, gap, clock, outlook.best))

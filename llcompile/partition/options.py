@@ -14,11 +14,12 @@ from llrun.schema import Precision, Shapes
 OBJECTIVES = ("latency", "throughput")
 _PIN = re.compile(r"([0-9]{1,9}):([0-9]{1,9})=(.+)")
 _SYNTAX, _DEVICE, _RANGE, _CONFLICT = "P210", "P211", "P212", "P213"
-_REQUEST, _TIME = "P214", "P215"
+_REQUEST, _TIME, _GROUP = "P214", "P215", "P217"
 
 # What a plan is for where nobody says: a page asked, a paragraph answered.
 PROMPT_TOKENS, NEW_TOKENS, SEQUENCES, TIME_LIMIT_S = 512, 128, 8, 10.0
 LONGEST_S = 86400.0
+NO_GROUPS = 1
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class PlanOptions:
     """What is wished of a plan, and what its costs are for: `precision` and `shapes`.
 
     `objective`: latency (seconds of a request of `prompt_tokens` and `new_tokens`) or throughput (seconds between
-    tokens with `sequences` in flight). `time_limit_s`: seconds that planning may take, all told. `gap`: relative
-    difference to the proven bound at which it may stop sooner.
+    tokens with `sequences` in flight). `tensor_parallel`: devices of the one group that has all blocks but the head's;
+    NO_GROUPS: every stage is on one device; None: whatever is best. `time_limit_s`: seconds that planning may take, all
+    told. `gap`: relative difference to the proven bound at which it may stop sooner.
     """
 
     objective: str
@@ -49,6 +51,7 @@ class PlanOptions:
     shapes: Shapes
     use_all: bool = False
     pins: tuple[Pin, ...] = ()
+    tensor_parallel: int | None = None
     prompt_tokens: int = PROMPT_TOKENS
     new_tokens: int = NEW_TOKENS
     sequences: int = SEQUENCES
@@ -88,6 +91,19 @@ def check_time_limit(seconds: float) -> None:
             _TIME,
             f"--time-limit {seconds:g}: not a time to plan in. Give seconds above 0 and up to {LONGEST_S:.0f}",
         )
+
+
+def parse_tensor_parallel(text: str) -> int | None:
+    """`auto` -> None, `off` -> NO_GROUPS, `4` -> 4. Raises CompileError P217 (exit 2) for anything else."""
+    if text == "auto":
+        return None
+    if text == "off":
+        return NO_GROUPS
+    if text.isascii() and text.isdigit() and len(text) < 4 and int(text) > 1:
+        return int(text)
+    raise CompileError(
+        _GROUP, f"--tensor-parallel {text}: give auto, off, or a number of devices from 2 on, such as 4"
+    )
 
 
 def parse_pin(text: str) -> Pin:

@@ -6,64 +6,100 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from llcompile.ir.cluster import Cluster
-from llcompile.ir.errors import INTERNAL, CompileError
-from llcompile.ir.plan import BlockCost, DeviceLoad, Flow, Plan, Stage
+from llcompile.ir.errors import INFEASIBLE, INTERNAL, CompileError
+from llcompile.ir.plan import BlockCost, DeviceLoad, Flow, PieceCosts, Plan, ShardCosts, Stage
+from llcompile.partition.answers import Answer, answer
 from llcompile.partition.check import check_plan
 from llcompile.partition.clock import Clock
 from llcompile.partition.evaluate import Figures, memory
-from llcompile.partition.formulation import TOLERANCE, formulate, in_twin_order, values_of
-from llcompile.partition.links import too_many_copies
-from llcompile.partition.many import outlook_of
-from llcompile.partition.mip import to_mps
-from llcompile.partition.options import PlanOptions, check_pins
-from llcompile.partition.problem import HEAD, INFINITY, Problem
+from llcompile.partition.formulation import TOLERANCE
+from llcompile.partition.grouped import exactly, grouped
+from llcompile.partition.options import NO_GROUPS, PlanOptions, check_pins
+from llcompile.partition.problem import Problem
 from llcompile.partition.reasons import reasons
-from llcompile.partition.refusal import check_possible, refuse
-from llcompile.partition.search import Found, Outlook, found_plan, slowest
-from llcompile.partition.solver import Solution, SolverStatus, solve
 from llcompile.partition.transmissions import transmissions
 from llrun.schema import PlanStatus
 
 _BROKEN = "P222"
-SOLVE = 0.9  # share of the time after which the solver is not started any more
-LEAST_S = 1.0  # what it gets where nothing is known yet
-COLUMNS = 12_000
+SINGLE = 0.6  # share of the time for plans of single devices, where there may be groups
 HAIR = 1e-8
 STANDS_BY = "stands by, as devices.json asks: it holds blocks and runs none at first"
 
 
-def plan(costs: Sequence[BlockCost], flows: Sequence[Flow], cluster: Cluster, options: PlanOptions) -> Plan:
+def plan(
+    costs: Sequence[BlockCost],
+    flows: Sequence[Flow],
+    cluster: Cluster,
+    options: PlanOptions,
+    shard_costs: ShardCosts | None = None,
+) -> Plan:
     """The best assignment of blocks to the devices at work: consecutive stages, the first and the last on the head.
 
-    Same input, same plan, unless `options.time_limit_s` ends a search: then the plan is the best found till then, its
-    bound a true one, and both may differ from run to run.
+    `shard_costs`: what blocks cost in pieces; without it every stage is on one device. Same input, same plan, unless
+    `options.time_limit_s` ends a search: then the plan is the best found till then, its bound a true one, and both may
+    differ from run to run.
 
-    Raises CompileError: P201 (exit 3) when nothing fits, P21x (exit 2) when the pins contradict each other, P222
+    Raises CompileError: P201 (exit 3) when nothing fits, P21x (exit 2) when wishes contradict each other, P222
     (exit 1) when the plan is not what it says it is: a fault of the planner.
     """
     check_pins(options.pins, cluster, len(costs))
     clock = Clock(options.time_limit_s)
-    problem = Problem(tuple(costs), tuple(flows), cluster.at_work(), options)
-    check_possible(problem)
-    # What is too large to be solved is written first: the search then has all the time that is left.
-    whole = None if solvable(problem) else to_mps(formulate(problem))
-    outlook = outlook_of(problem, options.gap, Clock(clock.left_s))
-    if outlook.best is None and outlook.exact:
-        raise refuse(problem, SolverStatus.INFEASIBLE)
-    text = whole or to_mps(formulate(problem, slowest_limit(problem, outlook), outlook.bound))
-    solution = _solved(problem, outlook, text, clock)
-    best = _best(problem, outlook.best, solution)
-    if best is None:
-        raise refuse(problem, solution.status)
-    bound = max(outlook.bound, solution.bound)
-    made = _plan(problem, best, bound, outlook, text, clock.spent_s)
+    pieces = remembered(shard_costs) if shard_costs else None
+    problem = Problem(tuple(costs), tuple(flows), cluster.at_work(), options, pieces)
+    best, notes = _decided(problem, clock)
+    made = _plan(problem, best, notes, clock.spent_s)
     verify(made, problem)
     return replace(made, unused={**made.unused, **{d.name: STANDS_BY for d in cluster.standing_by()}})
 
 
+def remembered(shard_costs: ShardCosts) -> ShardCosts:
+    """The same, asked once of each block, shares and number of parts; equal costs of whatever blocks are one object."""
+    known: dict[tuple[tuple[float, ...], int], dict[int, PieceCosts | None]] = {}
+    same: dict[PieceCosts, PieceCosts] = {}
+
+    def pieces(blocks: Sequence[int], shares: tuple[float, ...], parts: int) -> Mapping[int, PieceCosts]:
+        here = known.setdefault((shares, parts), {})
+        new = [block for block in blocks if block not in here]
+        if new:
+            found = shard_costs(new, shares, parts)
+            for block in new:
+                cut = found.get(block)
+                bare = cut and replace(
+                    cut,
+                    shards=tuple(replace(cost, block=0) for cost in cut.shards),
+                    tails=tuple(replace(cost, block=0) for cost in cut.tails),
+                )
+                here[block] = bare and same.setdefault(bare, bare)
+        return {block: cut for block in blocks if (cut := here[block]) is not None}
+
+    return pieces
+
+
+def _decided(problem: Problem, clock: Clock) -> tuple[Answer, tuple[str, ...]]:
+    """The plan of single devices, of a group as asked for, or the best of all."""
+    wish = problem.options.tensor_parallel
+    if wish == NO_GROUPS or (wish is None and (problem.pieces is None or not problem.workers)):
+        return answer(problem, clock), ()
+    if wish is not None:
+        return exactly(problem, wish)
+    try:
+        base = answer(problem, Clock(clock.limit_s * SINGLE))
+    except CompileError as error:
+        if error.exit_code != INFEASIBLE:
+            raise
+        found, notes = grouped(problem, clock, None)
+        if found is None:
+            raise
+        return found, notes
+    found, notes = grouped(problem, clock, base)
+    return found or base, notes
+
+
 def verify(made: Plan, problem: Problem) -> None:
     """Raises CompileError P222 (exit 1), naming every promise that the plan does not keep."""
-    violations = check_plan(made, problem.costs, problem.flows, problem.cluster, problem.options)
+    violations = check_plan(
+        made, problem.costs, problem.flows, problem.cluster, problem.options, problem.pieces
+    )
     if violations:
         text = "; ".join(violations)
         raise CompileError(
@@ -71,49 +107,10 @@ def verify(made: Plan, problem: Problem) -> None:
         )
 
 
-def _solved(problem: Problem, outlook: Outlook, text: str, clock: Clock) -> Solution:
-    """What the solver makes of it in the time that is left, where there is something left to do and it may do it."""
-    options, best = problem.options, outlook.best
-    if best is not None:
-        proven = outlook.bound >= best.figures.objective * (1 - options.gap)
-        if proven or clock.beyond(SOLVE) or not solvable(problem):
-            return Solution(SolverStatus.UNKNOWN, INFINITY, -INFINITY, {})
-    return solve(text, max(clock.left_s, LEAST_S), options.gap, options.seed, _hint(problem, best))
-
-
-def solvable(problem: Problem) -> bool:
-    """Whether the problem is of a size at which the solver gets anywhere in seconds."""
-    count = len(problem.devices)
-    moves = 0 if problem.uniform else count * (count - 1)
-    return problem.blocks * (2 * count + moves) <= COLUMNS and not too_many_copies(problem)
-
-
-def slowest_limit(problem: Problem, outlook: Outlook) -> float:
-    """Seconds of the slowest device or link beyond which no plan is better than the best one known."""
-    weight = problem.weights.slowest
-    if outlook.best is None or not weight:
-        return INFINITY
-    return (outlook.best.figures.objective - outlook.least_sum) / weight * (1 + TOLERANCE)
-
-
-def _hint(problem: Problem, best: Found | None) -> Mapping[str, float] | None:
-    if best is None:
-        return None
-    stages = in_twin_order(problem, best.stages)
-    return values_of(problem, stages, slowest(problem, best.figures))
-
-
-def _best(problem: Problem, known: Found | None, solution: Solution) -> Found | None:
-    """The solver's plan, or the one it was given when it has none better."""
-    ordered = known and Found(in_twin_order(problem, known.stages), known.figures)
-    if not solution.values:
-        return ordered
-    solved = found_plan(problem, stages_of(problem, solution.values))
-    return ordered if ordered and ordered.figures.objective < solved.figures.objective else solved
-
-
-def _plan(problem: Problem, best: Found, bound: float, outlook: Outlook, text: str, seconds: float) -> Plan:
-    figures, options = best.figures, problem.options
+def _plan(problem: Problem, best: Answer, notes: tuple[str, ...], seconds: float) -> Plan:
+    figures, options, bound = best.found.figures, problem.options, best.bound
+    stages = best.problem.expanded(best.found.stages)
+    used = {name for stage in stages for name in stage.devices}
     # The search tells plans apart by a limit a hair below the slowest device: so much is no gap.
     bound = figures.objective if bound >= figures.objective * (1 - HAIR) else bound
     gap = (figures.objective - bound) / figures.objective if figures.objective else 0.0
@@ -134,29 +131,13 @@ def _plan(problem: Problem, best: Found, bound: float, outlook: Outlook, text: s
         prompt_tokens=options.prompt_tokens,
         new_tokens=options.new_tokens,
         sequences=options.sequences,
-        stages=best.stages,
-        devices=device_loads(best.stages, problem, figures),
-        unused=reasons(problem, best, outlook),
-        transmissions=transmissions(best.stages, problem.flows),
-        problem=text,
+        stages=stages,
+        devices=device_loads(stages, problem, figures),
+        unused=reasons(problem, best.found, used, best.by_device),
+        transmissions=transmissions(stages, problem.flows, problem.pieces),
+        problem=best.text,
+        notes=notes,
     )
-
-
-def stages_of(problem: Problem, values: Mapping[str, float]) -> tuple[Stage, ...]:
-    """The stages that a solution's steps describe."""
-    owners = [_owner(problem, values, block) for block in range(problem.blocks)]
-    cuts = [b for b in range(1, problem.blocks) if owners[b] != owners[b - 1]]
-    edges = [0, *cuts, problem.blocks]
-    names = [problem.devices[owners[start]].name for start in edges[:-1]]
-    return tuple(Stage.on(name, *edges[i : i + 2]) for i, name in enumerate(names))
-
-
-def _owner(problem: Problem, values: Mapping[str, float], block: int) -> int:
-    def has(device: int) -> float:
-        held = values[f"begin_{block}_{device}"] - values[f"end_{block}_{device}"]
-        return held + 1 if device == HEAD else held
-
-    return max(range(len(problem.devices)), key=has)
 
 
 def device_loads(stages: Sequence[Stage], problem: Problem, figures: Figures) -> Mapping[str, DeviceLoad]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
 from llcompile.ir.cluster import Cluster, Device, Link
-from llcompile.ir.plan import BlockCost, Flow, ShardCosts
+from llcompile.ir.plan import BlockCost, Flow, ShardCosts, Stage
 from llcompile.partition.disk import file_bytes, room_bytes
 from llcompile.partition.evaluate import TOKEN_WEIGHT, decode_seconds, in_flight_bytes, prefill_seconds
+from llcompile.partition.groups import Group
 from llcompile.partition.options import PlanOptions
 
 HEAD = 0
@@ -32,14 +33,36 @@ class Weights:
 
 @dataclass(frozen=True)
 class Problem:
-    """Devices are numbers from here on: 0 is the head, then the workers in the cluster's order. `pieces`: what blocks
-    cost cut for a group, None where there are no groups."""
+    """Devices are numbers from here on: 0 is the head, then the workers in the cluster's order.
+
+    `pieces`: what blocks cost cut for a group, None where there are no groups. `group`: what the last device stands
+    for. The head may be in it, and is a device of its own as well: what both together need of it is left to
+    llcompile.partition.evaluate, so that bounds are true ones and a plan is one only if that says so.
+    """
 
     costs: tuple[BlockCost, ...]
     flows: tuple[Flow, ...]
     cluster: Cluster
     options: PlanOptions
     pieces: ShardCosts | None = None
+    group: Group | None = None
+
+    @property
+    def real(self) -> Cluster:
+        """The cluster of single devices."""
+        return self.group.cluster if self.group else self.cluster
+
+    @cached_property
+    def grouped(self) -> int | None:
+        """The number of the device that stands for the group."""
+        return len(self.devices) - 1 if self.group else None
+
+    def expanded(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """`stages` with the group itself in the place of the device that stands for it."""
+        group = self.group
+        if group is None:
+            return tuple(stages)
+        return tuple(group.stage(s.start, s.stop) if s.lead == group.name else s for s in stages)
 
     @property
     def blocks(self) -> int:
@@ -66,12 +89,23 @@ class Problem:
     @cached_property
     def decode(self) -> tuple[tuple[float, ...], ...]:
         """Seconds of a token, [device][block]."""
-        return tuple(tuple(decode_seconds(cost, device) for cost in self.costs) for device in self.devices)
+        return self._seconds(decode_seconds, True)
 
     @cached_property
     def prefill(self) -> tuple[tuple[float, ...], ...]:
         """Seconds of a chunk, [device][block]."""
-        return tuple(tuple(prefill_seconds(cost, device) for cost in self.costs) for device in self.devices)
+        return self._seconds(prefill_seconds, False)
+
+    def _seconds(
+        self, seconds: Callable[[BlockCost, Device], float], decode: bool
+    ) -> tuple[tuple[float, ...], ...]:
+        """[device][block]; of a group and a block that it cannot have, the most of any device."""
+        singles = self.devices[:-1] if self.group else self.devices
+        rows = [tuple(seconds(cost, device) for cost in self.costs) for device in singles]
+        if self.group:
+            known = self.group.seconds(decode)
+            rows.append(tuple(known.get(b, max(column)) for b, column in enumerate(zip(*rows, strict=True))))
+        return tuple(rows)
 
     @property
     def load(self) -> tuple[tuple[float, ...], ...]:
@@ -86,6 +120,13 @@ class Problem:
         return tuple(tuple(w.fill * p + w.token * d for p, d in zip(*row, strict=True)) for row in rows)
 
     def link(self, source: int, destination: int) -> Link:
+        if self.group and self.grouped in (source, destination):
+            into = destination == self.grouped
+            return (
+                self.group.link_from(self.devices[source].name)
+                if into
+                else self.group.link_to(self.devices[destination].name)
+            )
         return self.cluster.link(self.devices[source].name, self.devices[destination].name)
 
     @cached_property
@@ -165,7 +206,23 @@ class Problem:
 
     def fits(self, device: int, ranges: Sequence[tuple[int, int]]) -> bool:
         """Whether memory and disk of a device hold blocks together, in a plan of several devices."""
+        if device == self.grouped:
+            return all(self._group_fits(*range_) for range_ in ranges)
         return self.needed(ranges) <= self.free[device] and self.on_disk(ranges) <= self.disk[device]
+
+    def _group_fits(self, start: int, stop: int) -> bool:
+        """Whether all members of the group hold their pieces of blocks, the head beside what it has in any case."""
+        group = self.group
+        if group is None or not group.cuts(start, stop):
+            return False
+        own = {self.real.head: [self.costs[b] for b, owner in enumerate(self.owners) if owner == HEAD]}
+        buffers = in_flight_bytes(self.flows)
+        free = [device.memory_bytes - device.runtime_bytes - buffers for device in group.members]
+        rooms = (room_bytes(device, self.blocks) for device in group.members)
+        room = [INFINITY if each is None else each for each in rooms]
+        return bool(
+            (group.needed(start, stop, own) <= free).all() and (group.on_disk(start, stop, own) <= room).all()
+        )
 
     @cached_property
     def _stored(self) -> tuple[int, ...]:
@@ -201,7 +258,13 @@ class Problem:
     def holds(self, device: int, ranges: Sequence[tuple[int, int]], limit: float = INFINITY) -> bool:
         """Whether blocks fit on a device together and keep it busy for no more than `limit` seconds."""
         busy = sum(self._loads[device][stop] - self._loads[device][start] for start, stop in ranges)
-        return self.fits(device, ranges) and busy <= limit
+        return self.fits(device, ranges) and busy <= limit - self._beside(device)
+
+    def _beside(self, device: int) -> float:
+        """Seconds towards the slowest that a group's member has besides: the head's for what it must have."""
+        if device != self.grouped or not (self.group and self.group.has_head):
+            return 0.0
+        return sum(self.load[HEAD][b] for b, owner in enumerate(self.owners) if owner == HEAD)
 
     def first_starts(self, device: int, limit: float = INFINITY) -> tuple[int, ...]:
         """[block]: the earliest start of a stage of `device` that includes the block; block + 1: there is none.
@@ -212,6 +275,7 @@ class Problem:
         starts, loads = self._memory_starts[device], self._loads[device]
         if limit == INFINITY:
             return starts
+        limit -= self._beside(device)
         limited, start = [], 0
         for block, first in enumerate(starts):
             start = max(start, first)

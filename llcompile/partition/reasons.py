@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from llcompile.partition.formulation import longest_stages
+from llcompile.partition.groups import Group
 from llcompile.partition.problem import Problem
 from llcompile.partition.refusal import size
-from llcompile.partition.search import Found, Outlook
+from llcompile.partition.search import Found
 
 SAME = 1e-3  # relative difference below which two plans count as equally fast
 
 
-def reasons(problem: Problem, best: Found, outlook: Outlook) -> Mapping[str, str]:
-    """The reason for each device of the cluster that `best` does not use, in the cluster's order."""
-    used = {stage.lead for stage in best.stages}
+def reasons(problem: Problem, best: Found, used: Set[str], others: Mapping[str, Found]) -> Mapping[str, str]:
+    """The reason for each device of the cluster that is not `used` by `best`, in the cluster's order.
+
+    `others`: the best plans known that use a device. `problem`: of single devices.
+    """
     numbers = {device.name: d for d, device in enumerate(problem.devices)}
     return {
-        device.name: _reason(problem, numbers[device.name], best, outlook)
+        device.name: _reason(problem, numbers[device.name], best, others.get(device.name))
         for device in problem.cluster.devices
         if device.name not in used
     }
 
 
-def _reason(problem: Problem, device: int, best: Found, outlook: Outlook) -> str:
-    fault = _too_small(problem, device)
+def _reason(problem: Problem, device: int, best: Found, other: Found | None) -> str:
+    fault = _too_small(problem, device) if other is None else None
     if fault:
         return fault
-    other = outlook.by_device.get(device)
     if other is None:
         return "no plan that uses it was found in the time given"
     difference = (other.figures.objective - best.figures.objective) / best.figures.objective
@@ -61,6 +63,21 @@ def _figures(problem: Problem, without: Found, with_it: Found) -> str:
         f"a request of {request} takes {seconds(_request(problem, with_it))} with it, "
         f"{seconds(_request(problem, without))} without it ({tokens})"
     )
+
+
+def request_words(problem: Problem, plan: Found) -> str:
+    """What a plan gives of what was asked for: `a request of 512+128 tokens takes 3.2 s, a token 20 ms`."""
+    options = problem.options
+    if options.objective == "throughput":
+        return f"{1 / plan.figures.period_s:.3g} tokens a second come of {options.sequences} sequences"
+    request = f"{options.prompt_tokens}+{options.new_tokens} tokens"
+    return f"a request of {request} takes {seconds(_request(problem, plan))}, a token {seconds(plan.figures.tpot_s)}"
+
+
+def group_words(group: Group) -> str:
+    """`a group of a 60%, b 40% (direct)`."""
+    parts = ", ".join(f"{n} {share:.0%}" for n, share in zip(group.devices, group.shares, strict=True))
+    return f"a group of {parts} ({group.all_reduce})"
 
 
 def _request(problem: Problem, plan: Found) -> float:

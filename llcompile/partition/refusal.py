@@ -77,7 +77,7 @@ def _head_too_small(problem: Problem) -> str | None:
     name = problem.devices[HEAD].name
     return (
         f"the first and the last block (embedding and output head) need {size(need)} on the head, {name} has "
-        f"{_free_text(free)} free beside the runtime. {_remedy(problem, 'a head with more memory')}"
+        f"{_free_text(free)} free beside the runtime. {remedy_text(problem, 'a head with more memory')}"
     )
 
 
@@ -94,7 +94,8 @@ def _disk_too_small(problem: Problem) -> str | None:
     need, room = problem.on_disk([(0, problem.blocks)]), sum(max(0.0, room) for room in problem.disk)
     if need <= room:
         return None
-    return f"the blocks' files have {size(need)}, disk_bytes leaves {size(room)} in all. {_remedy(problem, MORE_DISK)}"
+    files = f"the blocks' files have {size(need)}, disk_bytes leaves {size(room)} in all"
+    return f"{files}. {remedy_text(problem, MORE_DISK)}"
 
 
 def _block_too_large(problem: Problem) -> str | None:
@@ -105,7 +106,7 @@ def _block_too_large(problem: Problem) -> str | None:
         return None
     return (
         f"block {block} needs {size(need)}, the largest device ({problem.devices[largest].name}) has "
-        f"{_free_text(problem.free[largest])} free. {_remedy(problem, *_SMALLER)}"
+        f"{_free_text(problem.free[largest])} free. {remedy_text(problem, *_SMALLER)}"
     )
 
 
@@ -115,7 +116,7 @@ def _too_little_memory(problem: Problem) -> str | None:
     free = sum(max(0, bytes_) for bytes_ in problem.free)
     if weights + cache <= free:
         return None
-    return f"{_model_text(problem)}, the devices have {size(free)} free. {_remedy(problem, *_SMALLER)}"
+    return f"{_model_text(problem)}, the devices have {size(free)} free. {remedy_text(problem, *_SMALLER)}"
 
 
 def _keep_too_large(problem: Problem) -> str | None:
@@ -191,7 +192,7 @@ def _no_arrangement(problem: Problem) -> str:
         fault = "but less in whole blocks: too few blocks fit on the devices together"
     else:
         fault = "but no consecutive stages of whole blocks fit into them"
-    return f"{text}, {fault}. {_remedy(problem, *_SMALLER)}"
+    return f"{text}, {fault}. {remedy_text(problem, *_SMALLER)}"
 
 
 def _fits_without(problem: Problem, wishes: bool = False, disk: bool = False) -> bool:
@@ -209,7 +210,7 @@ def _model_text(problem: Problem) -> str:
     return f"the model needs {size(weights + cache)} (weights {size(weights)}, cache {size(cache)})"
 
 
-def _remedy(problem: Problem, *others: str) -> str:
+def remedy_text(problem: Problem, *others: str) -> str:
     """What would help, fewer bits first where there are fewer to be had."""
     ways = ["--quant q4", *others] if problem.options.precision.weights != WeightFormat.Q4 else list(others)
     return "Use " + ", or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)

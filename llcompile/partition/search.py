@@ -64,7 +64,8 @@ class _Range:
 
 def found_plan(problem: Problem, stages: Sequence[Stage]) -> Found:
     """`stages` with their figures."""
-    figures = evaluate(stages, problem.costs, problem.flows, problem.cluster, problem.options)
+    made = problem.expanded(stages)
+    figures = evaluate(made, problem.costs, problem.flows, problem.real, problem.options, problem.pieces)
     return Found(tuple(stages), figures)
 
 
@@ -87,11 +88,16 @@ class Sweep(Protocol):
 
 
 def search(
-    problem: Problem, gap: float, clock: Clock, sweep_of: Callable[[Problem, float], Sweep] | None = None
+    problem: Problem,
+    gap: float,
+    clock: Clock,
+    sweep_of: Callable[[Problem, float], Sweep] | None = None,
+    target: float = INFINITY,
 ) -> Outlook:
     """Look for the best plan and a bound, until they are within `gap` (relative) of each other or time is short.
 
-    `sweep_of`: what looks at all plans under a limit; subsets of the workers unless told otherwise.
+    `sweep_of`: what looks at all plans under a limit; subsets of the workers unless told otherwise. `target`: an
+    objective known to be possible; what is proven to be no better is not looked into further.
 
     Branch and bound over the seconds of the slowest device: the range that promises most is cut in half, the lower
     half gets its cheapest plan, and that plan's own slowest device says where the range below it ends. Above it
@@ -106,7 +112,8 @@ def search(
         if round_ and clock.beyond(SHARE):
             break
         range_ = min(open_)
-        if best is not None and range_.bound >= best.figures.objective * (1 - gap):
+        known = min(target, best.figures.objective) if best is not None else target
+        if range_.bound >= known * (1 - gap):
             break
         limit = range_.high if range_.high == INFINITY else (range_.low + range_.high) / 2
         sweep = make(problem, limit)

@@ -82,11 +82,12 @@ class Tables:
     def returning(self, stops: Numbers) -> Table:
         """[i, k]: the least that older tensors cost when the head takes over again at k, having left at stops[i].
 
-        Those made since come from a worker, those made before are there.
+        Those made since come from a worker, those made before are there; so may be all that a group used which the head
+        is in.
         """
         problem = self.problem
         costs = np.zeros((len(stops), problem.blocks + 1))
-        if not (problem.long_flows and problem.workers):
+        if not (problem.long_flows and problem.workers) or (problem.group and problem.group.has_head):
             return costs
         nearest = max((problem.link(d, HEAD) for d in problem.workers), key=lambda link: link.bytes_per_s)
         for k in range(1, problem.blocks):

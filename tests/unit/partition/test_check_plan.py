@@ -73,7 +73,7 @@ def test_checker_finds_memory_and_wishes(good: Plan) -> None:
 
 def test_planner_never_hands_out_a_plan_that_breaks_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planner that forgets a message and doubles a figure is told so, by name; nothing is compiled from it."""
-    monkeypatch.setattr(planner, "transmissions", lambda stages, flows: transmissions(stages, flows)[1:])
+    monkeypatch.setattr(planner, "transmissions", lambda *given: transmissions(*given)[1:])
     monkeypatch.setattr(
         planner, "device_loads", lambda *given: device_loads(*given) | {"a": DeviceLoad(1, 1, 1, 1, 1.0)}
     )

@@ -9,9 +9,9 @@ import pytest
 from llcompile.ir.cluster import Cluster, Link
 from llcompile.ir.plan import Plan
 from llcompile.partition import Pin, plan, resolve
+from llcompile.partition.answers import slowest_limit
 from llcompile.partition.check import check_plan
 from llcompile.partition.clock import Clock
-from llcompile.partition.planner import slowest_limit
 from llcompile.partition.problem import Problem
 from llcompile.partition.search import search
 from tests.unit.partition.cases import OPTIONS, chain, cost, device
