@@ -105,6 +105,9 @@ def planning(command: Any) -> Any:
         click.option("--keep", type=click.IntRange(min=0), default=0, show_default=True, metavar="K",
                      help="The first and last K layers stay on the head too, in every move as well: other devices see "
                      "less. A layer begins at a block with a cache and ends before the next."),
+        click.option("--window", default="auto", show_default=True, metavar="auto|off|N",
+                     help="Blocks of a device in memory at once, the others streaming from its disk for each token: "
+                     "as many as fit where the model fits on no devices whole, no streaming, or N."),
         click.option("--pin", "pins", multiple=True, metavar="A:B=DEVICE", help="Blocks A to B-1 on DEVICE."),
         click.option("--random-weights", "random_seed", type=click.IntRange(min=0), metavar="SEED",
                      help="Draw the weights; MODEL needs a config.json alone."),

@@ -31,7 +31,7 @@ class BuildOptions:
     """What the command line asks for. `context` None: the model's limit, at most DEFAULT_CONTEXT. `calibrate`: random,
     none, or the path of a text. `prompt_tokens`, `new_tokens`: the request that the plan is for, None: 512 and 128, as
     far as the context holds them. `time_limit`: seconds that planning may take. `keep`: the first and last so many
-    layers stay on the head."""
+    layers stay on the head. `window`: auto, off, or how many blocks of a device are in memory at once."""
 
     model: str
     target: Path
@@ -50,6 +50,7 @@ class BuildOptions:
     sequences: int = partition.options.SEQUENCES
     time_limit: float = partition.options.TIME_LIMIT_S
     keep: int = 0
+    window: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def make_plan(options: BuildOptions, trace: Trace) -> Planned:
     for text in options.pins:
         partition.parse_pin(text)  # a slip of the pen is told before the export, not after
     partition.check_time_limit(options.time_limit)
+    partition.parse_window(options.window)
     with trace.stage("export"):
         model = frontend.load_model(
             options.model, options.random_seed, trace.passes(frontend.text, frontend.serialized)
@@ -113,7 +115,7 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
         time_limit_s=options.time_limit,
     )
     flows = cost.flows(dataflow, shapes.chunk)
-    plan = partition.plan(costs, flows, cluster, wishes)
+    plan = partition.plan_with_windows(costs, flows, cluster, wishes, partition.parse_window(options.window))
     spare, described = partition.Spare(options.spare), bundle.graph_record(dataflow)
     plan = partition.with_spares(plan, costs, flows, cluster, wishes, described, spare)
     return Planned(model, dataflow, cluster, costs, plan)
@@ -238,7 +240,7 @@ def write(
         runtime_libraries=compiled.runtime,
         programs=programs,
         described=described,
-        envelope=partition.envelope(held, planned.costs, planned.cluster),
+        envelope=partition.envelope(held, planned.costs, planned.cluster, planned.plan.stages),
         pack=pack,
         pages=explain.pages,
         progress=progress,

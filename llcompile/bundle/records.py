@@ -97,6 +97,7 @@ def _load(plan: Plan, name: str) -> schema.LoadRecord:
         peak_bytes=load.peak_bytes,
         memory_bytes=load.memory_bytes,
         compute_s=load.compute_s,
+        window=max(stage.window for stage in plan.stages_of(name)),
     )
 
 

@@ -13,7 +13,8 @@ class BlockCost:
     """Cost of one block at one quantisation and context; what the planner sees of the model.
 
     `activation_bytes`: peak of a prefill chunk. `decode_bytes`: weights and cache read for one token at full
-    context. `prefill_flops`, `prefill_bytes`: one chunk of prompt.
+    context. `prefill_flops`, `prefill_bytes`: one chunk of prompt. `streamed_bytes`: of the weights, those that come
+    from disk for every token and every chunk.
     """
 
     block: int
@@ -24,6 +25,7 @@ class BlockCost:
     decode_bytes: float
     prefill_flops: float
     prefill_bytes: float
+    streamed_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from llcompile.partition.planner import plan
 from llcompile.partition.programs import device_programs
 from llcompile.partition.solver import resolve
 from llcompile.partition.spares import Spare, with_spares
+from llcompile.partition.windows import parse_window, plan_with_windows
 
 __all__ = [
     "Pin",
@@ -18,7 +19,9 @@ __all__ = [
     "kept_pins",
     "parse_pin",
     "parse_pins",
+    "parse_window",
     "plan",
+    "plan_with_windows",
     "request_of",
     "resolve",
     "with_spares",

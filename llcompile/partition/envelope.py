@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.plan import BlockCost, ShardCosts, Stage
-from llcompile.partition.evaluate import cut_of, decode_seconds, prefill_seconds
+from llcompile.partition.evaluate import cut_of, decode_seconds, held_costs, prefill_seconds
+from llcompile.partition.streaming import streamed, window_on
 from llrun import schema
 
 
@@ -19,12 +20,17 @@ def envelope(
     pieces: ShardCosts | None = None,
 ) -> schema.Envelope:
     """The envelope of devices that hold the blocks `held`, by name, and of `stages` the pieces of their groups; seconds
-    are those the plan was made with."""
+    are those the plan was made with, weights in memory. What streams of a device's stages does so in any others."""
     names = sorted(held)
     cut = {name: [*_pieces(stages, name, len(costs), pieces)] for name in names}
     return schema.Envelope(
         devices={
-            name: _device(cluster, name, [*(costs[block] for block in sorted(held[name])), *cut[name]])
+            name: _device(
+                cluster,
+                name,
+                [*(costs[block] for block in sorted(held[name])), *cut[name]],
+                *_streams(stages, name, costs, cut[name]),
+            )
             for name in names
         },
         links=tuple(
@@ -50,7 +56,19 @@ def _pieces(stages: Sequence[Stage], name: str, count: int, pieces: ShardCosts |
             yield replace(each.tails[rank], block=count + 2 * block + 1)
 
 
-def _device(cluster: Cluster, name: str, costs: Sequence[BlockCost]) -> schema.EnvelopeDevice:
+def _streams(
+    stages: Sequence[Stage], name: str, costs: Sequence[BlockCost], cut: Sequence[BlockCost]
+) -> tuple[tuple[int, ...], int]:
+    """Ids of what streams on a device, in order, and how many of them are in memory at once."""
+    mine = [stage for stage in stages if stage.devices == (name,)]
+    run = [*held_costs(mine, name, costs, None), *cut]
+    stream = streamed(window_on(stages, name), run, (0, len(costs) - 1))
+    return tuple(run[number].block for number in stream.numbers), stream.ring
+
+
+def _device(
+    cluster: Cluster, name: str, costs: Sequence[BlockCost], stream: tuple[int, ...], ring: int
+) -> schema.EnvelopeDevice:
     device = cluster.device(name)
     return schema.EnvelopeDevice(
         memory_bytes=device.memory_bytes,
@@ -68,4 +86,6 @@ def _device(cluster: Cluster, name: str, costs: Sequence[BlockCost]) -> schema.E
             )
             for cost in costs
         ),
+        streamed=stream,
+        ring=ring,
     )

@@ -9,18 +9,22 @@ A group computes a block in the seconds of its slowest shard, of the sum (llrun.
 What enters a group goes to each of its devices, one after the other; those that are there already need nothing. As its
 devices wait for each other, each is busy for as long as the whole group, sums included: chunks of a prompt are not
 assumed to overlap within it.
+
+A block that streams takes as long as its weights take to come from disk, where that is longer: it is read while others
+run, of its own device, and what is read while other devices run is not counted.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from llcompile.ir.cluster import Cluster, Device
 from llcompile.ir.plan import BlockCost, Flow, PieceCosts, ShardCosts, Stage
 from llcompile.partition.options import PlanOptions
+from llcompile.partition.streaming import as_streamed, streamed, weights_in_memory, window_on
 from llcompile.partition.transmissions import Message, messages
 from llrun.programs.sums import sum_seconds
 
@@ -59,12 +63,18 @@ class Figures:
 
 def decode_seconds(cost: BlockCost, device: Device) -> float:
     """Seconds of one token in a block."""
-    return max(cost.decode_bytes / device.memory_bytes_per_s, cost.decode_flops / device.compute_flops)
+    loading = cost.streamed_bytes / device.disk_bytes_per_s
+    return max(
+        cost.decode_bytes / device.memory_bytes_per_s, cost.decode_flops / device.compute_flops, loading
+    )
 
 
 def prefill_seconds(cost: BlockCost, device: Device) -> float:
     """Seconds of one chunk of prompt in a block."""
-    return max(cost.prefill_bytes / device.memory_bytes_per_s, cost.prefill_flops / device.compute_flops)
+    loading = cost.streamed_bytes / device.disk_bytes_per_s
+    return max(
+        cost.prefill_bytes / device.memory_bytes_per_s, cost.prefill_flops / device.compute_flops, loading
+    )
 
 
 def in_flight_bytes(flows: Sequence[Flow]) -> int:
@@ -83,7 +93,7 @@ def memory(
     pieces: ShardCosts | None = None,
 ) -> Mapping[str, Memory]:
     """Memory of each device that has blocks, or pieces of blocks: shards, tails, and buffers for the parts of a sum,
-    one of a chunk from each other device of the group and one that is sent."""
+    one of a chunk from each other device of the group and one that is sent. Weights that stream take a ring's."""
     names = dict.fromkeys(name for stage in stages for name in stage.devices)
     parts: dict[str, int] = defaultdict(int)
     for stage in stages:
@@ -95,7 +105,8 @@ def memory(
     needs = {}
     for name in names:
         blocks = held_costs(stages, name, costs, pieces)
-        weights, cache = sum(b.weights_bytes for b in blocks), sum(b.cache_bytes for b in blocks)
+        stream = streamed(window_on(stages, name), blocks, (0, len(costs) - 1))
+        weights, cache = weights_in_memory(stream, blocks), sum(b.cache_bytes for b in blocks)
         working = max(b.activation_bytes for b in blocks) + buffers + cluster.device(name).runtime_bytes
         needs[name] = Memory(weights, cache, weights + cache + working + parts[name])
     return needs
@@ -113,6 +124,31 @@ def held_costs(
         else:
             held += costs[stage.start : stage.stop]
     return held
+
+
+def streaming_costs(
+    stages: Sequence[Stage], costs: Sequence[BlockCost], pieces: ShardCosts | None
+) -> tuple[Sequence[BlockCost], ShardCosts | None]:
+    """The costs where `stages` have some blocks stream; of a group with a window all pieces are taken to."""
+    if not any(stage.window for stage in stages):
+        return costs, pieces
+    changed, ends = list(costs), (0, len(costs) - 1)
+    for name in dict.fromkeys(stage.lead for stage in stages if not stage.is_group):
+        held = held_costs([stage for stage in stages if stage.devices == (name,)], name, costs, None)
+        for number in streamed(window_on(stages, name), held, ends).numbers:
+            changed[held[number].block] = as_streamed(held[number])
+    windows = {block: stage.window for stage in stages if stage.is_group for block in stage.blocks}
+
+    def cut(blocks: Sequence[int], shares: tuple[float, ...], parts: int) -> Mapping[int, PieceCosts]:
+        found = pieces(blocks, shares, parts) if pieces else {}
+        return {block: _streaming(each) if windows.get(block) else each for block, each in found.items()}
+
+    return changed, cut
+
+
+def _streaming(cut: PieceCosts) -> PieceCosts:
+    shards, tails = (tuple(map(as_streamed, each)) for each in (cut.shards, cut.tails))
+    return replace(cut, shards=shards, tails=tails)
 
 
 def cut_of(stage: Stage, pieces: ShardCosts | None) -> list[PieceCosts]:
@@ -137,6 +173,7 @@ def evaluate(
     link for one token, but not less than a token's own seconds / sequences.
     """
     sent = messages(stages, flows)
+    costs, pieces = streaming_costs(stages, costs, pieces)
     spent = [_stage_seconds(stage, costs, cluster, pieces) for stage in stages]
     decode = _busy((stage, seconds.decode) for stage, seconds in zip(stages, spent, strict=True))
     prefill = _busy((stage, seconds.prefill) for stage, seconds in zip(stages, spent, strict=True))

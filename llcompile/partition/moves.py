@@ -32,7 +32,12 @@ def moves(
     user wanted none.
     """
     placement = Placement(
-        graph, envelope(plan.held, costs, cluster), cluster.head, plan.shapes, Rates(), frozenset(plan.held)
+        graph,
+        envelope(plan.held, costs, cluster, plan.stages),
+        cluster.head,
+        plan.shapes,
+        Rates(),
+        frozenset(plan.held),
     )
     return tuple(
         _lost(placement, plan, scenario, placed, spares)

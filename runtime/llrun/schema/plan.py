@@ -30,11 +30,14 @@ class StageRecord(Strict, frozen=True, omit_defaults=True):
 
 
 class LoadRecord(Strict, frozen=True):
+    """What a device takes and does. `window`: blocks in memory at once, the model's ends aside; 0: all."""
+
     weights_bytes: Size
     kv_bytes: Size
     peak_bytes: Size
     memory_bytes: Size
     compute_s: float
+    window: Size = 0
 
 
 class TransmissionRecord(Strict, frozen=True, rename={"source": "from", "destination": "to"}):

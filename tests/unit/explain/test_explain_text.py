@@ -267,6 +267,7 @@ def test_json_has_the_keys_of_the_contract() -> None:
         "peak_bytes": 70_000_000,
         "memory_bytes": 1 << 29,
         "compute_s": 0.002,
+        "window": 0,
     }
     assert plain["unused"] == {"phone": "its link adds <9 ms> a token & saves 2 ms"}
     assert plain["transmissions"][0] == {

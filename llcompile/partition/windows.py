@@ -1,0 +1,165 @@
+"""Plans for devices that hold fewer blocks than they run: --window.
+
+Where the model fits, there are no windows unless they are asked for. Where it does not, the stages are planned as if
+every block between the model's ends came from disk for each token: it takes next to no memory of its own, each device
+gives up that of a smallest window, and a block takes at least its bytes over the disk's rate. Then each device's
+window is made as wide as its memory allows. What is left out: a device whose memory holds all that it gets is planned
+as if it read it each time, so it may get less than would be best; no device holds several runs of blocks; and the bound
+of such a plan is what the blocks take at least, wherever they are.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llcompile.ir.cluster import Cluster, Device
+from llcompile.ir.errors import INFEASIBLE, CompileError
+from llcompile.ir.plan import BlockCost, Flow, Plan, Stage
+from llcompile.partition.clock import Clock
+from llcompile.partition.evaluate import evaluate, in_flight_bytes, memory
+from llcompile.partition.options import PlanOptions
+from llcompile.partition.planner import device_loads, plan, verify
+from llcompile.partition.problem import HEAD, Problem
+from llcompile.partition.refusal import size
+from llcompile.partition.search import least_seconds
+from llcompile.partition.streaming import as_streamed
+from llrun.programs.ring import AHEAD, places
+from llrun.schema import PlanStatus
+
+OFF = 0
+MOST = 1 << 14
+NARROWEST = (2, 1)  # one alone reads nothing ahead
+_NO_PLAN = "P201"
+_LEAST_S = 1.0
+
+
+def parse_window(text: str) -> int | None:
+    """`auto`: None, `off`: OFF, or a number of blocks. Raises CompileError P218 (exit 2) for anything else."""
+    if text == "auto":
+        return None
+    if text == "off":
+        return OFF
+    if text.isascii() and text.isdigit() and 0 < int(text[:10]) <= MOST:
+        return int(text)
+    raise CompileError(
+        "P218", f"--window {text}: not a window. Write auto, off, or how many blocks, from 1 on"
+    )
+
+
+def plan_with_windows(
+    costs: Sequence[BlockCost],
+    flows: Sequence[Flow],
+    cluster: Cluster,
+    options: PlanOptions,
+    window: int | None,
+) -> Plan:
+    """`plan`, with `window` blocks of a device in memory at once: None: windows where nothing fits without, OFF: never.
+
+    Raises CompileError as `plan` does: P201 (exit 3) when nothing fits.
+    """
+    if window == OFF:
+        return plan(costs, flows, cluster, options)
+    if window is not None:
+        return _planned(costs, flows, cluster, options, window, wider=False)
+    clock = Clock(options.time_limit_s)
+    try:
+        return plan(costs, flows, cluster, options)
+    except CompileError as error:
+        if error.code != _NO_PLAN:
+            raise
+        refused = error
+    for narrowest in NARROWEST if len(costs) > 2 else ():
+        left = replace(options, time_limit_s=max(_LEAST_S, clock.left_s))
+        try:
+            return _planned(costs, flows, cluster, left, narrowest, wider=True)
+        except CompileError as error:
+            if error.code != _NO_PLAN:
+                raise
+    raise refused
+
+
+def _planned(
+    costs: Sequence[BlockCost],
+    flows: Sequence[Flow],
+    cluster: Cluster,
+    options: PlanOptions,
+    window: int,
+    wider: bool,
+) -> Plan:
+    """The plan with windows of `window` blocks, or `wider` ones where memory allows."""
+    problem = Problem(tuple(costs), tuple(flows), cluster.at_work(), options)
+    token = in_flight_bytes(flows) // max(1, len(costs) - 2) + 1
+    made = plan(streaming(costs, token), flows, _with_less_memory(problem, cluster, window, token), options)
+    stages = made.stages
+    for devices in dict.fromkeys(stage.devices for stage in stages):
+        stages = _opened(problem, stages, devices, window, wider)
+    figures = evaluate(stages, costs, flows, cluster, options)
+    bound = min(least_seconds(problem), figures.objective)
+    windowed = replace(
+        made,
+        status=PlanStatus.FEASIBLE,
+        objective=figures.objective,
+        bound=bound,
+        gap=(figures.objective - bound) / figures.objective if figures.objective else 0.0,
+        ttft_s=figures.ttft_s,
+        tpot_s=figures.tpot_s,
+        chunk_s=figures.chunk_s,
+        slowest_chunk_s=figures.slowest_chunk_s,
+        stages=stages,
+        devices=device_loads(stages, problem, figures),
+    )
+    at_work = {name: why for name, why in made.unused.items() if not cluster.device(name).standby}
+    verify(replace(windowed, unused=at_work), problem)
+    return windowed
+
+
+def streaming(costs: Sequence[BlockCost], token: int) -> tuple[BlockCost, ...]:
+    """The costs of a model of which all but the ends stream. `token`: bytes that each is left, so that none comes for
+    nothing, nor all for the buffers that a head alone needs not."""
+    middle = (replace(as_streamed(cost), weights_bytes=token) for cost in costs[1:-1])
+    return (*costs[:1], *middle, *costs[1:][-1:])
+
+
+def _with_less_memory(problem: Problem, cluster: Cluster, window: int, token: int) -> Cluster:
+    """The cluster without the memory that a window takes of each device; of a head that has no room for one, without
+    all that the ends of the model leave."""
+    last = problem.blocks - 1
+    beside = problem.free[HEAD] - problem.needed([(0, 1), (last, last + 1)])
+    sizes = [cost.weights_bytes for cost in problem.costs[1:last]]
+    ring = min(window, AHEAD + 1, len(sizes))
+    taken = places(sizes, ring).size_bytes + (window - ring) * max(sizes, default=0) - token * len(sizes)
+
+    def left(device: Device) -> Device:
+        less = max(0, min(taken, beside)) if device.name == cluster.head else taken
+        return replace(device, memory_bytes=max(1, device.memory_bytes - less))
+
+    return replace(cluster, devices=tuple(map(left, cluster.devices)))
+
+
+def _opened(
+    problem: Problem, stages: tuple[Stage, ...], devices: tuple[str, ...], window: int, wider: bool
+) -> tuple[Stage, ...]:
+    """`stages` with the window of `devices`, which share some of them. Raises CompileError P201 where none fits."""
+    count = len([b for s in stages if s.devices == devices for b in s.blocks if 0 < b < problem.blocks - 1])
+
+    def made(width: int) -> tuple[Stage, ...]:
+        chosen = width if width < count else 0
+        return tuple(replace(s, window=chosen) if s.devices == devices else s for s in stages)
+
+    def lacking(width: int) -> int:
+        needs = memory(made(width), problem.costs, problem.flows, problem.cluster)
+        return max(needs[name].peak - problem.cluster.device(name).memory_bytes for name in devices)
+
+    widest = min(window, count)
+    if wider:
+        widest = bisect_right(range(1, count + 1), 0, key=lacking)
+    if count and (lack := lacking(max(widest, 1))) > 0:
+        raise CompileError(
+            _NO_PLAN,
+            f"no feasible plan: with a window of {max(widest, 1)} blocks {' and '.join(devices)} lacks {size(lack)} of"
+            " memory. Use a smaller --window, --quant q4, or a smaller --context",
+            INFEASIBLE,
+        )
+    return made(widest) if count else stages

@@ -1,0 +1,78 @@
+"""Blocks that stream from disk: the same text, the same logits, and errors that name the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llcompile.cluster import load_cluster
+from tests.e2e import harness
+from tests.models import prompt, save
+
+WORKERS = 1
+WINDOWS = ("off", "2", "3")
+
+
+@pytest.fixture(scope="module", params=["q4", "f32"])
+def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By window: the worker has all blocks between the model's ends."""
+    folder = tmp_path_factory.mktemp("windows")
+    model = save("llama", folder / "llama")
+    compiled = harness.compile_model(model, folder / "compiled", request.param)
+    target = harness.devices_json(folder / "devices.json", 1 + WORKERS)
+    names = [device.name for device in load_cluster(target).devices][1:]
+    middle = len(compiled.graph.blocks) - 2
+    pins = tuple(
+        f"{1 + i * middle // WORKERS}:{1 + (i + 1) * middle // WORKERS}={name}"
+        for i, name in enumerate(names)
+    )
+    for window in WINDOWS:
+        wishes = harness.options(model, target, request.param, pins=pins, window=window)
+        planned = compiled.bundle(folder / window, load_cluster(target), wishes)
+        widest = max(stage.window for stage in planned.plan.stages)
+        assert widest == (0 if window == "off" else int(window))
+    return {window: folder / window for window in WINDOWS}
+
+
+@pytest.mark.slow
+def test_logits_and_text_are_those_of_blocks_that_stay(bundles: dict[str, Path]) -> None:
+    ids = prompt(90)
+    expected = harness.logits(bundles["off"], ids)
+    asked: Sequence[Sequence[int]] = [ids[:40], ids[3:10], ids[:70]]
+    tokens = [each["tokens"] for each in harness.answers(bundles["off"], asked, 12)]
+    for window in WINDOWS[1:]:
+        np.testing.assert_array_equal(harness.logits(bundles[window], ids), expected)
+        assert [each["tokens"] for each in harness.answers(bundles[window], asked, 12)] == tokens
+
+
+def streamed_file(bundle: Path) -> Path:
+    """Of a worker, a file that streams."""
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    name = next(
+        n for n, d in manifest["envelope"]["devices"].items() if d["streamed"] and n != manifest["head"]
+    )
+    record = json.loads((bundle / "devices" / name / "slice.json").read_bytes())
+    block = record["envelope"]["devices"][name]["streamed"][0]
+    return bundle / "devices" / name / next(b["file"] for b in record["blocks"] if b["id"] == block)
+
+
+@pytest.mark.slow
+def test_a_damaged_and_a_short_file_are_named(bundles: dict[str, Path]) -> None:
+    path = streamed_file(bundles["2"])
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        done = harness.llrun(bundles["2"], "--local", "--prompt-ids", "1,2,3", "-n", "3")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{path.name} is damaged: its sha256" in done.stderr
+        os.truncate(path, len(whole) // 2)
+        done = harness.llrun(bundles["2"], "--local", "--prompt-ids", "1,2,3", "-n", "3")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{path.name} is damaged: it has {len(whole) // 2} bytes" in done.stderr
+    finally:
+        path.write_bytes(whole)

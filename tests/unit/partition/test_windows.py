@@ -1,0 +1,135 @@
+"""Plans for devices that run more blocks than they hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from llcompile.ir.cluster import Cluster, Link
+from llcompile.ir.errors import CompileError
+from llcompile.ir.plan import BlockCost, Plan, Stage
+from llcompile.partition import envelope, parse_window, plan_with_windows
+from llcompile.partition.check import check_plan
+from llcompile.partition.evaluate import decode_seconds, evaluate, memory
+from llrun.programs.ring import weights_bytes
+from tests.unit.partition.cases import OPTIONS, chain, cost, device
+
+PAGE = 4096
+BIG, SMALL = 8 * PAGE, 2 * PAGE
+COSTS = (cost(0, PAGE), *(cost(b, BIG if b % 2 else SMALL, 100) for b in range(1, 11)), cost(11, PAGE))
+FLOWS = chain(12)
+BUFFERS = 2 * 64 * 16
+BESIDE = 1000 + BUFFERS + 100  # runtime, messages, activations
+
+
+def cluster(head: int, *workers: int, disk: float = 1e8) -> Cluster:
+    devices = [device("h", head), *(device(f"w{i}", memory) for i, memory in enumerate(workers))]
+    slow = tuple(replace(d, disk_bytes_per_s=disk) for d in devices)
+    return Cluster("h", slow, Link(1e8, 1e-6), {})
+
+
+def planned(
+    where: Cluster, window: int | None, costs: tuple[BlockCost, ...] = COSTS, **wishes: object
+) -> Plan:
+    options = replace(OPTIONS, **wishes)
+    made = plan_with_windows(costs, FLOWS, where, options, window)
+    assert check_plan(made, costs, FLOWS, where, options) == []
+    return made
+
+
+ENDS = 2 * PAGE + BESIDE
+PAIR = BIG + SMALL
+
+
+def test_no_window_where_the_model_fits() -> None:
+    made = planned(cluster(ENDS, 10**6), None)
+    assert [stage.window for stage in made.stages] == [0, 0, 0]
+    assert made == replace(planned(cluster(ENDS, 10**6), 0), solve_s=made.solve_s)
+
+
+def test_what_does_not_fit_streams_and_the_window_is_as_wide_as_memory_allows() -> None:
+    memory_bytes = BESIDE + 10 * 100 + 2 * PAIR
+    made = planned(cluster(ENDS, memory_bytes), None)
+    assert [(s.devices, s.start, s.stop) for s in made.stages] == [
+        (("h",), 0, 1),
+        (("w0",), 1, 11),
+        (("h",), 11, 12),
+    ]
+    width = made.stages[1].window
+    assert 2 <= width < 10
+    assert made.devices["w0"].peak_bytes <= memory_bytes
+    wider = (made.stages[0], replace(made.stages[1], window=width + 1), made.stages[2])
+    assert memory(wider, COSTS, FLOWS, cluster(ENDS, memory_bytes))["w0"].peak > memory_bytes
+    with pytest.raises(CompileError, match="no feasible plan") as caught:
+        planned(cluster(ENDS, memory_bytes), 0)
+    assert caught.value.code == "P201"
+
+
+def test_a_window_of_two_is_a_large_and_a_small_block() -> None:
+    made = planned(cluster(ENDS, 10**6), 2)
+    assert [stage.window for stage in made.stages] == [0, 2, 0]
+    assert made.devices["w0"].weights_bytes == PAIR
+    assert made.devices["w0"].peak_bytes == PAIR + 1000 + BESIDE
+    assert planned(cluster(ENDS, PAIR + 1000 + BESIDE), 2, use_all=True).stages[1].window == 2
+
+
+def test_ends_of_the_model_never_stream() -> None:
+    made = planned(cluster(10**6), 3)
+    (stage,) = made.stages
+    assert stage.window == 3
+    assert (
+        made.devices["h"].weights_bytes == 2 * PAGE + 2 * PAIR
+    )  # of three the ring has places for two of each
+    described = envelope({"h": range(12)}, COSTS, cluster(10**6), made.stages).devices["h"]
+    assert (described.streamed, described.ring) == (tuple(range(1, 11)), 3)
+    assert weights_bytes(described, range(12)) == made.devices["h"].weights_bytes
+
+
+def test_a_block_that_streams_takes_as_long_as_it_takes_to_read() -> None:
+    where, stages = cluster(10**6, disk=1e7), (Stage.on("h", 0, 12),)
+    whole = evaluate(stages, COSTS, FLOWS, where, OPTIONS)
+    wide = evaluate((replace(stages[0], window=5),), COSTS, FLOWS, where, OPTIONS)
+    narrow = evaluate((replace(stages[0], window=2),), COSTS, FLOWS, where, OPTIONS)
+    middle = COSTS[1:-1]
+    read_s = sum(each.weights_bytes for each in middle) / 1e7
+    compute_s = sum(decode_seconds(each, where.devices[0]) for each in middle)
+    assert narrow.tpot_s == pytest.approx(whole.tpot_s - compute_s + read_s)
+    assert whole.tpot_s < wide.tpot_s < narrow.tpot_s
+    fast = evaluate((replace(stages[0], window=2),), COSTS, FLOWS, cluster(10**6, disk=1e12), OPTIONS)
+    assert fast.tpot_s == whole.tpot_s
+
+
+def test_a_faster_disk_gets_more() -> None:
+    where = cluster(ENDS, 50_000, 50_000)
+    first, second = (
+        replace(d, disk_bytes_per_s=rate) for d, rate in zip(where.devices[1:], (1e6, 9e6), strict=True)
+    )
+    made = planned(replace(where, devices=(where.devices[0], first, second)), None)
+    runs = {stage.lead: len(stage.blocks) for stage in made.stages}
+    assert runs["w1"] > runs.get("w0", 0)
+
+
+def test_where_not_even_a_window_fits_both_numbers_are_told() -> None:
+    with pytest.raises(
+        CompileError, match=r"needs 32 KiB, the largest device \(w0\) has 32 KiB free"
+    ) as caught:
+        planned(cluster(ENDS, BESIDE + BIG), None)
+    assert (caught.value.code, caught.value.exit_code) == ("P201", 3)
+
+
+def test_a_narrower_one_is_taken_where_two_do_not_fit() -> None:
+    made = planned(cluster(ENDS, BESIDE + BIG + 1000 + PAGE), None)
+    assert made.stages[1].window == 1
+
+
+@pytest.mark.parametrize(("text", "window"), [("auto", None), ("off", 0), ("1", 1), ("48", 48)])
+def test_window_option(text: str, window: int | None) -> None:
+    assert parse_window(text) == window
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "on", "99999999999999", "\u0663"])
+def test_what_is_no_window(text: str) -> None:
+    with pytest.raises(CompileError, match="not a window") as caught:
+        parse_window(text)
+    assert (caught.value.code, caught.value.exit_code) == ("P218", 2)
