@@ -3,22 +3,22 @@
 Where the model fits, there are no windows unless they are asked for. Where it does not, the stages are planned as if
 every block between the model's ends came from disk for each token: it takes next to no memory of its own, each device
 gives up that of a smallest window, and a block takes at least its bytes over the disk's rate. Then each device's
-window is made as wide as its memory allows. What is left out: a device whose memory holds all that it gets is planned
-as if it read it each time, so it may get less than would be best; no device holds several runs of blocks; and the bound
-of such a plan is what the blocks take at least, wherever they are.
+window is made as wide as its memory allows; of a group the pieces of blocks count as blocks. What is left out: a device
+whose memory holds all that it gets is planned as if it read it each time, so it may get less than would be best; no
+device holds several runs of blocks; and the bound of such a plan is what the blocks take at least, wherever they are.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from llcompile.ir.cluster import Cluster, Device
 from llcompile.ir.errors import INFEASIBLE, CompileError
-from llcompile.ir.plan import BlockCost, Flow, Plan, Stage
+from llcompile.ir.plan import BlockCost, Flow, PieceCosts, Plan, ShardCosts, Stage
 from llcompile.partition.clock import Clock
-from llcompile.partition.evaluate import evaluate, in_flight_bytes, memory
+from llcompile.partition.evaluate import evaluate, held_costs, in_flight_bytes, memory
 from llcompile.partition.options import PlanOptions
 from llcompile.partition.planner import device_loads, plan, verify
 from llcompile.partition.problem import HEAD, Problem
@@ -54,18 +54,19 @@ def plan_with_windows(
     cluster: Cluster,
     options: PlanOptions,
     window: int | None,
+    shard_costs: ShardCosts | None = None,
 ) -> Plan:
     """`plan`, with `window` blocks of a device in memory at once: None: windows where nothing fits without, OFF: never.
 
     Raises CompileError as `plan` does: P201 (exit 3) when nothing fits.
     """
     if window == OFF:
-        return plan(costs, flows, cluster, options)
+        return plan(costs, flows, cluster, options, shard_costs)
     if window is not None:
-        return _planned(costs, flows, cluster, options, window, wider=False)
+        return _planned(costs, flows, cluster, options, shard_costs, window, wider=False)
     clock = Clock(options.time_limit_s)
     try:
-        return plan(costs, flows, cluster, options)
+        return plan(costs, flows, cluster, options, shard_costs)
     except CompileError as error:
         if error.code != _NO_PLAN:
             raise
@@ -73,7 +74,7 @@ def plan_with_windows(
     for narrowest in NARROWEST if len(costs) > 2 else ():
         left = replace(options, time_limit_s=max(_LEAST_S, clock.left_s))
         try:
-            return _planned(costs, flows, cluster, left, narrowest, wider=True)
+            return _planned(costs, flows, cluster, left, shard_costs, narrowest, wider=True)
         except CompileError as error:
             if error.code != _NO_PLAN:
                 raise
@@ -85,17 +86,19 @@ def _planned(
     flows: Sequence[Flow],
     cluster: Cluster,
     options: PlanOptions,
+    shard_costs: ShardCosts | None,
     window: int,
     wider: bool,
 ) -> Plan:
     """The plan with windows of `window` blocks, or `wider` ones where memory allows."""
-    problem = Problem(tuple(costs), tuple(flows), cluster.at_work(), options)
+    problem = Problem(tuple(costs), tuple(flows), cluster.at_work(), options, shard_costs)
     token = in_flight_bytes(flows) // max(1, len(costs) - 2) + 1
-    made = plan(streaming(costs, token), flows, _with_less_memory(problem, cluster, window, token), options)
+    less = _with_less_memory(problem, cluster, window, token)
+    made = plan(streaming(costs, token), flows, less, options, streaming_pieces(shard_costs, token))
     stages = made.stages
     for devices in dict.fromkeys(stage.devices for stage in stages):
         stages = _opened(problem, stages, devices, window, wider)
-    figures = evaluate(stages, costs, flows, cluster, options)
+    figures = evaluate(stages, costs, flows, cluster, options, shard_costs)
     bound = min(least_seconds(problem), figures.objective)
     windowed = replace(
         made,
@@ -122,6 +125,23 @@ def streaming(costs: Sequence[BlockCost], token: int) -> tuple[BlockCost, ...]:
     return (*costs[:1], *middle, *costs[1:][-1:])
 
 
+def streaming_pieces(pieces: ShardCosts | None, token: int) -> ShardCosts | None:
+    """The same of blocks in pieces."""
+
+    def least(costs: Sequence[BlockCost]) -> tuple[BlockCost, ...]:
+        return tuple(
+            replace(as_streamed(cost), weights_bytes=min(token, cost.weights_bytes)) for cost in costs
+        )
+
+    def cut(blocks: Sequence[int], shares: tuple[float, ...], parts: int) -> Mapping[int, PieceCosts]:
+        found = pieces(blocks, shares, parts) if pieces else {}
+        return {
+            b: replace(each, shards=least(each.shards), tails=least(each.tails)) for b, each in found.items()
+        }
+
+    return cut if pieces else None
+
+
 def _with_less_memory(problem: Problem, cluster: Cluster, window: int, token: int) -> Cluster:
     """The cluster without the memory that a window takes of each device; of a head that has no room for one, without
     all that the ends of the model leave."""
@@ -142,14 +162,16 @@ def _opened(
     problem: Problem, stages: tuple[Stage, ...], devices: tuple[str, ...], window: int, wider: bool
 ) -> tuple[Stage, ...]:
     """`stages` with the window of `devices`, which share some of them. Raises CompileError P201 where none fits."""
-    count = len([b for s in stages if s.devices == devices for b in s.blocks if 0 < b < problem.blocks - 1])
+    ends = (0, problem.blocks - 1)
+    mine = held_costs([s for s in stages if s.devices == devices], devices[0], problem.costs, problem.pieces)
+    count = sum(cost.block not in ends for cost in mine)
 
     def made(width: int) -> tuple[Stage, ...]:
         chosen = width if width < count else 0
         return tuple(replace(s, window=chosen) if s.devices == devices else s for s in stages)
 
     def lacking(width: int) -> int:
-        needs = memory(made(width), problem.costs, problem.flows, problem.cluster)
+        needs = memory(made(width), problem.costs, problem.flows, problem.cluster, problem.pieces)
         return max(needs[name].peak - problem.cluster.device(name).memory_bytes for name in devices)
 
     widest = min(window, count)

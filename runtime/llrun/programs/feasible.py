@@ -9,6 +9,7 @@ from math import inf
 
 from llrun.programs.groups import block_of, finishers, group_blocks, is_group, tail_id
 from llrun.programs.rated import Rated, Stages, devices_of, owned, spans
+from llrun.programs.ring import weights_bytes
 
 
 def stage_faults(rated: Rated, stages: Stages, before: Stages) -> list[str]:
@@ -89,7 +90,8 @@ def _memory(rated: Rated, stages: Stages, before: Stages) -> Iterator[str]:
         there = [held[b] for b in blocks | old.get(name, set()) if b in held]
         if device is None or not there:
             continue
-        needs = sum(b.weights_bytes + b.cache_bytes for b in there) + buffers + device.runtime_bytes
+        needs = weights_bytes(device, [b.id for b in there]) + sum(b.cache_bytes for b in there)
+        needs += buffers + device.runtime_bytes
         needs += max(b.activation_bytes for b in there) + rated.group_buffer_bytes(stages, name)
         if needs > device.memory_bytes:
             both = ", with old and new blocks in memory at once" if before else ""

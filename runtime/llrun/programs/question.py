@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from llrun.programs.moving import read_seconds, rows_bytes
 from llrun.programs.rated import Rated, Stages, owned, owner_of
+from llrun.programs.ring import weights_bytes
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -175,14 +176,15 @@ def question(
         for block, each in rated.blocks[name].items():
             if block >= shape[1]:
                 continue
-            seconds[number, block] = each.decode_s * slow
-            stored[number, block] = each.weights_bytes + each.cache_bytes
+            seconds[number, block] = max(each.decode_s * slow, rated.loading_s(name, block))
+            streams = block in rated.envelope.devices[name].streamed
+            stored[number, block] = each.cache_bytes + (0 if streams else each.weights_bytes)
             active[number, block] = each.activation_bytes
             there[number, block] = block in old.get(name, ())
             if to_come > 0 and before and owners.get(block) != name:
                 seconds[number, block] += _move_s(rated, block, name, owners.get(block), held, lost) / to_come
     devices = [rated.envelope.devices[name] for name in names]
-    pieces = [_pieces_bytes(rated, name, old.get(name, set())) for name in names]
+    pieces = [_beside(rated, name, old.get(name, set())) for name in names]
     free = np.array([d.memory_bytes - d.runtime_bytes for d in devices], np.int64) - np.array(
         pieces, np.int64
     )
@@ -201,10 +203,14 @@ def question(
     )
 
 
-def _pieces_bytes(rated: Rated, device: str, old: Set[int]) -> int:
-    """What the pieces that a device runs in a group take in memory until a change is done."""
+def _beside(rated: Rated, device: str, old: Set[int]) -> int:
+    """What a device's memory holds beside whole blocks: its ring, and until a change is done pieces that it runs."""
+    known = rated.envelope.devices[device]
     mine = [b for b in rated.blocks[device].values() if b.id in old and b.id >= len(rated.graph.blocks)]
-    return sum(block.weights_bytes + block.cache_bytes for block in mine)
+    kept = sum(
+        block.cache_bytes + (0 if block.id in known.streamed else block.weights_bytes) for block in mine
+    )
+    return kept + weights_bytes(known, known.streamed)
 
 
 def _move_s(

@@ -3,7 +3,8 @@
 The definitions are the planner's: nothing overlaps within one token, the messages of one hop between consecutive stages
 share its latency, and one that skips stages pays its own. A group takes for a block what its slowest shard, the sum and
 its slowest tail take, and keeps all its devices busy as long; what enters it goes to one after the other. A block's
-seconds are the planner's for that device times the device's slowness (measured seconds / predicted seconds).
+seconds are the planner's for that device times the device's slowness (measured seconds / predicted seconds); one that
+streams takes at least what it takes to come from disk.
 """
 
 from __future__ import annotations
@@ -192,7 +193,15 @@ class Rated:
 
     def _seconds(self, device: str, piece: int, decode: bool) -> float:
         each = self.blocks.get(device, {}).get(piece)
-        return inf if each is None else (each.decode_s if decode else each.chunk_s) * self.slowness(device)
+        if each is None:
+            return inf
+        computing_s = (each.decode_s if decode else each.chunk_s) * self.slowness(device)
+        return max(computing_s, self.loading_s(device, piece))
+
+    def loading_s(self, device: str, piece: int) -> float:
+        """Seconds until a piece that streams there has come from disk, for each token and each chunk; 0: it is kept."""
+        known, each = self.envelope.devices[device], self.blocks[device][piece]
+        return each.weights_bytes / known.disk_bytes_per_s if piece in known.streamed else 0.0
 
     def pieces(self, stage: StageRecord, device: str) -> Sequence[int]:
         """The ids of what a device runs of a stage. The last tail of a group is who holds it's, and the lead's."""

@@ -6,7 +6,9 @@ import numpy_model
 import pytest
 from msgspec.structs import replace
 
+from llrun.programs.placement import Placement
 from llrun.programs.ring import places, ring_of, weights_bytes
+from llrun.schema import Slice, StageRecord
 
 PAGE, MIB = 4096, 1 << 20
 
@@ -57,3 +59,48 @@ def test_what_stages_take_of_a_device_on_which_some_stream() -> None:
     assert weights_bytes(streaming, [1, 2, 3, 4]) == 3 * MIB
     assert weights_bytes(streaming, [2]) == 2 * MIB
     assert weights_bytes(streaming, [1, 6]) == 2 * MIB
+
+
+def streaming(memory_bytes: int, **changes: object) -> Slice:
+    """The model over head and anna, who has 1 MiB for the runtime, `memory_bytes` for blocks, and so much beside as
+    caches, activations and messages take."""
+    record = numpy_model.record("head", ["head", "anna"])
+    placement = Placement.of(record)
+    anna = record.envelope.devices["anna"]
+    beside = (
+        anna.runtime_bytes
+        + sum(block.cache_bytes for block in anna.blocks)
+        + placement.buffer_bytes
+        + (1 << 16)
+    )
+    anna = replace(anna, memory_bytes=beside + memory_bytes, disk_bytes_per_s=1e8, **changes)
+    return replace(
+        record, envelope=replace(record.envelope, devices={**record.envelope.devices, "anna": anna})
+    )
+
+
+STAGES = (StageRecord.on("head", 0, 1), StageRecord.on("anna", 1, 6), StageRecord.on("head", 6, 7))
+FEWER = (StageRecord.on("head", 0, 3), StageRecord.on("anna", 3, 6), StageRecord.on("head", 6, 7))
+
+
+def test_moves_know_what_streams() -> None:
+    whole = Placement.of(streaming(5 * MIB))
+    assert whole.faults(STAGES, STAGES) == []
+    assert "anna needs" in Placement.of(streaming(5 * MIB - 1)).faults(STAGES)[0]
+    ring = {"streamed": (1, 2, 3, 4, 5), "ring": 2}
+    windowed = Placement.of(streaming(2 * MIB, **ring))
+    assert windowed.faults(STAGES, FEWER) == []
+    assert "anna needs" in Placement.of(streaming(2 * MIB - 1, **ring)).faults(STAGES)[0]
+    assert windowed.predict(STAGES) == pytest.approx(whole.predict(STAGES) + 5 * (MIB / 1e8 - 1e-3))
+    assert windowed.chunk_s(STAGES) == pytest.approx(whole.chunk_s(STAGES) + 5 * (MIB / 1e8 - 4e-3))
+
+
+def test_the_best_stages_are_found_among_windows() -> None:
+    """The head is slow, and has no memory for more than the ends."""
+    record = streaming(2 * MIB, streamed=(1, 2, 3, 4, 5), ring=2)
+    head = record.envelope.devices["head"]
+    least = head.runtime_bytes + 2 * MIB + Placement.of(record).buffer_bytes + (1 << 16)
+    devices = {**record.envelope.devices, "head": replace(head, memory_bytes=least)}
+    assert Placement.of(replace(record, envelope=replace(record.envelope, devices=devices))).best() == STAGES
+    devices["anna"] = replace(devices["anna"], streamed=(), ring=0)
+    assert Placement.of(replace(record, envelope=replace(record.envelope, devices=devices))).best() is None
