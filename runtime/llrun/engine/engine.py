@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Several
-from queue import SimpleQueue
 from typing import Protocol, assert_never
 
 from llrun.device.load import Device
@@ -19,6 +18,7 @@ from llrun.engine.events import (
     Fed,
     Feed,
     Halting,
+    Inbox,
     Opening,
     Stop,
     Switch,
@@ -64,7 +64,7 @@ class Engine:
         self,
         device: Device,
         outside: Outside,
-        inbox: SimpleQueue[Event],
+        inbox: Inbox,
         sequences: SequenceStore | None = None,
         installed: Installed | None = None,
     ) -> None:
@@ -90,14 +90,17 @@ class Engine:
 
     def run(self) -> None:
         """Handle events until Stop. Raises RunError: the stop's own, or what went wrong here."""
-        while not self._stopped:
-            start = time.perf_counter()
-            event = self.inbox.get()
-            idle_s = time.perf_counter() - start
-            self._wait_s += idle_s
-            self._idle_s += idle_s
-            self._handle(event)
-            self.settle()
+        try:
+            while not self._stopped:
+                start = time.perf_counter()
+                event = self.inbox.get()
+                idle_s = time.perf_counter() - start
+                self._wait_s += idle_s
+                self._idle_s += idle_s
+                self._handle(event)
+                self.settle()
+        finally:
+            self.inbox.close()
 
     def settle(self) -> None:
         """Take what has come in and run what can run, until nothing is left of either, without waiting."""
@@ -105,6 +108,10 @@ class Engine:
             if not self.inbox.empty():
                 self._handle(self.inbox.get())
             elif self._ready:
+                if self.sequences.several:
+                    self.inbox.look()  # for rows that can be joined
+                    if not self.inbox.empty():
+                        continue
                 self._run_next()
             elif not self._turnstile.waiting or not self._turn():
                 return

@@ -11,6 +11,7 @@ from llrun.errors import RunError
 from llrun.memory import Array
 from llrun.programs.installed import Installed
 from llrun.wire.protocol import Header, ProtocolError
+from llrun.wire.pump import Pump
 
 INBOX_LIMIT = 4096
 
@@ -90,7 +91,37 @@ Event = Arrived | Fed | Opening | Closing | Asking | Halting | Switch | Stop
 
 
 class Inbox(SimpleQueue[Event]):
-    """The only way into an engine, safe from any thread; bounded for what comes over the links."""
+    """The only way into an engine, safe from any thread; bounded for what comes over the links.
+
+    With a `pump`, who takes events out reads connections while there are none.
+    """
+
+    def __init__(self, pump: Pump | None = None) -> None:
+        super().__init__()
+        self.pump = pump
+
+    def put(self, item: Event, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item)
+        if self.pump is not None:
+            self.pump.wake()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Event:
+        if self.pump is not None:
+            self.pump.wait(self._any)
+        return super().get(block, timeout)
+
+    def look(self) -> None:
+        """Take in what the pump has."""
+        if self.pump is not None:
+            self.pump.look()
+
+    def close(self) -> None:
+        """Nobody takes anything out any more."""
+        if self.pump is not None:
+            self.pump.close()
+
+    def _any(self) -> bool:
+        return not self.empty()
 
     def deliver(self, source: str, headers: tuple[Header, ...], array: Array) -> None:
         """Put a tensor in. Raises ProtocolError when INBOX_LIMIT events are waiting already."""

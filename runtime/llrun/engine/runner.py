@@ -17,7 +17,7 @@ from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array, aligned_copy, empty
 from llrun.programs.installed import Installed
 from llrun.schema import Release, Rows, Send
-from llrun.wire.protocol import ALL_ROWS, LAST_CHUNK, ONE_ROW, TENSOR, Header, pack_header, pack_rows
+from llrun.wire.protocol import ALL_ROWS, LAST_CHUNK, ONE_ROW, TENSOR, Header, pack_rows, pack_tensor
 
 FINAL = LAST_CHUNK | ALL_ROWS
 ALONE, CHUNK, JOINED = 0, 1, 2  # KINDS for one row of one sequence; several of one; one of each of several
@@ -204,6 +204,10 @@ class Runner:
     def _header(self, tensor: int, code: int, steps: Steps, rows: int, size: int) -> bytes:
         """What goes before the bytes of `rows` rows: a header, for several steps with a table."""
         count = len(steps)
+        if count == 1:
+            step, flag = steps[0], ONE_ROW if rows == 1 else 0
+            where = self._installed.epoch, step.sequence.number, step.position, step.rows, tensor
+            return pack_tensor(step.flags | flag, code, *where, size)
         headers = [
             Header(
                 TENSOR,
@@ -218,7 +222,7 @@ class Runner:
             )
             for step in steps
         ]
-        return pack_header(headers[0]) if count == 1 else pack_rows(headers)
+        return pack_rows(headers)
 
 
 def _is_whole(parts: Sequence[Any]) -> bool:

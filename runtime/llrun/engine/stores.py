@@ -210,6 +210,11 @@ class SequenceStore:
         return self._open.get(number)
 
     @property
+    def several(self) -> bool:
+        """Whether more than one sequence is open."""
+        return len(self._open) > 1
+
+    @property
     def numbers(self) -> frozenset[int]:
         """The sequences that are open."""
         return frozenset(self._open)

@@ -47,6 +47,7 @@ from llrun.wire.messages import (
     StepDone,
     StepsDone,
 )
+from llrun.wire.pump import Pump
 from llrun.wire.transfers import Transfers
 from llrun.wire.transport import Transport
 
@@ -82,15 +83,13 @@ class Session:
         self._device = device
         self._timeout_s = timeout_s
         self._replies: SimpleQueue[Reply] = SimpleQueue()
-        inbox = Inbox()
+        inbox, told = Inbox(Pump()), (self._replies.put, self._unlinked)
         outbound = Outbound(device.name, self._replies)
         self._engine = Engine(device, outbound, inbox)
         transfers = Transfers(
             Caches(self._engine.sequences), record.model.shapes.context, outbound.send, outbound.copied
         )
-        self._links = Links(
-            device.installed, device.limits, inbox.deliver, self._replies.put, self._unlinked, transfers
-        )
+        self._links = Links(device.installed, device.limits, inbox.deliver, *told, transfers, inbox.pump)
         chosen = {name: addresses[name] for name in sorted(record.devices.keys() - {record.head})}
         controls = Controls(record.bundle, device.name, transport, chosen, self._replies, note)
         own = Part(

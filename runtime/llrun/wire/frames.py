@@ -57,6 +57,13 @@ def read_table(connection: Connection, header: Header, layout: Layout, limits: L
     Raises ConnectionLost, ProtocolError."""
     table = bytearray(header.rows * TABLE_ENTRY_BYTES)
     connection.read_into(memoryview(table))
+    return table_headers(header, table, layout, limits)
+
+
+def table_headers(
+    header: Header, table: bytes | bytearray, layout: Layout, limits: Limits
+) -> tuple[Header, ...]:
+    """What a frame of rows says of each, checked. Raises ProtocolError."""
     headers = unpack_rows(header, table)
     for row in headers:
         _check_step(row, layout, limits)

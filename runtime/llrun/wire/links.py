@@ -9,10 +9,12 @@ from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array, empty
 from llrun.programs.installed import Installed
 from llrun.programs.layouts import Limits
-from llrun.wire.frames import check_tensor, drain, read_table
+from llrun.wire.frames import check_tensor, drain, read_table, table_headers
 from llrun.wire.handshake import read_header
 from llrun.wire.messages import LinkFigures
 from llrun.wire.protocol import CACHE, CACHE_ACK, ONE_ROW, ROWS, Header, ProtocolError
+from llrun.wire.pump import Pump
+from llrun.wire.tokens import TokenReader, is_token
 from llrun.wire.transfers import Transfers
 from llrun.wire.transport import Connection, ConnectionLost
 
@@ -33,7 +35,8 @@ class Links:
     A tensor that arrives goes to `deliver`, cache rows to `transfers`. What arrives and cannot be is told to `report`.
     A connection that ends is told to `report_lost`, where the program needs it, or the next will (`expect`); what is
     sent to its device from then on is dropped, as steps that it was part of are never done. Both are called on
-    whatever thread finds out.
+    whatever thread finds out. A connection is read by a thread of its own; after a single token's tensor, with a
+    `pump`, by who waits there, until something else comes.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Links:
         report: Report,
         report_lost: ReportLost,
         transfers: Transfers,
+        pump: Pump | None = None,
     ) -> None:
         self._installed = installed
         self._limits = limits
@@ -51,6 +55,7 @@ class Links:
         self._report = report
         self._report_lost = report_lost
         self._transfers = transfers
+        self._pump = pump
         self._connections: dict[str, Connection] = {}
         self._expected: frozenset[str] = frozenset()
         self._changed = threading.Condition()
@@ -84,9 +89,7 @@ class Links:
             self._changed.notify_all()
         if before is not None:  # another came in between
             self._replaced(device, before)
-        threading.Thread(
-            target=self._read, args=(device, connection), name=f"read {device}", daemon=True
-        ).start()
+        self._start_reading(device, connection)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -94,7 +97,7 @@ class Links:
 
     def _replaced(self, device: str, before: Connection | None) -> None:
         if before is not None:
-            before.close()
+            self._end_reading(before)
         self._transfers.lost(device)
 
     def expect(self, devices: Collection[str]) -> None:
@@ -143,11 +146,11 @@ class Links:
         self.retire()
         self._transfers.close()
         for connection in list(self._connections.values()):
-            connection.close()
+            self._end_reading(connection)
 
     def _gone(self, device: str, connection: Connection, reason: str) -> None:
         """The connection has ended, unless another had taken its place, or the session is over."""
-        connection.close()
+        self._end_reading(connection)
         with self._changed:
             if self._closed or self._connections.get(device) is not connection:
                 return
@@ -171,31 +174,77 @@ class Links:
             self.dropped += 1
             self._gone(destination, connection, str(error))
 
-    def _read(self, device: str, connection: Connection) -> None:
+    def _start_reading(self, device: str, connection: Connection, header: Header | None = None) -> None:
+        """Have a thread read it; `header`: of the frame that was begun."""
+        words = device, connection, header
+        threading.Thread(target=self._read, args=words, name=f"read {device}", daemon=True).start()
+
+    def _end_reading(self, connection: Connection) -> None:
+        if self._pump is not None:
+            self._pump.discard(connection.number)
+        connection.close()
+
+    def _read(self, device: str, connection: Connection, header: Header | None) -> None:
         try:
-            while True:
-                self._read_frame(device, connection)
-        except ConnectionLost as error:
+            while not self._read_frame(device, connection, header or read_header(connection)):
+                header = None
+            self._read_at_the_pump(device, connection)
+        except (ConnectionLost, ProtocolError, MemoryError) as error:
+            self._tell(device, connection, error)
+
+    def _read_at_the_pump(self, device: str, connection: Connection) -> None:
+        """From now on who waits at the pump reads what comes."""
+        assert self._pump is not None
+        pump, number = self._pump, connection.number
+        reader = TokenReader(
+            connection,
+            lambda header: check_tensor(header, device, self._installed, self._limits),
+            lambda header, table, layout: table_headers(header, table, layout, self._limits),
+        )
+
+        def read() -> None:
+            try:
+                found = reader.take()
+            except (ConnectionLost, ProtocolError, MemoryError) as error:
+                self._tell(device, connection, error)
+                return
+            if isinstance(found, Header):
+                pump.discard(number)
+                self._start_reading(device, connection, found)
+            elif found is not None:
+                self._deliver(device, *found)
+
+        with self._changed:
+            if not self._closed and self._connections.get(device) is connection:
+                pump.add(number, read)
+
+    def _tell(
+        self, device: str, connection: Connection, error: ConnectionLost | ProtocolError | MemoryError
+    ) -> None:
+        """What ends a connection, or the session, while it is read is told."""
+        if isinstance(error, ConnectionLost):
             self._gone(device, connection, str(error))
-        except ProtocolError as error:
+            return
+        self._end_reading(connection)
+        if isinstance(error, ProtocolError):
             self._end(RunError(error.code, f"device {device}: {error.message}", INTERNAL))
-        except MemoryError:
+        else:
             self._end(RunError("R504", f"no memory for what device {device} sends", INTERNAL))
-        finally:
-            connection.close()
 
     def _end(self, error: RunError) -> None:
         if not self._closed:
             self._report(error)
 
-    def _read_frame(self, device: str, connection: Connection) -> None:
-        header = read_header(connection)
+    def _read_frame(self, device: str, connection: Connection, header: Header) -> bool:
+        """Read the rest of a frame; whether it was a token's, so that others are to be expected."""
         if header.kind == CACHE:
             self._transfers.take(device, header, connection.read_into)
         elif header.kind == CACHE_ACK:
             self._transfers.acknowledged(device, header)
         else:
             self._read_tensor(device, header, connection)
+            return self._pump is not None and is_token(header)
+        return False
 
     def _read_tensor(self, device: str, header: Header, connection: Connection) -> None:
         layout = check_tensor(header, device, self._installed, self._limits)

@@ -66,6 +66,13 @@ def pack_header(header: Header) -> bytes:
     return HEADER.pack(MAGIC, VERSION, kind, flags, dtype, *numbers)
 
 
+def pack_tensor(
+    flags: int, dtype: int, epoch: int, sequence: int, position: int, rows: int, tensor: int, length: int
+) -> bytes:
+    """`pack_header` of a tensor's, at once."""
+    return HEADER.pack(MAGIC, VERSION, TENSOR, flags, dtype, epoch, sequence, position, rows, tensor, length)
+
+
 def pack_rows(headers: Sequence[Header]) -> bytes:
     """Header and table of a frame that carries the one row of each of `headers`, which agree in dtype,
     epoch, tensor and length."""

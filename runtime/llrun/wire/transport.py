@@ -55,6 +55,13 @@ class Connection(Protocol):
     def read_into(self, view: memoryview) -> None:
         """Fill `view`. Raises ConnectionLost."""
 
+    def read_now(self, view: memoryview) -> int:
+        """Read what is there, as far as `view` goes: how many bytes, 0 for none yet. Raises ConnectionLost."""
+
+    @property
+    def number(self) -> int:
+        """The file's number, by which the system says that there is something to read; negative where it is closed."""
+
     def deadline(self, seconds: float | None) -> None:
         """All reads from now on end `seconds` from now; None: never."""
 
@@ -123,6 +130,22 @@ class TcpConnection:
             done += count
             self.heard_at = time.monotonic()
 
+    def read_now(self, view: memoryview) -> int:
+        try:
+            count = self._socket.recv_into(view, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ConnectionLost(_reason(error)) from error
+        if count == 0:
+            raise ConnectionLost("it closed the connection")
+        self.heard_at = time.monotonic()
+        return count
+
+    @property
+    def number(self) -> int:
+        return self._socket.fileno()
+
     def deadline(self, seconds: float | None) -> None:
         self._until = None if seconds is None else time.monotonic() + seconds
         self._limit_read(0.0)
@@ -153,6 +176,8 @@ class TcpConnection:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
     def _wait_for_room(self) -> None:
+        if not self._queue and not self._closed:
+            return
         room = self._changed.wait_for(
             lambda: self._closed or len(self._queue) < QUEUE_FRAMES, SEND_DEADLINE_S
         )

@@ -48,6 +48,7 @@ from llrun.wire.messages import (
 )
 from llrun.wire.protocol import ProtocolError
 from llrun.wire.pulse import WORKER_PATIENCE_S, Pulse
+from llrun.wire.pump import Pump
 from llrun.wire.transfers import Transfers
 from llrun.wire.transport import Connection, ConnectionLost, Transport
 from llrun.worker.door import DRAIN_S, REASON_LIMIT, Note
@@ -125,7 +126,7 @@ class WorkerSession:
         self._head = device.record.head
         self._configuration: Configure | None = None
         self._goodbye = threading.Event()
-        self._inbox = Inbox()
+        self._inbox = Inbox(Pump())
         self._outside = HeadLink(control, self._head)
         self._pulse = Pulse(self._silent, lambda _: None, WORKER_PATIENCE_S)
         self._silence = ""
@@ -175,7 +176,8 @@ class WorkerSession:
         transfers = Transfers(
             caches, context, self._outside.send, lambda number: self._outside.tell(Copied(number))
         )
-        self._links = Links(own, device.limits, self._inbox.deliver, self._fail, self._lost_peer, transfers)
+        to, told = self._inbox, (self._fail, self._lost_peer)
+        self._links = Links(own, device.limits, to.deliver, *told, transfers, to.pump)
         self._part = Part(
             device, self._engine, self._links, transfers, self._dials, self._dial_once, self._outside.tell
         )

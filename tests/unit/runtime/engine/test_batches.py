@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from queue import SimpleQueue
 
 import msgspec
 import numpy as np
@@ -14,7 +13,7 @@ from test_engine import NAMES, SOURCES, Recorder, arrived, engine, fed, perform
 
 from llrun.device.library import Library
 from llrun.engine.engine import Engine
-from llrun.engine.events import Arrived, Closing, Fed, Feed, Opening
+from llrun.engine.events import Arrived, Closing, Fed, Feed, Inbox, Opening
 from llrun.errors import RunError
 from llrun.schema import DeviceProgram, Load, ModelInfo, Receive, Run, Send, Shapes
 from llrun.wire.protocol import ALL_ROWS, LAST_CHUNK, ONE_ROW, TENSOR, Header, ProtocolError
@@ -47,7 +46,7 @@ class Spy:
 def spied(name: str, **changes) -> tuple[Engine, Recorder, Spy]:
     spy, outside = Spy(), Recorder()
     part = numpy_model.device(name, NAMES, spy.library, **changes)
-    return Engine(part, outside, SimpleQueue()), outside, spy
+    return Engine(part, outside, Inbox()), outside, spy
 
 
 def model(chunk: int) -> ModelInfo:
@@ -307,7 +306,7 @@ def test_logits_of_a_pass_are_each_sequence_s_own():
     outside.logits = lambda steps, found: rows.update(
         {number: found[0, i] for i, (number, _) in enumerate(steps)}
     )
-    subject = Engine(part, outside, SimpleQueue())
+    subject = Engine(part, outside, Inbox())
     for number, tokens in enumerate(ids):
         perform(subject, Opening(number), _feed(number, tokens[:-1], 0) if tokens[:-1] else Fed(()))
     feeds = [_feed(number, tokens[-1:], len(tokens) - 1).feeds[0] for number, tokens in enumerate(ids)]
@@ -329,7 +328,7 @@ def test_a_failing_batch_is_named():
     part = numpy_model.device("bert", NAMES)
     functions = {**part.library.functions, "t1_batch": broken}
     library = Library(functions, part.library.wrap, part.library.unwrap)
-    subject = Engine(replace(part, library=library), Recorder(), SimpleQueue())
+    subject = Engine(replace(part, library=library), Recorder(), Inbox())
     with pytest.raises(RunError, match="template t1 of block 3 failed: no room"):
         perform(subject, Opening(0), Opening(1), token(0, 0), token(1, 0))
 
@@ -339,7 +338,7 @@ def test_two_rows_of_one_sequence_are_never_one_pass():
     request was cancelled, and the last row of what was asked next."""
     devices = ["head", "anna", "bert", "cora"]
     part, outside = numpy_model.device("cora", devices), Recorder()
-    subject = Engine(part, outside, SimpleQueue())
+    subject = Engine(part, outside, Inbox())
     perform(subject, Opening(0), Opening(1))
     rows = [(0, 5), (0, 9), (1, 3)]
     perform(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from queue import SimpleQueue
-
 import numpy as np
 import numpy_model
 import pytest
 from numpy_model import FIRST, IDS, LOGITS, POSITIONS, TABLE, WIDTH
 
 from llrun.engine.engine import Engine
-from llrun.engine.events import Arrived, Closing, Fed, Feed, Opening
+from llrun.engine.events import Arrived, Closing, Fed, Feed, Inbox, Opening
 from llrun.errors import RunError
 from llrun.schema import DeviceProgram, Load, Receive, Run, Send
 from llrun.wire.messages import Held, StepDone
@@ -77,7 +75,7 @@ class Recorder:
 def engine(name: str, **changes) -> tuple[Engine, Recorder]:
     part = numpy_model.device(name, NAMES, **changes)
     outside = Recorder()
-    return Engine(part, outside, SimpleQueue()), outside
+    return Engine(part, outside, Inbox()), outside
 
 
 def perform(subject: Engine, *events) -> None:
@@ -234,7 +232,7 @@ def test_a_failing_kernel_is_named():
         raise RuntimeError("shape mismatch")
 
     part = numpy_model.device("bert", NAMES, numpy_model.library(t1=broken))
-    subject = Engine(part, Recorder(), SimpleQueue())
+    subject = Engine(part, Recorder(), Inbox())
     with pytest.raises(RunError, match="template t1 of block 3 failed: shape mismatch") as caught:
         perform(subject, Opening(0), arrived(FIRST + 2, 0, 8))
     assert (caught.value.code, caught.value.exit_code) == ("R501", 1)
@@ -242,7 +240,7 @@ def test_a_failing_kernel_is_named():
 
 def test_a_tensor_of_another_size_than_the_program_says_is_not_sent():
     part = numpy_model.device("bert", NAMES, numpy_model.library(t1=lambda x, *_: x[..., :3]))
-    subject = Engine(part, Recorder(), SimpleQueue())
+    subject = Engine(part, Recorder(), Inbox())
     with pytest.raises(RunError, match="tensor h4 came out as"):
         perform(subject, Opening(0), arrived(FIRST + 2, 0, 8, LAST_CHUNK))
 

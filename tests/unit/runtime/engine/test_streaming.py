@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from queue import SimpleQueue
 
 import numpy as np
 import numpy_model
@@ -16,7 +15,7 @@ from llrun.device.blocks import BlockStore
 from llrun.device.load import Device
 from llrun.device.window import Streams
 from llrun.engine.engine import Engine
-from llrun.engine.events import Opening
+from llrun.engine.events import Inbox, Opening
 from llrun.errors import RunError
 from llrun.memory import Array, side_by_side
 from llrun.programs.ring import places
@@ -63,7 +62,7 @@ def streaming(ring: int) -> tuple[Engine, Recorder, dict[int, File]]:
     store = BlockStore(whole.record, numpy_model.Parts(), wrap, {}, Streams(files, where, memory))
     outside = Recorder()
     device = Device(whole.record, whole.installed, store, whole.library)
-    return Engine(device, outside, SimpleQueue()), outside, files
+    return Engine(device, outside, Inbox()), outside, files
 
 
 @pytest.mark.parametrize("ring", [1, 2])
