@@ -76,7 +76,7 @@ def with_tokenizer(cluster: Cluster, tokenizer_bytes: int) -> Cluster:
         return cluster
     taken = TOKENIZER_LIBRARY_BYTES + TOKENIZER_FACTOR * tokenizer_bytes
     devices = tuple(
-        replace(d, runtime_bytes=d.runtime_bytes + taken, tokenizer_bytes=tokenizer_bytes)
+        replace(d, runtime_bytes=d.runtime_bytes + taken, other_bytes=tokenizer_bytes)
         if d.name == cluster.head
         else d
         for d in cluster.devices

@@ -31,7 +31,7 @@ class Device:
     """A device with its figures: effective rates, not peaks. Units as the names say.
 
     `disk_bytes`: what its slice may take, None: as much as it likes. `standby`: it holds blocks and runs none at first.
-    `tokenizer_bytes`: the tokenizer's files in its slice.
+    `other_bytes`: what its slice has beside libraries and whole blocks: the tokenizer's files, pieces of blocks.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Device:
     standby: bool = False
     watts: Watts | None = None
     battery_joules: float | None = None
-    tokenizer_bytes: int = 0
+    other_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,4 +20,4 @@ def room_bytes(device: Device, blocks: int) -> int | None:
     """Bytes that `disk_bytes` leaves for blocks' files on a device of a model of so many blocks; None: no bound."""
     if device.disk_bytes is None:
         return None
-    return device.disk_bytes - LIBRARIES_BYTES - RECORD_BYTES * blocks - device.tokenizer_bytes
+    return device.disk_bytes - LIBRARIES_BYTES - RECORD_BYTES * blocks - device.other_bytes

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llcompile.ir.cluster import Cluster
-from llcompile.ir.plan import BlockCost, Move, Plan, Stage
+from llcompile.ir.plan import BlockCost, Move, Plan, ShardCosts, Stage
 from llcompile.partition.envelope import envelope
 from llcompile.partition.holding import LEAST_GAIN
 from llcompile.partition.remedies import remedy
@@ -24,6 +24,7 @@ def moves(
     cluster: Cluster,
     graph: GraphRecord,
     spares: bool,
+    pieces: ShardCosts | None = None,
 ) -> tuple[Move, ...]:
     """What the runtime would do in each scenario, from what devices hold, by the runtime's own placement.
 
@@ -31,14 +32,8 @@ def moves(
     noticed. A slow device is left as it is where a move would save less than LEAST_GAIN of a token. `spares` False: the
     user wanted none.
     """
-    placement = Placement(
-        graph,
-        envelope(plan.held, costs, cluster, plan.stages),
-        cluster.head,
-        plan.shapes,
-        Rates(),
-        frozenset(plan.held),
-    )
+    known = envelope(plan.held, costs, cluster, plan.stages, pieces)
+    placement = Placement(graph, known, cluster.head, plan.shapes, Rates(), frozenset(plan.held))
     return tuple(
         _lost(placement, plan, scenario, placed, spares)
         if scenario.event is MoveEvent.LOST
@@ -72,8 +67,10 @@ def _half(placement: Placement, plan: Plan, device: str) -> Move:
 
 
 def records(stages: Sequence[Stage]) -> tuple[StageRecord, ...]:
-    return tuple(StageRecord.on(stage.lead, stage.start, stage.stop) for stage in stages)
+    return tuple(
+        StageRecord(s.devices, s.shares, (s.start, s.stop), s.window, s.all_reduce, s.root) for s in stages
+    )
 
 
 def _stages(stages: Sequence[StageRecord]) -> tuple[Stage, ...]:
-    return tuple(Stage.on(stage.lead, *stage.blocks) for stage in stages)
+    return tuple(Stage(s.devices, s.shares, *s.blocks, s.window, s.all_reduce, s.root) for s in stages)

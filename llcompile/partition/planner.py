@@ -23,6 +23,7 @@ from llrun.schema import PlanStatus
 _BROKEN = "P222"
 SINGLE = 0.6  # share of the time for plans of single devices, where there may be groups
 HAIR = 1e-8
+ANY = -1  # the block of costs that several blocks have
 STANDS_BY = "stands by, as devices.json asks: it holds blocks and runs none at first"
 
 
@@ -66,8 +67,8 @@ def remembered(shard_costs: ShardCosts) -> ShardCosts:
                 cut = found.get(block)
                 bare = cut and replace(
                     cut,
-                    shards=tuple(replace(cost, block=0) for cost in cut.shards),
-                    tails=tuple(replace(cost, block=0) for cost in cut.tails),
+                    shards=tuple(replace(cost, block=ANY) for cost in cut.shards),
+                    tails=tuple(replace(cost, block=ANY) for cost in cut.tails),
                 )
                 here[block] = bare and same.setdefault(bare, bare)
         return {block: cut for block in blocks if (cut := here[block]) is not None}

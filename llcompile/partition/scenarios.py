@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from math import comb, perm
 
 from llcompile.ir.cluster import Cluster, Device
-from llcompile.ir.plan import Stage
+from llcompile.ir.plan import BlockCost, Stage
 from llcompile.partition.brute_force import candidates
 from llcompile.partition.clock import Clock
-from llcompile.partition.evaluate import in_flight_bytes
+from llcompile.partition.evaluate import held_costs, in_flight_bytes
 from llcompile.partition.many import SUBSETS, outlook_of
+from llcompile.partition.options import NO_GROUPS
 from llcompile.partition.orders import Cutter, Order
 from llcompile.partition.problem import HEAD, INFINITY, Problem
 from llcompile.partition.search import found_plan
@@ -52,7 +53,7 @@ class Placed:
 
 def scenarios(problem: Problem, stages: Stages) -> tuple[Scenario, ...]:
     """Each worker of the plan lost, then each of its devices half as fast, in the cluster's order."""
-    used = [d for d in problem.cluster.devices if any(stage.lead == d.name for stage in stages)]
+    used = [d for d in problem.cluster.devices if any(d.name in stage.devices for stage in stages)]
     lost = [
         Scenario(MoveEvent.LOST, d.name, _changed(problem, without(problem.cluster, d.name)), INFINITY, ())
         for d in used
@@ -81,7 +82,13 @@ def _changed(problem: Problem, cluster: Cluster) -> Problem:
     Only seconds of a token count."""
     kept = tuple(pin for pin in problem.options.pins if pin.keep)
     options = replace(
-        problem.options, objective="latency", prompt_tokens=1, new_tokens=NEW_TOKENS, pins=kept, use_all=False
+        problem.options,
+        objective="latency",
+        prompt_tokens=1,
+        new_tokens=NEW_TOKENS,
+        pins=kept,
+        use_all=False,
+        tensor_parallel=NO_GROUPS,
     )
     return replace(problem, cluster=cluster, options=options)
 
@@ -89,9 +96,10 @@ def _changed(problem: Problem, cluster: Cluster) -> Problem:
 def placements(scenario: Scenario, stages: Stages, clock: Clock) -> tuple[Placed, ...]:
     """Plans that memory allows, the fastest first: all of a small problem, else the best ones of several kinds.
 
-    Those are the best at all; the best with each worker; the best cuts of the plan's own order of devices without the
-    lost or slow one, or with another in its place; the same with no more on any disk, or in any memory, than is free
-    beside what the device has; and what neighbours take of the stage in question.
+    Groups are not made anew. Those are the best at all; the best with each worker; the best cuts of the plan's own
+    order of devices without the lost or slow one, or with another in its place; the same with no more on any disk, or
+    in any memory, than is free beside what the device has; and, of a plan without groups, what neighbours take of the
+    stage in question.
     """
     found: dict[Stages, None] = {}
     for made in _all(scenario, stages, clock):
@@ -112,7 +120,8 @@ def _all(scenario: Scenario, stages: Stages, clock: Clock) -> Iterator[Stages]:
     if count <= FEW:
         yield from candidates(problem.blocks, problem.cluster, problem.options)
         return
-    yield from _neighbours(scenario, stages)
+    if not any(stage.is_group for stage in stages):
+        yield from _neighbours(scenario, stages)
     less = _left(scenario, stages)
     variants = [problem, *([replace(problem, cluster=less)] if less != problem.cluster else [])]
     for variant in variants:
@@ -128,10 +137,10 @@ def _left(scenario: Scenario, stages: Stages) -> Cluster:
     problem = scenario.problem
 
     def left(d: Device) -> Device:
-        mine = [(s.start, s.stop) for s in stages if s.lead == d.name]
+        mine = [(s.start, s.stop) for s in stages if s.devices == (d.name,)]
         disk = None if d.disk_bytes is None else d.disk_bytes - problem.on_disk(mine)
-        kept = [r for r in mine if scenario.kept]
-        return replace(d, disk_bytes=disk, memory_bytes=d.memory_bytes - problem.needed(kept))
+        kept = held_costs(scenario.kept, d.name, problem.costs, problem.pieces)
+        return replace(d, disk_bytes=disk, memory_bytes=d.memory_bytes - needed(kept))
 
     return replace(problem.cluster, devices=tuple(map(left, problem.cluster.devices)))
 
@@ -149,9 +158,10 @@ def _ordered(problem: Problem, device: str, stages: Stages) -> Iterator[Stages]:
 
 
 def orders(problem: Problem, device: str, stages: Stages) -> tuple[Order, ...]:
-    """Numbers of workers: the plan's order, without `device`, with another in its place, with another at its end."""
+    """Numbers of workers: the plan's order, a group's devices one behind the other; without `device`, with another in
+    its place, with another at its end."""
     numbers = {d.name: n for n, d in enumerate(problem.devices)}
-    names = [stage.lead for stage in stages if stage.lead != problem.cluster.head]
+    names = [name for stage in stages for name in stage.devices if name != problem.cluster.head]
     others = [problem.devices[n].name for n in problem.workers if problem.devices[n].name not in names]
     less = [name for name in names if name != device]
     wanted = [names, less, *([*names, other] for other in others), *([*less, other] for other in others)]
@@ -218,16 +228,23 @@ def fits(scenario: Scenario, stages: Stages) -> bool:
 def _holds(problem: Problem, name: str, stages: Stages, kept: Stages) -> bool:
     device = problem.cluster.device(name)
     blocks = blocks_of(name, (*stages, *kept))
-    several = len({stage.lead for stage in (*stages, *kept)}) > 1
+    grouped = [stage for stage in kept if stage.is_group]
+    pieces = held_costs(grouped, name, problem.costs, problem.pieces)
+    several = len({each for stage in (*stages, *kept) for each in stage.devices}) > 1
     buffers = in_flight_bytes(problem.flows) if several else 0
-    stored = sum(problem.costs[b].weights_bytes + problem.costs[b].cache_bytes for b in blocks)
-    active = max(problem.costs[b].activation_bytes for b in blocks)
-    return stored + active + buffers + device.runtime_bytes <= device.memory_bytes
+    there = needed([*(problem.costs[b] for b in blocks), *pieces])
+    return there + buffers + device.runtime_bytes <= device.memory_bytes
+
+
+def needed(costs: Sequence[BlockCost]) -> int:
+    """Bytes of blocks and pieces that are in a device's memory together."""
+    stored = sum(cost.weights_bytes + cost.cache_bytes for cost in costs)
+    return stored + max((cost.activation_bytes for cost in costs), default=0)
 
 
 def blocks_of(name: str, stages: Iterable[Stage]) -> tuple[int, ...]:
-    """The blocks that `stages` have device `name` run, ascending."""
-    return tuple(sorted({b for stage in stages if stage.lead == name for b in stage.blocks}))
+    """The whole blocks that `stages` have device `name` run, ascending."""
+    return tuple(sorted({b for stage in stages if stage.devices == (name,) for b in stage.blocks}))
 
 
 def could_run(problem: Problem, device: int) -> Sequence[int]:

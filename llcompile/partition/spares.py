@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from llcompile.ir.cluster import Cluster
-from llcompile.ir.plan import BlockCost, Flow, Plan
+from llcompile.ir.plan import BlockCost, Flow, Plan, ShardCosts
 from llcompile.partition.clock import Clock
 from llcompile.partition.disk import file_bytes
+from llcompile.partition.evaluate import held_costs
 from llcompile.partition.holding import Held, choose, options_of
 from llcompile.partition.moves import moves
 from llcompile.partition.options import PlanOptions
@@ -52,12 +53,16 @@ def choose_spares(
     cluster: Cluster,
     options: PlanOptions,
     spare: Spare,
+    pieces: ShardCosts | None = None,
 ) -> Spares:
-    """What each device holds. A device that stands by holds all that it could run, whatever `spare` says.
+    """The whole blocks that each device holds. A device that stands by holds all that it could run, whatever `spare`
+    says. What a device has of a group's blocks is beside these, and helps nobody when a member is lost.
 
     Same input, same spares, unless `options.time_limit_s` ends a search. Raises CompileError as `choose` does.
     """
-    problem = Problem(tuple(costs), tuple(flows), cluster, options)
+    problem = Problem(
+        tuple(costs), tuple(flows), _beside_pieces(plan, costs, cluster, pieces), options, pieces
+    )
     must = {d.name: frozenset(blocks_of(d.name, plan.stages)) for d in cluster.devices}
     clock = Clock(options.time_limit_s)
     answers = tuple((s, placements(s, plan.stages, clock)) for s in scenarios(problem, plan.stages))
@@ -71,6 +76,18 @@ def choose_spares(
     return Spares({d.name: filled[d.name] for d in cluster.devices if filled[d.name]}, text, answers)
 
 
+def _beside_pieces(
+    plan: Plan, costs: Sequence[BlockCost], cluster: Cluster, pieces: ShardCosts | None
+) -> Cluster:
+    """The cluster with the room that the files of pieces leave on disks."""
+    grouped = [stage for stage in plan.stages if stage.is_group]
+    files = {
+        d.name: sum(map(file_bytes, held_costs(grouped, d.name, costs, pieces))) for d in cluster.devices
+    }
+    devices = tuple(replace(d, other_bytes=d.other_bytes + files[d.name]) for d in cluster.devices)
+    return replace(cluster, devices=devices)
+
+
 def with_spares(
     plan: Plan,
     costs: Sequence[BlockCost],
@@ -79,9 +96,11 @@ def with_spares(
     options: PlanOptions,
     graph: GraphRecord,
     spare: Spare,
+    pieces: ShardCosts | None = None,
 ) -> Plan:
-    """`plan` with the spares that `choose_spares` chooses, and what would be done with them."""
-    chosen = choose_spares(plan, costs, flows, cluster, options, spare)
+    """`plan` with the spares that `choose_spares` chooses, and what would be done with them. `graph` has the plan's
+    groups."""
+    chosen = choose_spares(plan, costs, flows, cluster, options, spare, pieces)
     spares = {
         name: tuple(b for b in blocks if b not in blocks_of(name, plan.stages))
         for name, blocks in chosen.held.items()
@@ -93,7 +112,9 @@ def with_spares(
         spares={name: blocks for name, blocks in spares.items() if blocks},
         spare_problem=chosen.problem,
     )
-    return replace(held, moves=moves(held, chosen.answers, costs, cluster, graph, spare is not Spare.NONE))
+    return replace(
+        held, moves=moves(held, chosen.answers, costs, cluster, graph, spare is not Spare.NONE, pieces)
+    )
 
 
 def _chosen(
