@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 
 from llcompile.explain.sizes import human_bytes, human_seconds
-from llcompile.explain.words import stage_bytes, stage_words, summary
+from llcompile.explain.words import device_words, sent, stage_bytes, stage_words, summary
 from llcompile.ir.errors import INTERNAL, CompileError
 from llrun import schema
 
@@ -37,7 +37,7 @@ def report_page(model: schema.ModelInfo, plan: schema.PlanRecord) -> bytes:
     """report.html: self-contained, without scripts, the same for the same plan."""
     stages = [
         (
-            ", ".join(stage.devices),
+            device_words(stage),
             stage_words(plan, stage),
             human_bytes(stage_bytes(plan, stage)),
             template_counts(plan, stage),
@@ -45,7 +45,8 @@ def report_page(model: schema.ModelInfo, plan: schema.PlanRecord) -> bytes:
         for stage in plan.stages
     ]
     bars = [memory_bar(name, load) for name, load in sorted(plan.devices.items())]
-    return _render("report.html.j2", model=model, plan=plan, stages=stages, bars=bars, summary=summary(plan))
+    words = {"summary": summary(plan), "sent": sent(plan)}
+    return _render("report.html.j2", model=model, plan=plan, stages=stages, bars=bars, **words)
 
 
 def template_counts(plan: schema.PlanRecord, stage: schema.StageRecord) -> str:

@@ -14,8 +14,10 @@ from llcompile.explain.sizes import human_bytes, human_seconds
 from llcompile.explain.words import (
     block_ranges,
     comparison,
+    device_words,
     event_words,
     move_words,
+    sent,
     stage_bytes,
     stage_words,
     summary,
@@ -67,6 +69,8 @@ def plan_text(record: schema.PlanRecord, measured: Measured | None = None) -> Re
     if record.unused:
         unused = [f"{name} is not used: {reason}" for name, reason in sorted(record.unused.items())]
         parts.append(Text("\n".join(unused)))
+    if record.notes:
+        parts.append(Text("\n".join(record.notes)))
     if measured:
         parts.append(Text(comparison(record, measured)))
     blank = Text("")
@@ -76,12 +80,11 @@ def plan_text(record: schema.PlanRecord, measured: Measured | None = None) -> Re
 def _stages(record: schema.PlanRecord) -> Table:
     table = _table("stage", "devices", "blocks", "weights")
     for index, stage in enumerate(record.stages):
-        shares = [
-            f"{name} {share:.0%}" if len(stage.devices) > 1 else name
-            for name, share in zip(stage.devices, stage.shares, strict=True)
-        ]
         table.add_row(
-            str(index), ", ".join(shares), stage_words(record, stage), human_bytes(stage_bytes(record, stage))
+            str(index),
+            device_words(stage),
+            stage_words(record, stage),
+            human_bytes(stage_bytes(record, stage)),
         )
     return table
 
@@ -114,8 +117,8 @@ def _measured_row(figures: DeviceFigures | None) -> list[str]:
 
 def _transmissions(record: schema.PlanRecord) -> Table:
     table = _table("tensor", "from", "to", "kind", "bytes a token")
-    for sent in record.transmissions:
-        table.add_row(sent.tensor, sent.source, sent.destination, sent.kind, human_bytes(sent.bytes))
+    for each in sent(record):
+        table.add_row(each.tensor, each.source, each.destination, each.kind, human_bytes(each.bytes))
     return table
 
 

@@ -16,7 +16,8 @@ def summary(record: schema.PlanRecord) -> str:
     devices = len(record.devices)
     weights = sum(block.weights_bytes for block in record.blocks)
     optimal = record.status == "optimal"
-    quality = "the best plan" if optimal else f"a plan within {record.gap:.1%} of the best possible"
+    best = "the best plan of those looked at" if record.notes else "the best plan"
+    quality = best if optimal else f"a plan within {record.gap:.1%} of the best possible"
     return (
         f"{len(record.blocks)} blocks, {human_bytes(weights)} of {record.precision.weights} weights, on {devices} "
         f"device{'s' if devices != 1 else ''} with a context of {record.shapes.context} tokens: {quality}. "
@@ -53,10 +54,50 @@ def comparison(record: schema.PlanRecord, measured: Measured) -> str:
 
 
 def stage_words(record: schema.PlanRecord, stage: schema.StageRecord) -> str:
-    """`blocks 0-3 (4)`, with the window when weights stream from disk."""
+    """`blocks 0-3 (4)`, with how a group sums, and with the window when weights stream from disk."""
     start, stop = stage.blocks
     blocks = f"{start}-{stop - 1} ({stop - start})" if stop - start > 1 else f"{start} (1)"
-    return f"{blocks}, {stage.window} in memory at once" if stage.window else blocks
+    sums = f", {sum_words(stage)}" if stage.all_reduce else ""
+    return f"{blocks}{sums}, {stage.window} in memory at once" if stage.window else f"{blocks}{sums}"
+
+
+def sum_words(stage: schema.StageRecord) -> str:
+    """How the devices of a group sum: `summed direct`, `summed at laptop (star)`, `summed in a ring`."""
+    match stage.all_reduce:
+        case schema.AllReduceKind.STAR:
+            return f"summed at {stage.devices[stage.root]} (star)"
+        case schema.AllReduceKind.RING:
+            return "summed in a ring"
+        case _:
+            return "summed direct"
+
+
+def device_words(stage: schema.StageRecord) -> str:
+    """`pi`, or of a group `pi 60%, phone 40%`."""
+    if len(stage.devices) == 1:
+        return stage.lead
+    shares = zip(stage.devices, stage.shares, strict=True)
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares)
+
+
+def sent(record: schema.PlanRecord) -> tuple[schema.TransmissionRecord, ...]:
+    """What is sent for a token: tensors one by one, and what one device sends another for a group's sums in one."""
+    rows = [each for each in record.transmissions if each.kind != schema.TransmissionKind.SUM]
+    sums: dict[tuple[str, str], list[int]] = {}
+    for each in record.transmissions:
+        if each.kind == schema.TransmissionKind.SUM:
+            sums.setdefault((each.source, each.destination), []).append(each.bytes)
+    together = (
+        schema.TransmissionRecord(
+            tensor=f"parts of {len(sizes)} sum{'s' if len(sizes) > 1 else ''}",
+            kind=schema.TransmissionKind.SUM,
+            source=source,
+            destination=to,
+            bytes=sum(sizes),
+        )
+        for (source, to), sizes in sums.items()
+    )
+    return (*rows, *together)
 
 
 def stage_bytes(record: schema.PlanRecord, stage: schema.StageRecord) -> int:
@@ -86,4 +127,6 @@ def move_words(record: schema.PlanRecord, move: schema.MoveRecord) -> str:
         return f"the model cannot go on: {move.reason}"
     if move.stages == record.stages:
         return "stays as it is"
-    return ", ".join(f"{stage.lead} {block_ranges(range(*stage.blocks))}" for stage in move.stages)
+    return ", ".join(
+        f"{'+'.join(stage.devices)} {block_ranges(range(*stage.blocks))}" for stage in move.stages
+    )

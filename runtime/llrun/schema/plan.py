@@ -76,7 +76,7 @@ class PlanRecord(Strict, frozen=True):
     `ttft_s` is for that prompt: `chunk_s`, a chunk's way through all devices, and `slowest_chunk_s`, the slowest
     device or link, for each chunk after the first. `tpot_s` is with a full context. No wall-clock figure is in a
     bundle: `solve_s` is 0 there. `spares`: blocks that a device holds and does not run. `envelope`: what would be
-    done for each device that is lost or slow.
+    done for each device that is lost or slow. `notes`: what was looked at and what was not, a sentence each.
     """
 
     status: PlanStatus
@@ -101,3 +101,4 @@ class PlanRecord(Strict, frozen=True):
     blocks: tuple[BlockRecord, ...]
     spares: dict[str, tuple[Size, ...]]
     envelope: tuple[MoveRecord, ...]
+    notes: tuple[str, ...] = ()

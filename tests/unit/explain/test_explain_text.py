@@ -27,7 +27,7 @@ from llcompile.explain import (
     read_measured,
 )
 from llcompile.explain.measured import DeviceFigures
-from llcompile.explain.pages import memory_bar
+from llcompile.explain.pages import memory_bar, report_page
 from llcompile.explain.tables import columns
 from llcompile.ir.errors import CompileError
 from llrun import schema
@@ -124,6 +124,48 @@ def test_windows_and_shares() -> None:
     text = rendered(msgspec.structs.replace(RECORD, stages=(stage,)))
     assert "laptop 75%, pi 25%" in text
     assert "0-3 (4), 2 in memory at once" in text
+
+
+def part(tensor: str, source: str, to: str) -> schema.TransmissionRecord:
+    return schema.TransmissionRecord(tensor=tensor, kind="sum", source=source, destination=to, bytes=512)
+
+
+def test_a_group_with_its_shares_its_sums_and_why() -> None:
+    """Messages of sums are one line for each way; the page says the same."""
+    stage = schema.StageRecord(
+        devices=("laptop", "pi"), shares=(0.6, 0.4), blocks=(1, 3), window=0, all_reduce="star", root=1
+    )  # fmt: skip
+    parts = [part("block1.part0", "laptop", "pi"), part("block1.sum0", "pi", "laptop")]
+    record = msgspec.structs.replace(
+        RECORD,
+        stages=(RECORD.stages[0], stage, RECORD.stages[2]),
+        transmissions=(*parts, part("block2.part0", "laptop", "pi"), *RECORD.transmissions),
+        notes=("with a group of laptop 60%, pi 40% (star) a request takes 3 s; without one 5 s",),
+    )
+    lines = [" ".join(line.split()) for line in rendered(record).splitlines()]
+    assert "1 laptop 60%, pi 40% 1-2 (2), summed at pi (star) 4.88 KiB" in lines
+    assert "parts of 2 sums laptop pi sum 1.00 KiB" in lines
+    assert "parts of 1 sum pi laptop sum 512 B" in lines
+    assert "the best plan of those looked at" in " ".join(lines)
+    assert record.notes[0] in lines
+    model = schema.ModelInfo(
+        name="small", architecture="Llama", precision=record.precision, shapes=record.shapes, vocab_size=9,
+        bos_token_id=None, eos_token_ids=(),
+    )  # fmt: skip
+    page = report_page(model, record).decode()
+    assert "<td>laptop 60%, pi 40%</td><td>1-2 (2), summed at pi (star)</td>" in page
+    assert "<td>parts of 2 sums</td><td>laptop</td><td>pi</td>" in page
+    assert f"<p>{record.notes[0]}</p>" in page
+    assert plan_json(record)["stages"][1]["all_reduce"] == "star"
+    assert plan_json(record)["transmissions"][0]["kind"] == "sum"
+
+
+@pytest.mark.parametrize(("kind", "words"), [("direct", "summed direct"), ("ring", "summed in a ring")])
+def test_other_ways_to_sum(kind: str, words: str) -> None:
+    stage = schema.StageRecord(
+        devices=("laptop", "pi"), shares=(0.6, 0.4), blocks=(1, 3), window=0, all_reduce=kind, root=0
+    )  # fmt: skip
+    assert f"1-2 (2), {words}" in rendered(msgspec.structs.replace(RECORD, stages=(stage,)))
 
 
 PI = DeviceFigures(peak_memory_bytes=64 << 20, compute_s=0.02, wait_s=0.1, sent_bytes=640)
