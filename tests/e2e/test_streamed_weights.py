@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +80,60 @@ def test_a_damaged_and_a_short_file_are_named(bundles: dict[str, Path]) -> None:
         assert f"{path.name} is damaged: it has {len(whole) // 2} bytes" in done.stderr
     finally:
         path.write_bytes(whole)
+
+
+GROUPS = Path("/sys/fs/cgroup/memory")
+
+
+@contextmanager
+def limited(limit_bytes: int) -> Iterator[Path]:
+    """The tasks of a control group of version 1 with so much memory."""
+    if os.geteuid() != 0 or not (GROUPS / "memory.limit_in_bytes").is_file():
+        pytest.skip("needs root and control groups of version 1, to make one")
+    group = GROUPS / f"llrun-window-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"cannot make a control group: {error}")
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(limit_bytes))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def worker(bundle: Path, name: str, group: Path) -> subprocess.Popen[str]:
+    tasks, slice_ = group / "cgroup.procs", bundle / "devices" / name
+    words = ["sh", "-c", f'echo $$ > {tasks} && exec "$@"', "sh", sys.executable, "-m", "llrun", str(slice_)]
+    return subprocess.Popen([*words, "--listen", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.root
+@pytest.mark.slow
+def test_a_limit_of_what_the_plan_says_is_enough_and_a_lower_one_is_refused(bundles: dict[str, Path]) -> None:
+    bundle, name = bundles["2"], "d1"
+    planned_bytes = json.loads((bundle / "manifest.json").read_bytes())["plan"]["devices"][name]["peak_bytes"]
+    with limited(planned_bytes) as group:
+        process = worker(bundle, name, group)
+        assert process.stderr
+        try:
+            address = process.stderr.readline().split()[-1]
+            asked = [
+                "--peer",
+                f"{name}={address}",
+                "--prompt-ids",
+                ",".join(map(str, prompt(150))),
+                "-n",
+                "90",
+            ]
+            done = harness.llrun(bundle, *asked, "--json")
+            assert done.returncode == 0, done.stderr
+            assert len(json.loads(done.stdout)["tokens"]) == 90
+            assert process.poll() is None
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=20)
+    with limited(planned_bytes - (30 << 20)) as group:
+        _, told = worker(bundle, name, group).communicate(timeout=60)
+        assert "not enough memory for device d1: its plan has it take up to" in told
+        assert f"of {(planned_bytes - (30 << 20)) >> 20} MiB leaves" in told
