@@ -23,7 +23,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SLOTS = 2048, FRAME = 2048, BURST = 64 };
+#ifndef FRAME
+#define FRAME 2048
+#endif
+enum { SLOTS = (4 << 20) / FRAME, BURST = 64 };
 
 typedef struct {
     int64_t due;

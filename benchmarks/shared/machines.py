@@ -22,17 +22,20 @@ IP = shutil.which("ip") or shutil.which("ip", path=_SYSTEM)
 TC = shutil.which("tc") or shutil.which("tc", path=_SYSTEM)
 _CPU = Path("/sys/fs/cgroup/cpu")
 _PERIOD_US, _LEAST_US = 10_000, 1_000
-_MTU_BYTES = 1500
+_MTU_BYTES, _LARGE_MTU_BYTES = 1500, 16000
+_ROOM_BYTES = 16384  # of a relay for these
 _SUBNET = "10.77.0"
 _PORT = 5700
 
 
 @dataclass(frozen=True)
 class Link:
-    """From every machine to the switch, and back: two machines are twice `latency_s` apart. 0: no limit, no delay."""
+    """From every machine to the switch, and back: two machines are twice `latency_s` apart. 0: no limit, no delay.
+    `large`: of frames ten times as large as usual, so that the delay of many is a delay and no work of the relay."""
 
     bytes_per_s: float = 0.0
     latency_s: float = 0.0
+    large: bool = False
 
 
 def why_not(delayed: bool = False, quotas: bool = False) -> str | None:
@@ -147,16 +150,21 @@ class Machines:
                 burst = str(round(max(self._link.bytes_per_s * 2e-4, 2 * _MTU_BYTES + 200)))
                 _run(str(TC), "-n", where, "qdisc", "add", "dev", end, "root", "tbf", "rate", rate, "burst", burst,
                      "latency", "100ms")  # fmt: skip
+        for where, end in ((space, "net"), (switch, port)) if self._link.large else ():
+            _ip("-n", where, "link", "set", end, "mtu", str(_LARGE_MTU_BYTES))
         _ip("-n", switch, "link", "set", port, "master", "bridge", "up")
         _ip("-n", space, "link", "set", "lo", "up")
         _ip("-n", space, "addr", "add", f"{self.address(name).partition(':')[0]}/24", "dev", "net")
         _ip("-n", space, "link", "set", "net", "up")
 
     def _start_relay(self) -> None:
-        source, program = Path(__file__).with_name("frame_relay.c"), CACHE / "frame_relay"
+        name, room = (
+            ("frame_relay_large", [f"-DFRAME={_ROOM_BYTES}"]) if self._link.large else ("frame_relay", [])
+        )
+        source, program = Path(__file__).with_name("frame_relay.c"), CACHE / name
         if not program.is_file() or program.stat().st_mtime < source.stat().st_mtime:
             CACHE.mkdir(parents=True, exist_ok=True)
-            _run(_compiler(), "-O2", str(source), "-o", str(program))
+            _run(_compiler(), "-O2", *room, str(source), "-o", str(program))
         byte_ns = 1e9 / self._link.bytes_per_s if self._link.bytes_per_s else 0.0
         words = [str(program), str(round(self._link.latency_s * 1e9)), str(byte_ns), self._space("switch")]
         self._relay = subprocess.Popen(
