@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llrun.schema.base import Size, Strict
-from llrun.schema.values import Rows
+from llrun.schema.values import Rows, WireFormat
 
 
 class Load(Strict, frozen=True, tag="load", tag_field="op"):
@@ -55,13 +55,16 @@ class Release(Strict, frozen=True, tag="release", tag_field="op"):
 Instruction = Load | Receive | Run | Send | Release
 
 
-class Tensor(Strict, frozen=True):
-    """A tensor of the program: dtype (numpy's name) and shape, with -1 for n, the new tokens."""
+class Tensor(Strict, frozen=True, omit_defaults=True):
+    """A tensor of the program: dtype (numpy's name) and shape, with -1 for n, the new tokens. `wire`: how it travels.
+    In another format than f32 it is rounded by who makes it, whether or not it travels: so its bits don't depend on
+    where blocks run."""
 
     id: Size
     name: str
     dtype: str
     shape: tuple[int, ...]
+    wire: WireFormat = WireFormat.F32
 
 
 class DeviceProgram(Strict, frozen=True):

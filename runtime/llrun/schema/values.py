@@ -24,9 +24,12 @@ class CacheFormat(StrEnum):
 
 
 class WireFormat(StrEnum):
-    """How activations travel between devices."""
+    """How activations travel between devices; llrun.programs.formats has the layouts."""
 
     F32 = "f32"
+    F16 = "f16"
+    Q8 = "q8"
+    Q4 = "q4"
 
 
 class Isa(StrEnum):
@@ -88,11 +91,11 @@ class Precision:
     wire: WireFormat
 
     @classmethod
-    def of(cls, quant: str, cache: str) -> Precision:
-        """What `--quant` and `--cache` ask for: float32 weights keep a float32 cache."""
+    def of(cls, quant: str, cache: str, wire: str = WireFormat.F32) -> Precision:
+        """What `--quant`, `--cache` and `--wire` ask for: float32 weights keep a float32 cache."""
         weights = WeightFormat(quant)
         kept = CacheFormat.F32 if weights == WeightFormat.F32 else CacheFormat(cache)
-        return cls(weights, kept, WireFormat.F32)
+        return cls(weights, kept, WireFormat(wire))
 
 
 @dataclass(frozen=True)
