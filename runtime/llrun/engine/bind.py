@@ -20,14 +20,16 @@ KINDS = ("decode", "prefill", "batch")  # a template's functions, in the order o
 
 @dataclass(frozen=True)
 class Call:
-    """A Run with everything but its inputs and slots bound. `functions`: one for each of KINDS. `window`: what has the
-    block's params for the time of a call, where it streams."""
+    """A Run with everything but its inputs and slots bound. `functions`: one for each of KINDS. `rounded`: the outputs
+    that travel in another format than they are computed in. `window`: what has the block's params for the time of a
+    call, where it streams."""
 
     template: str
     block: int | None
     functions: tuple[Callable[..., Any], ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    rounded: tuple[int, ...]
     params: tuple[Any, ...]
     caches: tuple[Any, ...]
     last: bool
@@ -132,6 +134,7 @@ def _call_of(run: Run, installed: Installed, parts: Parts) -> Call:
         functions=tuple(parts.library.functions[f"{run.template}_{kind}"] for kind in KINDS),
         inputs=run.inputs,
         outputs=run.outputs,
+        rounded=tuple(tensor for tensor in run.outputs if installed.layouts[tensor].coded),
         params=block.params if block else (),
         caches=caches,
         last=run.rows == Rows.LAST,

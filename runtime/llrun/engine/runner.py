@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, assert_never
 
 import numpy as np
@@ -16,7 +16,9 @@ from llrun.engine.stores import StepState
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array, aligned_copy, empty
 from llrun.programs.installed import Installed
+from llrun.programs.layouts import Layout
 from llrun.schema import Release, Rows, Send
+from llrun.wire.coding import Bytes, decode, encode
 from llrun.wire.protocol import ALL_ROWS, LAST_CHUNK, ONE_ROW, TENSOR, Header, pack_rows, pack_tensor
 
 FINAL = LAST_CHUNK | ALL_ROWS
@@ -49,13 +51,14 @@ def is_row(segment: BoundSegment, step: StepState) -> bool:
 @dataclass
 class Pass:
     """Steps that a segment runs for, the tensors at hand, and how its functions are to be called. `narrow`:
-    a prompt's last chunk, of which `last` actions take the last row."""
+    a prompt's last chunk, of which `last` actions take the last row. `coded`: what was made here, as it travels."""
 
     steps: Steps
     values: dict[int, Any]
     kind: int
     narrow: bool
     slots: Any
+    coded: dict[int, Bytes] = field(default_factory=dict)
 
 
 class Runner:
@@ -164,6 +167,8 @@ class Runner:
             current.values[call.outputs[0]] = result
         else:
             current.values.update(zip(call.outputs, result, strict=True))
+        for tensor in call.rounded:
+            self._round(tensor, current)
         if call.logits:
             rows = self._library.unwrap(current.values[self._installed.logits])
             self._outside.logits([(step.sequence.number, step.position) for step in current.steps], rows)
@@ -178,28 +183,47 @@ class Runner:
         self.load_s += self._since - before
         return params
 
+    def _round(self, tensor: int, current: Pass) -> None:
+        """Have of a tensor what a device has that it travels to, also where it stays here."""
+        layout, array = self._made(tensor, current)
+        current.coded[tensor] = coded = encode(layout, array)
+        current.values[tensor] = self._library.wrap(decode(layout, coded))
+
     def _last_row(self, tensor: int, value: Any) -> Any:
         array = self._library.unwrap(value)
         axis = self._installed.layouts[tensor].axis
         return value if array.shape[axis] == 1 else self._library.wrap(aligned_copy(_last(array, axis)))
 
-    def _send(self, send: Send, current: Pass) -> None:
-        layout = self._installed.layouts[send.tensor]
-        array = self._library.unwrap(current.values[send.tensor])
-        if current.narrow and send.rows == Rows.LAST:
-            array = _last(array, layout.axis)
-        array = np.ascontiguousarray(array)
-        rows, count = array.shape[layout.axis], len(current.steps)
+    def _made(self, tensor: int, current: Pass) -> tuple[Layout, Array]:
+        """A tensor that is at hand, and how it should look. Raises RunError R501 for one that does not."""
+        layout = self._installed.layouts[tensor]
+        array, count = self._library.unwrap(current.values[tensor]), len(current.steps)
+        rows = array.shape[layout.axis]
         due = (count,) if count > 1 else (1, current.steps[0].rows)
         if array.nbytes != rows * layout.row_bytes or rows not in due:
             raise RunError("R501", f"tensor {layout.name} came out as {array.dtype} {array.shape}", INTERNAL)
-        header = self._header(send.tensor, layout.code, current.steps, rows, array.nbytes)
+        return layout, array
+
+    def _send(self, send: Send, current: Pass) -> None:
+        layout, array = self._made(send.tensor, current)
+        payload: Array
+        if layout.coded:
+            coded = current.coded.get(send.tensor)
+            payload = (
+                encode(layout, array) if coded is None else coded
+            )  # what was received is coded as it was
+            payload = payload[-1:] if current.narrow and send.rows == Rows.LAST else payload
+        else:
+            array = _last(array, layout.axis) if current.narrow and send.rows == Rows.LAST else array
+            payload = np.ascontiguousarray(array)
+        rows = payload.nbytes // layout.wire_bytes
+        header = self._header(send.tensor, layout.code, current.steps, rows, payload.nbytes)
         before = time.perf_counter()
         self.compute_s += before - self._since
-        self._outside.send(send.destination, header, array.data.cast("B"))
+        self._outside.send(send.destination, header, payload.data.cast("B"))
         self._since = time.perf_counter()
         self.send_s += self._since - before
-        self.sent_bytes += len(header) + array.nbytes
+        self.sent_bytes += len(header) + payload.nbytes
 
     def _header(self, tensor: int, code: int, steps: Steps, rows: int, size: int) -> bytes:
         """What goes before the bytes of `rows` rows: a header, for several steps with a table."""

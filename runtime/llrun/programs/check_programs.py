@@ -206,6 +206,10 @@ class _Cluster:
             for does in done:
                 sent.update((tensor, device, to) for to in does.tells for tensor in does.uses)
                 received.update((tensor, source, device) for source in does.hears for tensor in does.makes)
+        wires = {tensor.name: tensor.wire for tensor in self.graph.tensors}
+        for t in transmissions:
+            if t.wire != wires.get(t.tensor, t.wire):
+                yield f"{t.tensor} is said to travel as {t.wire}, it is {wires[t.tensor]}"
         due = Counter((ids.get(t.tensor, -1), t.source, t.destination) for t in transmissions)
         for way in sorted(sent.keys() | received.keys() | due.keys()):
             tensor, source, destination = way

@@ -17,7 +17,7 @@ from itertools import pairwise
 from math import inf
 
 from llrun.programs.groups import group_blocks, held_ids, is_group, shard_id, tail_id
-from llrun.programs.layouts import layout_of
+from llrun.programs.layouts import Layout, layout_of
 from llrun.programs.sums import sum_seconds
 from llrun.programs.transmissions import Crossing, Hop, crossings, deliveries
 from llrun.schema import Envelope, EnvelopeBlock, GraphRecord, Rows, Shapes, StageRecord
@@ -95,7 +95,7 @@ class Rated:
     @cached_property
     def buffer_bytes(self) -> int:
         """Buffers of a device that speaks to others: one chunk being received and one being sent."""
-        return 2 * max((c.row_bytes * self.rows(c) for c in self.crossings), default=0)
+        return 2 * max((c.held_bytes * self.rows(c) for c in self.crossings), default=0)
 
     def group_buffer_bytes(self, stages: Stages, device: str) -> int:
         """What a device of a group has buffers for beside these: of a chunk, a part of a sum from each of the others,
@@ -103,7 +103,7 @@ class Rated:
         most = 0
         for stage in stages:
             if is_group(stage) and device in stage.devices:
-                sizes = [size * self.rows_of(block) for block, size in self.sums(stage).items()]
+                sizes = [part.held_bytes * self.rows_of(block) for block, part in self.sums(stage).items()]
                 most = max([most, *(len(stage.devices) * size for size in sizes)])
         return most
 
@@ -111,18 +111,20 @@ class Rated:
         """Rows of a chunk of prompt that a block takes."""
         return 1 if self.graph.blocks[block].rows == Rows.LAST else self.shapes.chunk
 
-    def sums(self, stage: StageRecord) -> Mapping[int, int]:
-        """[block]: bytes of a row of what a group sums; of a stage that is no group of the graph nothing."""
+    def sums(self, stage: StageRecord) -> Mapping[int, Layout]:
+        """[block]: the parts of what a group sums; of a stage that is no group of the graph nothing."""
         blocks = group_blocks(self.graph, stage) or {}
         return {
-            block: self._row_bytes[blocks[block].partials[0]]
+            block: max(
+                (self._layouts[part] for part in blocks[block].partials), key=lambda part: part.held_bytes
+            )
             for block in range(*stage.blocks)
             if block in blocks
         }
 
     @cached_property
-    def _row_bytes(self) -> Mapping[int, int]:
-        return {tensor.id: layout_of(tensor).row_bytes for tensor in self.graph.tensors}
+    def _layouts(self) -> Mapping[int, Layout]:
+        return {tensor.id: layout_of(tensor) for tensor in self.graph.tensors}
 
     # --- what stages give --------------------------------------------------------------------------------------------
 
@@ -171,8 +173,8 @@ class Rated:
         sums, count, total = self.sums(stage), len(self.graph.blocks), 0.0
         if stage.all_reduce is None or len(sums) < len(range(*stage.blocks)):
             return inf
-        for block, row_bytes in sums.items():
-            size = row_bytes * (1 if decode else self.rows_of(block))
+        for block, part in sums.items():
+            size = part.wire_bytes * (1 if decode else self.rows_of(block))
             total += max(self._seconds(name, shard_id(block, count), decode) for name in stage.devices)
             total += sum_seconds(stage.all_reduce, stage.devices, stage.root, size, self._delay)
             total += max(

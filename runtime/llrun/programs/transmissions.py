@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from llrun.programs.groups import stage_sums
 from llrun.programs.layouts import layout_of
-from llrun.schema import GraphRecord, Rows, StageRecord, TransmissionKind, TransmissionRecord
+from llrun.schema import GraphRecord, Rows, StageRecord, TransmissionKind, TransmissionRecord, WireFormat
 
 Hop = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """A tensor between blocks: the one that makes it, those that use it (ascending), and the bytes of one row.
+    """A tensor between blocks: the one that makes it, those that use it (ascending), the bytes of one row on the wire,
+    and `held_bytes`, those of it on a device that sends or receives it: as it is computed with and as it travels.
 
     `rows`: `last` if no user needs more of a prompt than its newest row.
     """
@@ -23,7 +24,9 @@ class Crossing:
     producer: int
     consumers: tuple[int, ...]
     row_bytes: int
+    held_bytes: int
     rows: Rows
+    wire: WireFormat = WireFormat.F32
 
 
 def crossings(graph: GraphRecord) -> tuple[Crossing, ...]:
@@ -36,15 +39,17 @@ def crossings(graph: GraphRecord) -> tuple[Crossing, ...]:
     for block in graph.blocks:
         for tensor in dict.fromkeys(block.inputs):
             users.setdefault(tensor, []).append(block.id)
-    described = {tensor.id: tensor for tensor in graph.tensors}
+    layouts = {tensor.id: layout_of(tensor) for tensor in graph.tensors}
     newest = {block.id for block in graph.blocks if block.rows == Rows.LAST}
     return tuple(
         Crossing(
-            described[tensor].name,
+            layouts[tensor].name,
             block.id,
             tuple(users[tensor]),
-            layout_of(described[tensor]).row_bytes,
+            layouts[tensor].wire_bytes,
+            layouts[tensor].held_bytes,
             Rows.LAST if newest.issuperset(users[tensor]) else Rows.ALL,
+            layouts[tensor].wire,
         )
         for block in graph.blocks
         for tensor in block.outputs
@@ -82,30 +87,36 @@ def transmissions(graph: GraphRecord, stages: Sequence[StageRecord]) -> tuple[Tr
     stage_of = {block: number for number, stage in enumerate(stages) for block in range(*stage.blocks)}
     devices = [stage.devices for stage in stages]
     sent = [
-        (each.producer, hop, each.tensor, to, each.row_bytes)
+        (each.producer, hop, each.tensor, to, each)
         for each in crossings(graph)
         for to, hop in deliveries(each.producer, each.consumers, stage_of, devices)
     ]
     found = [*_sums(graph, stages)]
-    for producer, hop, tensor, to, row_bytes in sorted(sent):
+    for producer, hop, tensor, to, each in sorted(sent, key=lambda item: item[:4]):
         record = TransmissionRecord(
-            tensor=tensor, kind=kind_of(hop), source=stages[hop[0]].lead, destination=to, bytes=row_bytes
+            tensor=tensor,
+            kind=kind_of(hop),
+            source=stages[hop[0]].lead,
+            destination=to,
+            bytes=each.row_bytes,
+            wire=each.wire,
         )
         found.append((producer, record))
     return tuple(record for _, record in sorted(found, key=lambda pair: pair[0]))
 
 
 def _sums(graph: GraphRecord, stages: Sequence[StageRecord]) -> Iterator[tuple[int, TransmissionRecord]]:
-    described = {tensor.id: tensor for tensor in graph.tensors}
+    layouts = {tensor.id: layout_of(tensor) for tensor in graph.tensors}
     for number, stage in enumerate(stages):
         for block, (tensor, source, to) in stage_sums(graph, stages, number):
             yield (
                 block,
                 TransmissionRecord(
-                    tensor=described[tensor].name,
+                    tensor=layouts[tensor].name,
                     kind=TransmissionKind.SUM,
                     source=stage.devices[source],
                     destination=stage.devices[to],
-                    bytes=layout_of(described[tensor]).row_bytes,
+                    bytes=layouts[tensor].wire_bytes,
+                    wire=layouts[tensor].wire,
                 ),
             )

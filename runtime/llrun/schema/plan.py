@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from llrun.schema.base import Positive, Size, Strict
-from llrun.schema.values import AllReduceKind, MoveEvent, PlanStatus, Precision, Shapes, TransmissionKind
+from llrun.schema.values import (
+    AllReduceKind,
+    MoveEvent,
+    PlanStatus,
+    Precision,
+    Shapes,
+    TransmissionKind,
+    WireFormat,
+)
 
 
 class StageRecord(Strict, frozen=True, omit_defaults=True):
@@ -41,11 +49,14 @@ class LoadRecord(Strict, frozen=True):
 
 
 class TransmissionRecord(Strict, frozen=True, rename={"source": "from", "destination": "to"}):
+    """A tensor that leaves a device, its `bytes` for one decoded token, in the format `wire`."""
+
     tensor: str
     kind: TransmissionKind
     source: str
     destination: str
     bytes: Size
+    wire: WireFormat = WireFormat.F32
 
 
 class MoveRecord(Strict, frozen=True):

@@ -62,6 +62,18 @@ def decode(layout: Layout, coded: Bytes) -> Array:
     return array
 
 
+def receiving(layout: Layout, rows: int) -> Array:
+    """Memory for rows of a tensor as they travel."""
+    if layout.coded:
+        return np.empty((rows, layout.wire_bytes), np.uint8)
+    return empty(layout.dims(rows), layout.dtype)
+
+
+def received(layout: Layout, array: Array) -> Array:
+    """The tensor that came in `receiving`."""
+    return decode(layout, array) if layout.coded else array  # type: ignore[arg-type]
+
+
 def _pieces(rows: int, features: int) -> list[slice]:
     step = max(1, PIECE_FEATURES // features)
     return [slice(start, start + step) for start in range(0, rows, step)]

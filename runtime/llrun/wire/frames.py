@@ -46,7 +46,7 @@ def check_tensor(header: Header, source: str, installed: Installed, limits: Limi
     if layout is None or (not early and installed.sources.get(header.tensor) != source):
         raise ProtocolError(f"unexpected tensor {layout.name if layout else header.tensor}")
     if header.kind == ROWS:
-        _check_size(header, layout, header.rows * (TABLE_ENTRY_BYTES + layout.row_bytes))
+        _check_size(header, layout, header.rows * (TABLE_ENTRY_BYTES + layout.wire_bytes))
     else:
         _check_step(header, layout, limits)
     return layout
@@ -80,7 +80,7 @@ def _check_step(header: Header, layout: Layout, limits: Limits) -> None:
         )
     if header.flags & REPLAY and header.flags & (LAST_CHUNK | ALL_ROWS):
         raise ProtocolError(f"tensor {layout.name} is of a last chunk that is computed again")
-    _check_size(header, layout, layout.row_bytes * (1 if header.flags & ONE_ROW else header.rows))
+    _check_size(header, layout, layout.wire_bytes * (1 if header.flags & ONE_ROW else header.rows))
 
 
 def _check_size(header: Header, layout: Layout, expected: int) -> None:

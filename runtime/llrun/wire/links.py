@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Collection
 
 from llrun.errors import INTERNAL, RunError
-from llrun.memory import Array, empty
+from llrun.memory import Array
 from llrun.programs.installed import Installed
 from llrun.programs.layouts import Limits
+from llrun.wire.coding import received, receiving
 from llrun.wire.frames import check_tensor, drain, read_table, table_headers
 from llrun.wire.handshake import read_header
 from llrun.wire.messages import LinkFigures
@@ -254,9 +255,9 @@ class Links:
         rows = 1 if header.flags & ONE_ROW else header.rows
         several = header.kind == ROWS
         headers = read_table(connection, header, layout, self._limits) if several else (header,)
-        array = empty(layout.dims(rows), layout.dtype)
+        array = receiving(layout, rows)
         connection.read_into(array.data.cast("B"))
-        self._deliver(device, headers, array)
+        self._deliver(device, headers, received(layout, array))
 
     # --- figures ---
 

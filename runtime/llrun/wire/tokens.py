@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from llrun.memory import ALIGNMENT, Array, empty
 from llrun.programs.layouts import Layout
+from llrun.wire.coding import received, receiving
 from llrun.wire.protocol import (
     HEADER_BYTES,
     ONE_ROW,
@@ -71,14 +72,14 @@ class TokenReader:
             header, layout, array = self._header, self._layout, self._array
             headers = self._told(header, self._table, layout) if header.kind == ROWS else (header,)
             self._begin()
-            return headers, array
+            return headers, received(layout, array)
         return None
 
     def _room(self, layout: Layout, rows: int) -> Array:
-        """An array for the tensor. Those of single rows are made several at once, as making one takes longer than
+        """An array for what comes of the tensor. Those of single rows are made several at once, as making one takes longer than
         reading it."""
-        if rows > 1 or layout.row_bytes % ALIGNMENT:
-            return empty(layout.dims(rows), layout.dtype)
+        if rows > 1 or layout.coded or layout.row_bytes % ALIGNMENT:
+            return receiving(layout, rows)
         made = self._rows.get(layout.shape)
         if not made:
             made = self._rows[layout.shape] = [*empty((ROOMS, *layout.dims(1)), layout.dtype)]

@@ -44,6 +44,7 @@ from llrun.schema import (
     StageRecord,
     Tensor,
     TransmissionRecord,
+    WireFormat,
 )
 
 VOCABULARY, WIDTH, CONTEXT, CHUNK, BLOCKS = 97, 16, 256, 8, 7
@@ -219,7 +220,8 @@ def _run(block: int) -> Run:
     return Run(template="t3", block=block, inputs=(last,), outputs=(LOGITS,), rows="last")
 
 
-def graph() -> GraphRecord:
+def graph(wire: str = "f32") -> GraphRecord:
+    """`wire`: how what blocks make travels."""
     hidden = (1, -1, WIDTH)
     tensors = [
         Tensor(id=IDS, name="input_ids", dtype="int64", shape=(1, -1)),
@@ -227,7 +229,10 @@ def graph() -> GraphRecord:
         Tensor(id=LOGITS, name="logits", dtype="float32", shape=(1, -1, VOCABULARY)),
         Tensor(id=TABLE, name="table", dtype="float32", shape=hidden),
     ]
-    tensors += [Tensor(id=FIRST + i, name=f"h{i}", dtype="float32", shape=hidden) for i in range(BLOCKS - 1)]
+    tensors += [
+        Tensor(id=FIRST + i, name=f"h{i}", dtype="float32", shape=hidden, wire=WireFormat(wire))
+        for i in range(BLOCKS - 1)
+    ]
     runs = [_run(block) for block in range(BLOCKS)]
     return GraphRecord(
         tensors=tuple(tensors),

@@ -1,5 +1,5 @@
-"""A worker process that computes with numpy: `numpy_worker.py NAME DEVICES [LISTEN [NAME=ADDRESS,... [fast]]]`. Prints
-its address, then serves."""
+"""A worker process that computes with numpy: `numpy_worker.py NAME DEVICES [LISTEN [NAME=ADDRESS,... [fast [WIRE]]]]`.
+Prints its address, then serves."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def slow_mix(*arguments):
 
 if __name__ == "__main__":
     name, devices = sys.argv[1:3]
-    listen, pairs, pace = [*sys.argv[3:], *("127.0.0.1:0", "", "slow")[len(sys.argv) - 3 :]]
+    listen, pairs, pace, wire = [*sys.argv[3:], *("127.0.0.1:0", "", "slow", "f32")[len(sys.argv) - 3 :]]
     addresses = dict(pair.split("=", 1) for pair in pairs.split(",") if pair)
     listener = Tcp().listen(listen)
     functions = numpy_model.library(**({} if pace == "fast" else {"t1": slow_mix}))
-    part = numpy_model.device(name, devices.split(","), functions, addresses=addresses)
+    graph = numpy_model.graph(wire)
+    part = numpy_model.device(name, devices.split(","), functions, addresses=addresses, graph=graph)
     sys.stdout.write(listener.address + "\n")
     sys.stdout.flush()
     worker = Worker(part.record, Tcp(), listener, lambda text: sys.stderr.write(f"{text}\n") and None)

@@ -29,8 +29,9 @@ HERE = Path(__file__).parents[1]
 class Processes:
     """Workers as processes, each on a port that it keeps when it is started again."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], wire: str = "f32") -> None:
         self.names = names
+        self.wire = wire
         self.running: dict[str, subprocess.Popen[str]] = {}
         self.addresses: dict[str, str] = {}
         self.notes: list[str] = []
@@ -38,7 +39,7 @@ class Processes:
     def start(self, name: str) -> None:
         listen = self.addresses.get(name, "127.0.0.1:0")
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "numpy_worker.py"), name, ",".join(self.names), listen, "", "fast"],
+            [sys.executable, str(HERE / "numpy_worker.py"), name, ",".join(self.names), listen, "", "fast", self.wire],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         assert process.stdout
@@ -55,7 +56,7 @@ class Processes:
             self.kill(name)
 
     def session(self, **balancing: object) -> Session:
-        head = numpy_model.device("head", self.names)
+        head = numpy_model.device("head", self.names, graph=numpy_model.graph(self.wire))
         return Session(head, Tcp(), self.addresses, 20.0, self.notes.append, Balancing("off", **balancing))
 
 
@@ -63,8 +64,8 @@ class Processes:
 def workers() -> Iterator[Callable[..., Processes]]:
     started: list[Processes] = []
 
-    def start(count: int, *others: str) -> Processes:
-        processes = Processes([*["head", "anna", "bert", "cora"][:count], *others])
+    def start(count: int, *others: str, wire: str = "f32") -> Processes:
+        processes = Processes([*["head", "anna", "bert", "cora"][:count], *others], wire)
         started.append(processes)
         for name in processes.names[1:]:
             processes.start(name)
@@ -110,6 +111,22 @@ def test_a_killed_worker_is_replaced_and_no_token_is_lost(workers, lost, sequenc
     assert all(stage.lead != lost for stage in move.stages)
     assert move.computed_again > 0
     assert any(f"device {lost} was lost" in note for note in devices.notes)
+
+
+@pytest.mark.parametrize("wire", ["f16", "q4"])
+def test_text_does_not_depend_on_where_blocks_run_in_any_format(workers, wire):
+    """Alone on the head nothing travels; of three devices one is killed, and stages are others from then on."""
+    prompts = [prompt(5 + 9 * i, i) for i in range(3)]
+    with workers(1, wire=wire).session() as session:
+        alone = answers(session, prompts, 40, {})
+    devices = workers(3, wire=wire)
+    with devices.session() as session:
+        found = answers(session, prompts, 40, {30: lambda: devices.kill("bert")})
+        (move,) = session.moves
+    assert found == alone
+    assert move.computed_again > 0
+    if wire == "q4":  # else nothing was rounded, and there is nothing to be seen here
+        assert alone != [numpy_model.greedy(ids, 40) for ids in prompts]
 
 
 def test_a_device_on_standby_takes_a_lost_ones_blocks(workers):
