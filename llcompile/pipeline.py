@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from llcompile.ir.packing import LoweredTemplate
 from llcompile.ir.plan import BlockCost, Plan
 from llcompile.ir.printer import print_graph, print_planned
 from llcompile.trace import Trace
-from llrun.schema import FileEntry, Precision, Shapes
+from llrun.schema import FileEntry, Precision, Shapes, WireFormat
 
 DEFAULT_CONTEXT = 4096
 CHUNK = 128
@@ -37,6 +37,7 @@ class BuildOptions:
     target: Path
     quant: str = "q4"
     cache: str = "f16"
+    wire: str = "auto"
     context: int | None = None
     objective: str = "latency"
     use_all: bool = False
@@ -100,6 +101,7 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
     cluster = with_tokenizer(cluster, model.tokenizer_bytes)
     context = context_of(options, model)
     precision, shapes = Precision.of(options.quant, options.cache), Shapes(context, min(CHUNK, context))
+    flows = {wire: cost.flows(dataflow, shapes.chunk, wire) for wire in WireFormat}
     costs = cost.block_costs(dataflow, precision, shapes)
     prompt_tokens, new_tokens = partition.request_of(options.prompt_tokens, options.new_tokens, context)
     pins = partition.parse_pins(options.pins, cluster, len(dataflow.blocks))
@@ -114,10 +116,16 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
         sequences=options.sequences,
         time_limit_s=options.time_limit,
     )
-    flows = cost.flows(dataflow, shapes.chunk)
-    plan = partition.plan_with_windows(costs, flows, cluster, wishes, partition.parse_window(options.window))
-    spare, described = partition.Spare(options.spare), bundle.graph_record(dataflow)
-    plan = partition.with_spares(plan, costs, flows, cluster, wishes, described, spare)
+    window = partition.parse_window(options.window)
+
+    def make(wire: WireFormat, limit_s: float) -> Plan:
+        asked = replace(wishes, precision=replace(precision, wire=wire), time_limit_s=limit_s)
+        return partition.plan_with_windows(costs, flows[wire], cluster, asked, window)
+
+    plan = partition.plan_wire(options.wire, len(cluster.at_work().devices), options.time_limit, make)
+    left = partition.settled(flows[plan.precision.wire], flows[WireFormat.F32], plan.wires)
+    spare, described = partition.Spare(options.spare), bundle.graph_record(dataflow, plan.wires)
+    plan = partition.with_spares(plan, costs, left, cluster, wishes, described, spare)
     return Planned(model, dataflow, cluster, costs, plan)
 
 
@@ -222,7 +230,7 @@ def write(
         )
 
     record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
-    described = bundle.graph_record(planned.graph)
+    described = bundle.graph_record(planned.graph, planned.plan.wires)
     held = planned.plan.held
     idle = [device for device in held if device not in planned.plan.devices]
     programs = partition.device_programs(

@@ -43,11 +43,14 @@ class Sharding:
     def _of(self, block: int, pieces: ShardedBlock) -> PieceCosts:
         (partial,), chunk = pieces.shards[0].template.outputs, self.shapes.chunk
         tail = self._cost(pieces.tail.template, block)
+        sent = cost.message(partial, chunk, self.precision.wire)
         return PieceCosts(
             shards=tuple(self._cost(piece.template, block) for piece in pieces.shards),
             tails=(tail,) * len(pieces.shards),
-            partial_decode_bytes=partial.bytes(1, 1),
-            partial_prefill_bytes=partial.bytes(chunk, chunk),
+            partial_decode_bytes=sent.row_bytes,
+            partial_prefill_bytes=sent.chunk_bytes,
+            wire=sent.wire,
+            partial_held_bytes=sent.held_bytes,
         )
 
     def _split(self, template: str) -> Split | str:

@@ -10,15 +10,20 @@ from llcompile.ir.graph import Graph, TensorSpec
 from llrun import schema
 
 
-def graph_record(graph: Graph) -> schema.GraphRecord:
+def graph_record(graph: Graph, wires: Mapping[str, schema.WireFormat] | None = None) -> schema.GraphRecord:
     """The graph with its tensors numbered: model inputs, what the positions template makes, every block's outputs.
+    `wires`: the formats of tensors that travel in another than their own.
 
     Raises CompileError B130 (exit 1) for a graph without `logits`, or with a tensor whose size depends on the context:
     such a tensor cannot be sent.
     """
     tensors = tuple(
         schema.Tensor(
-            id=i, name=spec.name, dtype=spec.dtype, shape=tuple(_dimension(spec, d) for d in spec.shape)
+            id=i,
+            name=spec.name,
+            dtype=spec.dtype,
+            shape=tuple(_dimension(spec, d) for d in spec.shape),
+            wire=(wires or {}).get(spec.name, schema.WireFormat.F32),
         )
         for i, spec in enumerate(_specs(graph).values())
     )

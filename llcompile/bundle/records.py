@@ -84,7 +84,12 @@ def stage_records(stages: Iterable[Stage]) -> tuple[schema.StageRecord, ...]:
 def transmission_records(transmissions: Iterable[Transmission]) -> tuple[schema.TransmissionRecord, ...]:
     return tuple(
         schema.TransmissionRecord(
-            tensor=t.tensor, kind=t.kind, source=t.source, destination=t.destination, bytes=t.bytes
+            tensor=t.tensor,
+            kind=t.kind,
+            source=t.source,
+            destination=t.destination,
+            bytes=t.bytes,
+            wire=t.wire,
         )
         for t in transmissions
     )

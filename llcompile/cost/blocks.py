@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from llcompile.ir.graph import CacheSpec, Graph, Template, WeightParam
+from llcompile.ir.graph import DTYPE_BYTES, CacheSpec, Graph, Template, TensorSpec, WeightParam
 from llcompile.ir.packing import cache_token_bytes, layout_of, packed_params, pad
 from llcompile.ir.plan import BlockCost, Flow
-from llrun.schema import Precision, Shapes
+from llrun.programs.formats import may_be_coded, row_bytes
+from llrun.schema import Precision, Shapes, WireFormat
 
 PAGE_BYTES = 4096
 # The widest row tile of any processor's kernels: an upper bound on the rows that padding adds.
@@ -86,8 +87,9 @@ def _token_bytes(cache: CacheSpec, kind: str) -> int:
     return cache_token_bytes(kind, cache.kv_heads, cache.key_dim, cache.value_dim)
 
 
-def flows(graph: Graph, chunk: int) -> tuple[Flow, ...]:
-    """Every activation that one block makes and others read, in order of production; consumers ascending.
+def flows(graph: Graph, chunk: int, wire: WireFormat = WireFormat.F32) -> tuple[Flow, ...]:
+    """Every activation that one block makes and others read, in order of production; consumers ascending. They travel
+    as `wire`, those that can.
 
     Neither what a device computes from positions nor token ids nor logits: the first is never sent, the
     others stay on the head. A tensor that only last-row blocks read travels as one row in prefill.
@@ -100,5 +102,37 @@ def flows(graph: Graph, chunk: int) -> tuple[Flow, ...]:
             if consumers:
                 rows = 1 if last_row.issuperset(consumers) else chunk
                 spec = graph.tensors[name]
-                result.append(Flow(name, block.id, consumers, spec.bytes(1, 1), spec.bytes(rows, rows)))
+                sent = message(spec, rows, wire)
+                result.append(
+                    Flow(
+                        name,
+                        block.id,
+                        consumers,
+                        sent.row_bytes,
+                        sent.chunk_bytes,
+                        sent.wire,
+                        sent.held_bytes,
+                    )
+                )
     return tuple(result)
+
+
+@dataclass(frozen=True)
+class Message:
+    """A tensor on the wire in the format `wire`: bytes of one row and of a chunk; `held_bytes` of a chunk on a device
+    that sends or receives it, as it is computed with and as it travels."""
+
+    wire: WireFormat
+    row_bytes: int
+    chunk_bytes: int
+    held_bytes: int
+
+
+def message(spec: TensorSpec, rows: int, wire: WireFormat) -> Message:
+    """A message of `rows` rows of a tensor, which travels as `wire` if it can."""
+    row, chunk = spec.bytes(1, 1), spec.bytes(rows, rows)
+    shape = tuple(-1 if isinstance(size, str) else size for size in spec.shape)
+    if wire == WireFormat.F32 or not may_be_coded(spec.dtype, shape):
+        return Message(WireFormat.F32, row, chunk, chunk)
+    coded = row_bytes(wire, row // DTYPE_BYTES[spec.dtype])
+    return Message(wire, coded, rows * coded, chunk + rows * coded)

@@ -116,9 +116,10 @@ def _measured_row(figures: DeviceFigures | None) -> list[str]:
 
 
 def _transmissions(record: schema.PlanRecord) -> Table:
-    table = _table("tensor", "from", "to", "kind", "bytes a token")
+    table = _table("tensor", "from", "to", "kind", "format", "bytes a token")
     for each in sent(record):
-        table.add_row(each.tensor, each.source, each.destination, each.kind, human_bytes(each.bytes))
+        size = human_bytes(each.bytes)
+        table.add_row(each.tensor, each.source, each.destination, each.kind, each.wire, size)
     return table
 
 

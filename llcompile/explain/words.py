@@ -83,10 +83,10 @@ def device_words(stage: schema.StageRecord) -> str:
 def sent(record: schema.PlanRecord) -> tuple[schema.TransmissionRecord, ...]:
     """What is sent for a token: tensors one by one, and what one device sends another for a group's sums in one."""
     rows = [each for each in record.transmissions if each.kind != schema.TransmissionKind.SUM]
-    sums: dict[tuple[str, str], list[int]] = {}
+    sums: dict[tuple[str, str, schema.WireFormat], list[int]] = {}
     for each in record.transmissions:
         if each.kind == schema.TransmissionKind.SUM:
-            sums.setdefault((each.source, each.destination), []).append(each.bytes)
+            sums.setdefault((each.source, each.destination, each.wire), []).append(each.bytes)
     together = (
         schema.TransmissionRecord(
             tensor=f"parts of {len(sizes)} sum{'s' if len(sizes) > 1 else ''}",
@@ -94,8 +94,9 @@ def sent(record: schema.PlanRecord) -> tuple[schema.TransmissionRecord, ...]:
             source=source,
             destination=to,
             bytes=sum(sizes),
+            wire=wire,
         )
-        for (source, to), sizes in sums.items()
+        for (source, to, wire), sizes in sums.items()
     )
     return (*rows, *together)
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llrun.schema.values import AllReduceKind, MoveEvent, PlanStatus, Precision, Shapes, TransmissionKind
+from llrun.schema.values import (
+    AllReduceKind,
+    MoveEvent,
+    PlanStatus,
+    Precision,
+    Shapes,
+    TransmissionKind,
+    WireFormat,
+)
 
 
 @dataclass(frozen=True)
@@ -31,12 +39,20 @@ class BlockCost:
 @dataclass(frozen=True)
 class PieceCosts:
     """Costs of one block cut for a group: its shard and its tail, by rank. `partial_decode_bytes`,
-    `partial_prefill_bytes`: of what a shard makes for the sum, for one token and for one prefill chunk."""
+    `partial_prefill_bytes`: of what a shard makes for the sum, for one token and for one prefill chunk, on the wire in
+    the format `wire`; `partial_held_bytes` of a chunk on a device, as Flow.held_bytes."""
 
     shards: tuple[BlockCost, ...]
     tails: tuple[BlockCost, ...]
     partial_decode_bytes: int
     partial_prefill_bytes: int
+    wire: WireFormat = WireFormat.F32
+    partial_held_bytes: int | None = None
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of a buffer for a chunk of a part."""
+        return self.partial_prefill_bytes if self.partial_held_bytes is None else self.partial_held_bytes
 
 
 # Blocks, shares by rank, and how many parts a tail takes (all of a direct exchange, else one: the sum) to the costs of
@@ -46,14 +62,22 @@ ShardCosts = Callable[[Sequence[int], tuple[float, ...], int], Mapping[int, Piec
 
 @dataclass(frozen=True)
 class Flow:
-    """A tensor between blocks as the planner sees it: who makes it, who uses it, its bytes for one decoded token
-    and for one prefill chunk."""
+    """A tensor between blocks as the planner sees it: who makes it, who uses it, its bytes on the wire for one decoded
+    token and for one prefill chunk, and its format there. `held_bytes`: of a chunk on a device that sends or receives
+    it, as it is computed with and as it travels; None: as it travels."""
 
     tensor: str
     producer: int
     consumers: tuple[int, ...]
     decode_bytes: int
     prefill_bytes: int
+    wire: WireFormat = WireFormat.F32
+    held_bytes: int | None = None
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of a buffer for a chunk of it."""
+        return self.prefill_bytes if self.held_bytes is None else self.held_bytes
 
 
 @dataclass(frozen=True)
@@ -107,13 +131,14 @@ class DeviceLoad:
 
 @dataclass(frozen=True)
 class Transmission:
-    """One message a step; `bytes` are those of one token."""
+    """One message a step; `bytes` are those of one token, in the format `wire`."""
 
     tensor: str
     kind: TransmissionKind
     source: str
     destination: str
     bytes: int
+    wire: WireFormat = WireFormat.F32
 
 
 @dataclass(frozen=True)
@@ -176,6 +201,11 @@ class Plan:
     def stages_of(self, device: str) -> tuple[Stage, ...]:
         """The stages that `device` takes part in, in order: the head has two in a plan with workers."""
         return tuple(stage for stage in self.stages if device in stage.devices)
+
+    @property
+    def wires(self) -> Mapping[str, WireFormat]:
+        """The formats of tensors that travel in another than their own."""
+        return {t.tensor: t.wire for t in self.transmissions if t.wire != WireFormat.F32}
 
     @property
     def held(self) -> Mapping[str, tuple[int, ...]]:

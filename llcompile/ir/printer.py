@@ -81,7 +81,10 @@ def print_planned(plan: Plan, costs: Sequence[BlockCost]) -> str:
     lines = [
         f"{head} ttft {plan.ttft_s:.6g} s tpot {plan.tpot_s:.6g} s",
         *(f"  stage {s.start}:{s.stop} on {_devices(s)}" for s in plan.stages),
-        *(f"  send {t.tensor} {t.source} -> {t.destination} {t.kind} {t.bytes}" for t in plan.transmissions),
+        *(
+            f"  send {t.tensor} {t.source} -> {t.destination} {t.kind} {t.bytes} {t.wire}"
+            for t in plan.transmissions
+        ),
         *(f"  unused {name}: {reason}" for name, reason in plan.unused.items()),
         *(f"  note {note}" for note in plan.notes),
         *(f"  cost {_cost(cost)}" for cost in costs),

@@ -8,6 +8,7 @@ from llcompile.partition.programs import device_programs
 from llcompile.partition.solver import resolve
 from llcompile.partition.spares import Spare, with_spares
 from llcompile.partition.windows import parse_window, plan_with_windows
+from llcompile.partition.wires import plan_wire, settled
 
 __all__ = [
     "Pin",
@@ -21,8 +22,10 @@ __all__ = [
     "parse_pins",
     "parse_window",
     "plan",
+    "plan_wire",
     "plan_with_windows",
     "request_of",
     "resolve",
+    "settled",
     "with_spares",
 ]

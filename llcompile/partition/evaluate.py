@@ -82,7 +82,7 @@ def in_flight_bytes(flows: Sequence[Flow]) -> int:
 
     A head that has every block sends nothing and needs none.
     """
-    return 2 * max((flow.prefill_bytes for flow in flows), default=0)
+    return 2 * max((flow.buffer_bytes for flow in flows), default=0)
 
 
 def memory(
@@ -98,7 +98,7 @@ def memory(
     parts: dict[str, int] = defaultdict(int)
     for stage in stages:
         if stage.is_group:
-            largest = max(each.partial_prefill_bytes for each in cut_of(stage, pieces))
+            largest = max(each.buffer_bytes for each in cut_of(stage, pieces))
             for name in stage.devices:
                 parts[name] = max(parts[name], len(stage.devices) * largest)
     buffers = in_flight_bytes(flows) if len(names) > 1 else 0

@@ -59,7 +59,10 @@ def transmissions(
     """The map as the plan records it: for each block what a group's devices send of its sum, then what it makes; bytes
     are those of one decoded token."""
     sent = [
-        (m.flow.producer, Transmission(m.flow.tensor, m.kind, m.source, m.destination, m.flow.decode_bytes))
+        (
+            m.flow.producer,
+            Transmission(m.flow.tensor, m.kind, m.source, m.destination, m.flow.decode_bytes, m.flow.wire),
+        )
         for m in messages(stages, flows)
     ]
     summed = chain.from_iterable(_summed(stages, number, flows, pieces) for number in range(len(stages)))
@@ -79,7 +82,7 @@ def _summed(
         size = cut[block].partial_decode_bytes
         for name, source, to in sum_ways(stage, block, ends):
             sent = stage.devices[source], stage.devices[to]
-            yield block, Transmission(name, TransmissionKind.SUM, *sent, size)
+            yield block, Transmission(name, TransmissionKind.SUM, *sent, size, cut[block].wire)
 
 
 def finishers(stages: Sequence[Stage], number: int, flows: Sequence[Flow]) -> tuple[int, ...]:

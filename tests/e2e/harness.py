@@ -69,7 +69,10 @@ class CompiledModel:
 
 
 def options(model: Path, target: Path, quant: str, **wishes: Any) -> pipeline.BuildOptions:
-    return pipeline.BuildOptions(str(model), target, quant=quant, context=CONTEXT, **wishes)
+    """Activations travel as they are, so that what comes out can be compared with what others compute."""
+    return pipeline.BuildOptions(
+        str(model), target, quant=quant, context=CONTEXT, **{"wire": "f32", **wishes}
+    )
 
 
 @lru_cache(maxsize=1)

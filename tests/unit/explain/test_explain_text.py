@@ -78,9 +78,9 @@ device   weights  cache    memory             of  compute a token
 laptop  4.88 KiB    0 B  57.2 MiB  1.00 GiB (6%)          1.00 ms
 pi      4.88 KiB  128 B  66.8 MiB  512 MiB (13%)          2.00 ms
 
-tensor  from    to      kind        bytes a token
-h0      laptop  pi      sequential          128 B
-h2      pi      laptop  sequential          128 B
+tensor  from    to      kind        format  bytes a token
+h0      laptop  pi      sequential  f32             128 B
+h2      pi      laptop  sequential  f32             128 B
 
 phone is not used: its link adds <9 ms> a token & saves 2 ms
 
@@ -144,8 +144,8 @@ def test_a_group_with_its_shares_its_sums_and_why() -> None:
     )
     lines = [" ".join(line.split()) for line in rendered(record).splitlines()]
     assert "1 laptop 60%, pi 40% 1-2 (2), summed at pi (star) 4.88 KiB" in lines
-    assert "parts of 2 sums laptop pi sum 1.00 KiB" in lines
-    assert "parts of 1 sum pi laptop sum 512 B" in lines
+    assert "parts of 2 sums laptop pi sum f32 1.00 KiB" in lines
+    assert "parts of 1 sum pi laptop sum f32 512 B" in lines
     assert "the best plan of those looked at" in " ".join(lines)
     assert record.notes[0] in lines
     model = schema.ModelInfo(
@@ -318,6 +318,7 @@ def test_json_has_the_keys_of_the_contract() -> None:
         "from": "laptop",
         "to": "pi",
         "bytes": 128,
+        "wire": "f32",
     }
     assert plain["blocks"][1] == {
         "id": 1,
