@@ -76,8 +76,8 @@ class TokenReader:
         return None
 
     def _room(self, layout: Layout, rows: int) -> Array:
-        """An array for what comes of the tensor. Those of single rows are made several at once, as making one takes longer than
-        reading it."""
+        """An array for what comes of the tensor. Those of single rows are made several at once, as making one takes
+        longer than reading it."""
         if rows > 1 or layout.coded or layout.row_bytes % ALIGNMENT:
             return receiving(layout, rows)
         made = self._rows.get(layout.shape)

@@ -34,6 +34,7 @@ from llrun.schema import (
     Slice,
     StageRecord,
     Tensor,
+    WireFormat,
 )
 
 TRIM, HIDDEN = BLOCKS - 2, (1, -1, WIDTH)
@@ -41,13 +42,14 @@ TRIM, HIDDEN = BLOCKS - 2, (1, -1, WIDTH)
 
 @dataclass(frozen=True)
 class Group:
-    """`edges`: where the columns of each rank begin and end; `blocks`: half open."""
+    """`edges`: where the columns of each rank begin and end; `blocks`: half open. `wire`: how activations travel."""
 
     devices: tuple[str, ...]
     kind: AllReduceKind
     root: int = 0
     edges: tuple[int, ...] = (0, 6, 16)
     blocks: tuple[int, int] = (1, BLOCKS - 1)
+    wire: WireFormat = WireFormat.F32
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
@@ -96,7 +98,8 @@ def split(devices: Sequence[str], kind: AllReduceKind, root: int = 0, **fields: 
 
 def graph(*groups: Group) -> GraphRecord:
     """The model's graph, with what each of the groups, of the same size and kind, can compute."""
-    whole = numpy_model.graph()
+    (wire,) = {group.wire for group in groups}
+    whole = numpy_model.graph(wire)
     names = {
         tensor: f"{what}{block}_{i}"
         for group in groups
@@ -108,7 +111,10 @@ def graph(*groups: Group) -> GraphRecord:
         whole,
         tensors=(
             *whole.tensors,
-            *(Tensor(id=id, name=name, dtype="float32", shape=HIDDEN) for id, name in sorted(names.items())),
+            *(
+                Tensor(id=id, name=name, dtype="float32", shape=HIDDEN, wire=wire)
+                for id, name in sorted(names.items())
+            ),
         ),
         groups=tuple(
             GraphGroup(
