@@ -42,7 +42,7 @@ def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.
                 id=b.id,
                 template=b.template,
                 ops=graph.templates[b.template].ops,
-                weights_bytes=by_block[b.id].weights_bytes,
+                weights_bytes=by_block[b.id].weights_bytes + by_block[b.id].table_bytes,
                 decode_flops=by_block[b.id].decode_flops,
             )
             for b in graph.blocks

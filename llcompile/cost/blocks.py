@@ -8,6 +8,7 @@ from llcompile.ir.graph import DTYPE_BYTES, CacheSpec, Graph, Template, TensorSp
 from llcompile.ir.packing import cache_token_bytes, layout_of, packed_params, pad
 from llcompile.ir.plan import BlockCost, Flow
 from llrun.programs.formats import may_be_coded, row_bytes
+from llrun.programs.graph import SMALL_TABLE_BYTES
 from llrun.schema import Precision, Shapes, WireFormat
 
 PAGE_BYTES = 4096
@@ -18,8 +19,8 @@ TILE_ROWS = 16
 def block_costs(graph: Graph, precision: Precision, shapes: Shapes) -> tuple[BlockCost, ...]:
     """Costs of the graph's blocks, in order.
 
-    weights_bytes: packed tensors, each on pages of its own. cache_bytes: keys and values of `context` tokens,
-    in the cache's format. activation_bytes: peak of a chunk.
+    weights_bytes: packed tensors, each on pages of its own; a large table that tokens look up takes table_bytes of disk
+    instead. cache_bytes: keys and values of `context` tokens, in the cache's format. activation_bytes: peak of a chunk.
     decode: one token with `context` tokens cached, of which attention reads those in its window; an embedding
     reads one row, not its table. prefill: one chunk of a prompt that fills the context, at the mean number of
     cached tokens, context / 2: a window bounds it too; weights are read once a chunk, an embedding's rows
@@ -44,17 +45,20 @@ def template_cost(template: Template, precision: Precision, shapes: Shapes, last
     rows = 1 if last_row_only else shapes.chunk
     streamed = sum(weight_bytes(w, quant) for w in template.weights if w.role != "embedding")
     tables = sum(weight_bytes(w, quant) for w in template.weights if w.role == "embedding")
+    kept = sum(weight_bytes(w, quant) for w in template.weights if not w.by_token)
+    table = streamed + tables - kept if streamed + tables > SMALL_TABLE_BYTES else 0
     row = sum(_row_bytes(w, quant) for w in template.weights if w.role == "embedding")
     mean = context / 2
     return BlockCost(
         block=0,
-        weights_bytes=streamed + tables,
+        weights_bytes=streamed + tables - table,
         cache_bytes=context * sum(_token_bytes(c, cache) for c in template.caches),
         activation_bytes=rows * template.activation_bytes,
         decode_flops=template.linear_flops + _attention_flops(template, context),
         decode_bytes=streamed + row + _cache_read(template, context, cache),
         prefill_flops=rows * (template.linear_flops + _attention_flops(template, mean)),
         prefill_bytes=streamed + rows * row + _cache_read(template, mean, cache),
+        table_bytes=table,
     )
 
 

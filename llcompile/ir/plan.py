@@ -21,8 +21,9 @@ class BlockCost:
     """Cost of one block at one quantisation and context; what the planner sees of the model.
 
     `activation_bytes`: peak of a prefill chunk. `decode_bytes`: weights and cache read for one token at full
-    context. `prefill_flops`, `prefill_bytes`: one chunk of prompt. `streamed_bytes`: of the weights, those that come
-    from disk for every token and every chunk.
+    context. `prefill_flops`, `prefill_bytes`: one chunk of prompt. `weights_bytes` are those in memory; of
+    them `streamed_bytes` come from disk for every token and every chunk. `table_bytes`: others, which stay on disk, and
+    of which rows are read.
     """
 
     block: int
@@ -34,6 +35,7 @@ class BlockCost:
     prefill_flops: float
     prefill_bytes: float
     streamed_bytes: int = 0
+    table_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ HEADER_BYTES = 16 << 10  # of a block's file
 
 def file_bytes(cost: BlockCost) -> int:
     """Bytes of a block's file: its packed tensors on pages, and a header."""
-    return max(cost.weights_bytes, cost.streamed_bytes) + HEADER_BYTES
+    return max(cost.weights_bytes, cost.streamed_bytes) + cost.table_bytes + HEADER_BYTES
 
 
 def room_bytes(device: Device, blocks: int) -> int | None:

@@ -12,12 +12,9 @@ from llrun.device.weights import Advance, Source, read_weights
 from llrun.device.window import Streams
 from llrun.errors import INTERNAL, RunError
 from llrun.memory import Stretch, side_by_side
-from llrun.programs.graph import token_arguments
+from llrun.programs.graph import SMALL_TABLE_BYTES, token_arguments
 from llrun.programs.ring import places
 from llrun.schema import BlockEntry
-
-# Read as any block: its memory is less than a small model's time for asking for each row (10 us of a token's 1.5 ms).
-SMALL_TABLE_BYTES = 1 << 20
 
 
 class BlockFiles:

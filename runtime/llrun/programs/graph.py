@@ -7,6 +7,9 @@ from collections.abc import Iterator, Set
 from llrun.schema import AllReduceKind, GraphGroup, GraphRecord, GroupBlock
 
 SHARES_OFF = 1e-6
+# Smaller ones are read as any block: the memory is less than a small model's time for asking for each row (10 us of a
+# token's 1.5 ms).
+SMALL_TABLE_BYTES = 1 << 20
 
 
 def check_graph(graph: GraphRecord) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import pytest
 
 from llcompile.cost import block_costs, flows
-from llcompile.cost.blocks import PAGE_BYTES, TILE_ROWS, weight_bytes
+from llcompile.cost.blocks import PAGE_BYTES, TILE_ROWS, template_cost, weight_bytes
 from llcompile.ir.graph import Block, CacheSpec, Graph, Template, TensorSpec, WeightParam
 from llcompile.ir.packing import GROUP
 from llcompile.ir.plan import BlockCost
@@ -142,3 +143,17 @@ def test_flows_of_a_parallel_model() -> None:
         "a1": (3, (4,), row, row),
         "r2": (4, (5,), row, row),
     }
+
+
+@pytest.mark.parametrize(
+    ("rows", "by_token", "stays"), [(40_000, True, True), (400, True, False), (40_000, False, False)]
+)
+def test_a_large_table_that_tokens_look_up_takes_disk_and_no_memory(
+    rows: int, by_token: bool, stays: bool
+) -> None:
+    table = replace(
+        template("t0", "input_ids", {}), weights=(WeightParam("w", (rows, 64), "embedding", by_token),)
+    )
+    found = template_cost(table, Precision.of("f32", "f16"), Shapes(64, 16), False)
+    size = pages(rows * 64 * 4)
+    assert (found.weights_bytes, found.table_bytes) == ((0, size) if stays else (size, 0))
