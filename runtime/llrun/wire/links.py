@@ -206,14 +206,14 @@ class Links:
         def read() -> None:
             try:
                 found = reader.take()
+                if isinstance(found, Header):
+                    pump.discard(number, read)
+                    self._start_reading(device, connection, found)
+                elif found is not None:
+                    self._deliver(device, *found)
             except (ConnectionLost, ProtocolError, MemoryError) as error:
+                pump.discard(number, read)  # where it was closed it has no number any more
                 self._tell(device, connection, error)
-                return
-            if isinstance(found, Header):
-                pump.discard(number)
-                self._start_reading(device, connection, found)
-            elif found is not None:
-                self._deliver(device, *found)
 
         with self._changed:
             if not self._closed and self._connections.get(device) is connection:

@@ -48,10 +48,12 @@ class Pump:
             self._poll.register(number, select.POLLIN)
         self.wake()
 
-    def discard(self, number: int) -> None:
-        """Read it no more; before it is closed, as its number may be another's then."""
+    def discard(self, number: int, read: Read | None = None) -> None:
+        """Read it no more; before it is closed, as its number may be another's then. With `read`: if that is still who
+        reads it."""
         with self._lock:
-            if self._reads.pop(number, None) is not None:
+            if number in self._reads and read in (None, self._reads[number]):
+                del self._reads[number]
                 self._poll.unregister(number)
 
     def wake(self) -> None:

@@ -203,6 +203,32 @@ def test_a_connection_that_ends_is_told_and_read_no_more(side):
     assert side.links.connected == frozenset()
 
 
+def test_a_connection_that_is_closed_here_is_told_too_and_its_number_is_free(side):
+    """As by its writer, when what is sent cannot be: nobody goes round and round for it."""
+    side.token(0)
+    side.due(0)
+    assert side.at_the_pump()
+    side.connection.close()
+    threading.Timer(0.2, lambda: side.inbox.put(Stop())).start()
+    assert isinstance(side.inbox.get(), Stop)
+    assert side.told.get(timeout=5)[0] == "anna"
+    assert not side.inbox.pump.reads
+
+
+def test_more_tokens_than_are_taken_end_the_session(side, monkeypatch):
+    monkeypatch.setattr("llrun.engine.events.INBOX_LIMIT", 3)
+    for position in range(3):
+        side.token(position)
+    for position in range(3, 9):
+        side.token(position)
+    for _ in range(200):
+        side.inbox.pump.look()
+        if not side.told.empty():
+            break
+        time.sleep(0.01)
+    assert "3 tensors are waiting already" in str(side.told.get(timeout=5))
+
+
 def test_another_connection_takes_its_place(side):
     side.token(0)
     side.due(0)
