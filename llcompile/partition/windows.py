@@ -3,9 +3,10 @@
 Where the model fits, there are no windows unless they are asked for. Where it does not, the stages are planned as if
 every block between the model's ends came from disk for each token: it takes next to no memory of its own, each device
 gives up that of a smallest window, and a block takes at least its bytes over the disk's rate. Then each device's
-window is made as wide as its memory allows; of a group the pieces of blocks count as blocks. What is left out: a device
-whose memory holds all that it gets is planned as if it read it each time, so it may get less than would be best; no
-device holds several runs of blocks; and the bound of such a plan is what the blocks take at least, wherever they are.
+window is made as wide as its memory allows; of a group the pieces of blocks count as blocks. That is done again with
+what each device then had to stream of its blocks, and the best of these plans is taken. What is left out: such plans
+are not proven to be the best; no device holds several runs of blocks; and the bound of a plan with windows is what the
+blocks take at least, wherever they are.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from llcompile.partition.planner import device_loads, plan, verify
 from llcompile.partition.problem import HEAD, Problem
 from llcompile.partition.refusal import size
 from llcompile.partition.search import least_seconds
-from llcompile.partition.streaming import as_streamed
+from llcompile.partition.streaming import as_streamed, streamed, window_on
 from llrun.programs.ring import AHEAD, places
 from llrun.schema import PlanStatus
 
 OFF = 0
 MOST = 1 << 14
+# Plans that are made, each from what streamed in the one before; the last ones leave room for a stage whose last block
+# and first are both large.
+ATTEMPTS = (False, False, True, True)
+ENOUGH = 0.5  # of the time
+LEAST_SHARE = 1e-3
 NARROWEST = (2, 1)  # one alone reads nothing ahead
 _NO_PLAN = "P201"
 _LEAST_S = 1.0
@@ -90,17 +96,49 @@ def _planned(
     window: int,
     wider: bool,
 ) -> Plan:
-    """The plan with windows of `window` blocks, or `wider` ones where memory allows."""
+    """The plan with windows of `window` blocks, or `wider` ones where memory allows: the best of a few, each made with
+    the share of what each device streamed in the one before."""
+    clock = Clock(options.time_limit_s)
     problem = Problem(tuple(costs), tuple(flows), cluster.at_work(), options, shard_costs)
-    token = in_flight_bytes(flows) // max(1, len(costs) - 2) + 1
-    less = _with_less_memory(problem, cluster, window, token)
-    made = plan(streaming(costs, token), flows, less, options, streaming_pieces(shard_costs, token))
+    best: Plan | None = None
+    refused: CompileError | None = None
+    shares: Mapping[str, float] = {}
+    for careful in ATTEMPTS if wider else (False, True):
+        try:
+            made = _once(problem, cluster, window, wider, shares, careful)
+        except CompileError as error:
+            if error.code != _NO_PLAN:
+                raise
+            refused = refused or error
+            continue
+        if best is None or made.objective < best.objective:
+            best = made
+        shares = {**shares, **_streamed_shares(made, costs)}
+        if not wider or clock.beyond(ENOUGH):
+            break
+    if best is None:
+        assert refused is not None
+        raise refused
+    at_work = {name: why for name, why in best.unused.items() if not cluster.device(name).standby}
+    verify(replace(best, unused=at_work), problem)
+    return replace(best, solve_s=clock.spent_s)
+
+
+def _once(
+    problem: Problem, cluster: Cluster, window: int, wider: bool, shares: Mapping[str, float], careful: bool
+) -> Plan:
+    """A plan with windows. `shares`: of what devices run, what is reckoned to stream; all where it is not there."""
+    token = in_flight_bytes(problem.flows) // max(1, problem.blocks - 2) + 1
+    less = _with_less_memory(problem, cluster, window, token, careful)
+    reckoned = replace(less, devices=tuple(_reckoned(d, shares.get(d.name, 1.0)) for d in less.devices))
+    pieces = streaming_pieces(problem.pieces, token)
+    made = plan(streaming(problem.costs, token), problem.flows, reckoned, problem.options, pieces)
     stages = made.stages
     for devices in dict.fromkeys(stage.devices for stage in stages):
         stages = _opened(problem, stages, devices, window, wider)
-    figures = evaluate(stages, costs, flows, cluster, options, shard_costs)
+    figures = evaluate(stages, problem.costs, problem.flows, problem.cluster, problem.options, problem.pieces)
     bound = min(least_seconds(problem), figures.objective)
-    windowed = replace(
+    return replace(
         made,
         status=PlanStatus.FEASIBLE,
         objective=figures.objective,
@@ -113,9 +151,23 @@ def _planned(
         stages=stages,
         devices=device_loads(stages, problem, figures),
     )
-    at_work = {name: why for name, why in made.unused.items() if not cluster.device(name).standby}
-    verify(replace(windowed, unused=at_work), problem)
-    return windowed
+
+
+def _reckoned(device: Device, share: float) -> Device:
+    """The device, of whose blocks' bytes a share streams: as if all did, from a faster disk."""
+    return replace(device, disk_bytes_per_s=device.disk_bytes_per_s / max(share, LEAST_SHARE))
+
+
+def _streamed_shares(made: Plan, costs: Sequence[BlockCost]) -> Mapping[str, float]:
+    """Of what lies between the model's ends, the share of bytes that streams on each device of its own stages."""
+    found = {}
+    for name in made.devices:
+        held = held_costs([s for s in made.stages if s.devices == (name,)], name, costs, None)
+        stream = streamed(window_on(made.stages, name), held, (0, len(costs) - 1))
+        middle = sum(cost.weights_bytes for cost in held if 0 < cost.block < len(costs) - 1)
+        if middle:
+            found[name] = sum(held[number].weights_bytes for number in stream.numbers) / middle
+    return found
 
 
 def streaming(costs: Sequence[BlockCost], token: int) -> tuple[BlockCost, ...]:
@@ -142,14 +194,16 @@ def streaming_pieces(pieces: ShardCosts | None, token: int) -> ShardCosts | None
     return cut if pieces else None
 
 
-def _with_less_memory(problem: Problem, cluster: Cluster, window: int, token: int) -> Cluster:
+def _with_less_memory(problem: Problem, cluster: Cluster, window: int, token: int, careful: bool) -> Cluster:
     """The cluster without the memory that a window takes of each device; of a head that has no room for one, without
     all that the ends of the model leave."""
     last = problem.blocks - 1
     beside = problem.free[HEAD] - problem.needed([(0, 1), (last, last + 1)])
     sizes = [cost.weights_bytes for cost in problem.costs[1:last]]
     ring = min(window, AHEAD + 1, len(sizes))
-    taken = places(sizes, ring).size_bytes + (window - ring) * max(sizes, default=0) - token * len(sizes)
+    parts = (sizes, sizes[1:], sizes[:-1]) if careful else (sizes,)
+    taken = max(places(part, min(ring, len(part))).size_bytes for part in parts)
+    taken += (window - ring) * max(sizes, default=0) - token * len(sizes)
 
     def left(device: Device) -> Device:
         less = max(0, min(taken, beside)) if device.name == cluster.head else taken

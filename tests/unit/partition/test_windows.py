@@ -133,3 +133,12 @@ def test_what_is_no_window(text: str) -> None:
     with pytest.raises(CompileError, match="not a window") as caught:
         parse_window(text)
     assert (caught.value.code, caught.value.exit_code) == ("P218", 2)
+
+
+def test_a_device_that_can_keep_most_of_its_blocks_gets_more() -> None:
+    """Priced at first as if it read them all, as one of the same disk and a quarter of the memory does."""
+    where = cluster(ENDS, BESIDE + 1000 + 4 * PAIR, BESIDE + 1000 + PAIR)
+    made = planned(where, None)
+    runs = {stage.lead: len(stage.blocks) for stage in made.stages}
+    assert runs["w0"] > runs.get("w1", 0)
+    assert made.tpot_s <= planned(where, 2).tpot_s
