@@ -48,7 +48,7 @@ class OffWhenLow:
         return None
 
     def _runs(self, stages: Sequence[llrun.Stage]) -> bool:
-        return any(stage.lead == self.phone for stage in stages)
+        return any(self.phone in stage.devices for stage in stages)
 
 
 def told(battery: str) -> str:

@@ -30,4 +30,4 @@ def at_its_hours(hour: int) -> bool:
 
 def runs(stages: Sequence[llrun.Stage]) -> bool:
     """Whether the device has something to do."""
-    return any(stage.lead == DEVICE for stage in stages)
+    return any(DEVICE in stage.devices for stage in stages)

@@ -44,9 +44,10 @@ Action = Call | Send | Release
 class BoundSegment:
     """A segment ready to run.
 
-    `waits_early`, `early`: what it waits for and does on a chunk that is not a prompt's last. `reads`:
-    tensors made before it. `later`: those that segments after it use. `positions`, `stateful`: whether it
-    uses position ids and caches. `one_row`: whether all it does is done for the newest row alone.
+    `waits_early`, `early`: what it waits for and does on a chunk that is not a prompt's last. `reads`: tensors made
+    before it. `number`: its place in the program; `last_use`: [tensor] that of the last segment which takes it from one
+    before. `positions`, `stateful`: whether it uses position ids and caches. `one_row`: whether all it does is done for
+    the newest row alone.
     """
 
     waits: frozenset[int]
@@ -55,10 +56,17 @@ class BoundSegment:
     actions: tuple[Action, ...]
     early: tuple[Action, ...]
     reads: tuple[int, ...]
-    later: frozenset[int]
+    number: int
+    last_use: Mapping[int, int]
     positions: bool
     stateful: bool
     one_row: bool
+
+    def left(self, values: Mapping[int, Any]) -> dict[int, Any]:
+        """What segments after it use of `values`."""
+        return {
+            tensor: value for tensor, value in values.items() if self.last_use.get(tensor, -1) > self.number
+        }
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,9 @@ def bind(installed: Installed, parts: Parts) -> tuple[BoundSegment, ...]:
     """The program's segments, ready to run."""
     done = [all_effects(segment.instructions) for segment in installed.segments]
     used = [_used(each) for each in done]
+    last_use = {tensor: index for index, each in enumerate(used) for tensor in each}
     return tuple(
-        _bound(segment, does, used[index], frozenset().union(*used[index + 1 :]), installed, parts)
+        _bound(segment, does, used[index], (index, last_use), installed, parts)
         for index, (segment, does) in enumerate(zip(installed.segments, done, strict=True))
     )
 
@@ -94,7 +103,7 @@ def _bound(
     segment: Segment,
     does: Sequence[Effects],
     used: frozenset[int],
-    later: frozenset[int],
+    place: tuple[int, Mapping[int, int]],
     installed: Installed,
     parts: Parts,
 ) -> BoundSegment:
@@ -108,7 +117,8 @@ def _bound(
         actions=actions,
         early=early,
         reads=tuple(sorted(used - {installed.position_ids})),
-        later=later,
+        number=place[0],
+        last_use=place[1],
         positions=installed.position_ids in used,
         stateful=any(isinstance(action, Call) and action.caches for action in actions),
         one_row=all(each.newest_row or each.releases for each in does),

@@ -264,9 +264,9 @@ def _is_whole(parts: Sequence[Any]) -> bool:
 
 def _split(segment: BoundSegment, current: Pass) -> None:
     """Leave with each step what later segments use: its rows of what was joined, and what only waits."""
-    left = {tensor: value for tensor, value in current.values.items() if tensor in segment.later}
+    left = segment.left(current.values)
     for index, step in enumerate(current.steps):
-        step.values = {tensor: step.values[tensor] for tensor in segment.later & step.values.keys()}
+        step.values = segment.left(step.values)
         step.values.update(
             (tensor, JoinedRow(value, index, len(current.steps))) for tensor, value in left.items()
         )
