@@ -10,13 +10,15 @@ from llcompile.partition.disk import file_bytes, room_bytes
 from llcompile.partition.evaluate import held_costs, memory
 from llcompile.partition.formulation import TOLERANCE, formulate, in_twin_order, values_of
 from llcompile.partition.links import too_many_copies
-from llcompile.partition.many import outlook_of
+from llcompile.partition.many import outlook_of, searched
 from llcompile.partition.mip import to_mps
 from llcompile.partition.planned import stages_of
 from llcompile.partition.problem import INFINITY, Problem
 from llcompile.partition.refusal import check_possible, refuse
+from llcompile.partition.relaxation import Relaxation
 from llcompile.partition.search import Found, Outlook, found_plan, slowest
 from llcompile.partition.solver import Solution, SolverStatus, solve
+from llcompile.partition.tables import Tables
 
 SOLVE = 0.9  # share of the time after which the solver is not started any more
 LEAST_S = 1.0  # what it gets where nothing is known yet
@@ -51,23 +53,47 @@ def answer(problem: Problem, clock: Clock) -> Answer:
     return Answer(problem, best, max(outlook.bound, solution.bound), by_name(problem, outlook), text)
 
 
-def answer_grouped(problem: Problem, clock: Clock, target: float) -> tuple[Found | None, float, Outlook]:
-    """The best plan with the group of `problem` or without, None where none was found that is one in truth; a bound.
+@dataclass(frozen=True)
+class Look:
+    """What is known of a problem: the best plan that is one in truth, None where there is none yet, and a bound.
+
+    `near`: whether there was a plan that is none in truth, the head having too much.
+    """
+
+    found: Found | None
+    bound: float
+    by_device: Mapping[str, Found]
+    near: bool = False
+
+
+def look(problem: Problem, clock: Clock, target: float) -> Look:
+    """All plans with the group of `problem` or without, as far as search goes.
 
     `target`: an objective that is known to be possible: what is proven to be no better is not looked into further.
     """
-    options = problem.options
-    outlook = outlook_of(problem, options.gap, Clock(clock.left_s), target)
-    if outlook.best is None and outlook.exact:
-        return None, INFINITY, outlook
-    best = outlook.best if outlook.best and holds(problem, outlook.best) else None
-    least = min(target, best.figures.objective) if best else target
-    if outlook.bound >= least * (1 - options.gap) or clock.beyond(SOLVE) or not solvable(problem):
-        return best, outlook.bound, outlook
-    text = to_mps(formulate(problem, floor=outlook.bound))
-    solution = solve(text, clock.left_s, options.gap, options.seed, _hint(problem, best))
-    found = _best(problem, best, solution)
-    return found if found and holds(problem, found) else best, max(outlook.bound, solution.bound), outlook
+    outlook = outlook_of(problem, problem.options.gap, clock, target)
+    if outlook.best is None:
+        return Look(None, INFINITY if outlook.exact else outlook.bound, {})
+    true = holds(problem, outlook.best)
+    return Look(outlook.best if true else None, outlook.bound, by_name(problem, outlook), not true)
+
+
+def glance(problem: Problem, clock: Clock, target: float) -> Look:
+    """The same in little time: a plan of local search, and a bound of the path relaxation."""
+    found = searched(problem, Clock(clock.left_s / 2), None)
+    bound, _ = Relaxation(Tables(problem)).bound(target, Clock(clock.left_s), 1.0)
+    return Look(found if found and holds(problem, found) else None, bound, {})
+
+
+def prove(problem: Problem, known: Look, clock: Clock) -> Look:
+    """What the solver makes of it, where it may do it."""
+    if not solvable(problem):
+        return known
+    text, options = to_mps(formulate(problem, floor=known.bound)), problem.options
+    solution = solve(text, clock.left_s, options.gap, options.seed, _hint(problem, known.found))
+    found = _best(problem, known.found, solution)
+    bound = max(known.bound, solution.bound)
+    return Look(found if found and holds(problem, found) else known.found, bound, known.by_device)
 
 
 def by_name(problem: Problem, outlook: Outlook) -> dict[str, Found]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from llcompile.ir.errors import INFEASIBLE, USAGE, CompileError
 from llcompile.ir.plan import Stage
-from llcompile.partition.answers import Answer, answer_grouped, by_name, holds
+from llcompile.partition.answers import Answer, Look, glance, holds, look, prove
 from llcompile.partition.clock import Clock
 from llcompile.partition.disk import room_bytes
 from llcompile.partition.formulation import formulate
@@ -21,7 +21,8 @@ from llcompile.partition.search import Found, found_plan
 from llcompile.partition.shares import cut_with, excess, open_blocks, splits
 
 _NO_PLAN, _CONFLICT, _SIZE = "P201", "P213", "P217"
-MAKING, SEARCHING = 0.5, 0.95  # shares of the time after which no further candidates are made, or searched
+# Shares of the time after which no further candidates are made, no more of them searched whole, none at all.
+MAKING, LOOKING, SEARCHING = 0.4, 0.55, 0.95
 PART = 0.5  # of the time that is left, for one candidate
 LEAST_S = 0.05
 
@@ -31,6 +32,7 @@ class _Tally:
     """What the candidates gave so far. `ways`: the best plan that really has a group."""
 
     target: float
+    gap: float
     best: tuple[Candidate, Found] | None = None
     with_group: tuple[Candidate, Found] | None = None
     bound: float = INFINITY
@@ -45,7 +47,7 @@ class _Tally:
                 self.with_group = candidate, found
             self.add_devices({name: found for name in candidate.group.devices})
 
-    def add_devices(self, plans: dict[str, Found]) -> None:
+    def add_devices(self, plans: Mapping[str, Found]) -> None:
         for name, found in plans.items():
             known = self.by_device.get(name)
             if known is None or found.figures.objective < known.figures.objective:
@@ -65,34 +67,67 @@ def grouped(problem: Problem, clock: Clock, base: Answer | None) -> tuple[Answer
             every = False
             break
         made += candidates(problem, names)
-    tally = _Tally(base.found.figures.objective if base else INFINITY)
+    tally = _Tally(base.found.figures.objective if base else INFINITY, problem.options.gap)
     for candidate in made:
         whole = whole_group(candidate)
         if whole:
             tally.add(candidate, whole)
-    unfinished = 0
-    for candidate in sorted(made, key=lambda each: each.least):
-        if candidate.least >= tally.target * (1 - problem.options.gap) or clock.beyond(SEARCHING):
-            unfinished += candidate.least < tally.target * (1 - problem.options.gap)
-            tally.bound = min(tally.bound, candidate.least)
-        else:
-            _search(candidate, tally, clock)
+    looks = _looked(sorted(made, key=lambda each: each.least), tally, clock)
+    _proven(looks, tally, clock)
+    tally.bound = min((known.bound for _, known in looks), default=INFINITY)
+    unfinished = sum(_open(known, tally) for _, known in looks)
     notes = _notes(problem, base, tally, len(sets), len(made), every, unfinished)
     return _answer(base, tally), notes
 
 
-def _search(candidate: Candidate, tally: _Tally, clock: Clock) -> None:
+def _looked(made: Sequence[Candidate], tally: _Tally, clock: Clock) -> list[tuple[Candidate, Look]]:
+    """What is known of each candidate: all plans of as many as there is time for, then a glance at the others."""
+    looks, left = [], list(made)
+    while left and not clock.beyond(LOOKING):
+        candidate = left.pop(0)
+        known = Look(None, candidate.least, {})
+        looks.append((candidate, _search(candidate, tally, clock) if _open(known, tally) else known))
+    for number, candidate in enumerate(left):
+        known = Look(None, candidate.least, {})
+        if _open(known, tally) and not clock.beyond(SEARCHING):
+            share = Clock(clock.left_s * SEARCHING / (len(left) - number))
+            seen = glance(candidate.problem, share, tally.target)
+            known = replace(seen, bound=max(seen.bound, candidate.least))
+            if known.found:
+                tally.add(candidate, known.found)
+        looks.append((candidate, known))
+    return looks
+
+
+def _open(known: Look, tally: _Tally) -> bool:
+    """Whether a candidate may have a plan that is better than the best one."""
+    return known.bound < tally.target * (1 - tally.gap)
+
+
+def _search(candidate: Candidate, tally: _Tally, clock: Clock) -> Look:
     """All plans of a candidate. Where the head is in the group and the best one asks too much of it, the best of those
     in which it has nothing but that and the ends."""
-    limit = Clock(max(clock.left_s * PART, LEAST_S))
-    found, bound, outlook = answer_grouped(candidate.problem, limit, tally.target)
-    tally.bound = min(tally.bound, bound)
-    tally.add_devices(by_name(candidate.problem, outlook))
-    if found is None and outlook.best is not None:
-        less = _head_at_ends(candidate)
-        found, _, _ = answer_grouped(less, Clock(max(clock.left_s * PART, LEAST_S)), tally.target)
+    known = look(candidate.problem, Clock(max(clock.left_s * PART, LEAST_S)), tally.target)
+    tally.add_devices(known.by_device)
+    found = known.found
+    if known.near:
+        less = look(_head_at_ends(candidate), Clock(max(clock.left_s * PART, LEAST_S)), tally.target)
+        found = less.found
     if found:
         tally.add(candidate, found)
+    return replace(known, found=found, bound=max(known.bound, candidate.least))
+
+
+def _proven(looks: list[tuple[Candidate, Look]], tally: _Tally, clock: Clock) -> None:
+    """Let the solver have those that are open, the most promising first, while there is time."""
+    for number in sorted(range(len(looks)), key=lambda n: (looks[n][1].bound, n)):
+        candidate, known = looks[number]
+        if not _open(known, tally) or clock.beyond(SEARCHING):
+            continue
+        known = prove(candidate.problem, known, Clock(clock.left_s * PART))
+        looks[number] = candidate, known
+        if known.found:
+            tally.add(candidate, known.found)
 
 
 def _head_at_ends(candidate: Candidate) -> Problem:
@@ -164,7 +199,7 @@ def _notes(
         notes.append(f"no group fits or can be cut; without one {request_words(problem, base.found)}")
     if unfinished:
         notes.append(
-            f"time ran out before {unfinished} of these were searched: a longer --time-limit looks at all"
+            f"time ran out before {unfinished} of these were looked at whole: use a longer --time-limit"
         )
     return tuple(notes)
 

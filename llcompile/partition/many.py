@@ -60,7 +60,7 @@ def _joined(problem: Problem, first: Outlook, second: Outlook) -> Outlook:
 
 def _relaxed(problem: Problem, gap: float, clock: Clock, known: Found | None) -> Outlook:
     """Local search for a plan, and the path relaxation for a bound. `exact` when nothing but the head alone fits."""
-    best = _searched(problem, clock, known)
+    best = searched(problem, clock, known)
     target = best.figures.objective * (1 - gap) if best else INFINITY
     bound = _bound(problem, best, target, clock)
     alone = _alone(problem)
@@ -81,7 +81,7 @@ def _alone(problem: Problem) -> Found | None:
     return found_plan(problem, [Stage.on(problem.devices[HEAD].name, 0, problem.blocks)])
 
 
-def _searched(problem: Problem, clock: Clock, known: Found | None) -> Found | None:
+def searched(problem: Problem, clock: Clock, known: Found | None) -> Found | None:
     """The best plan of local search: the cheapest, then the cheapest whose slowest device is faster and faster."""
     best, seed = _better(known, _alone(problem)), problem.options.seed
     cutter = Cutter(Tables(problem))
