@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,10 @@ from llcompile.ir.model import Model
 from llcompile.ir.packing import LoweredTemplate
 from llcompile.ir.plan import BlockCost, Plan
 from llcompile.ir.printer import print_graph, print_planned
+from llcompile.ir.shard import Group, WeightCut
+from llcompile.sharding import Sharding, piece_templates, sum_templates
 from llcompile.trace import Trace
+from llrun.programs.groups import sum_templates as sum_names
 from llrun.schema import FileEntry, Precision, Shapes, WireFormat
 
 DEFAULT_CONTEXT = 4096
@@ -63,6 +67,16 @@ class Planned:
     cluster: Cluster
     costs: tuple[BlockCost, ...]
     plan: Plan
+
+    @cached_property
+    def sharding(self) -> Sharding:
+        """What cuts blocks for groups, in the formats and sizes of the plan."""
+        return Sharding(self.graph, self.plan.precision, self.plan.shapes)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The plan's stages of several devices, with the pieces of their blocks."""
+        return self.sharding.groups(self.plan.stages)
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,8 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
 
     plan = partition.plan_wire(options.wire, len(cluster.at_work().devices), options.time_limit, make)
     left = partition.settled(flows[plan.precision.wire], flows[WireFormat.F32], plan.wires)
-    spare, described = partition.Spare(options.spare), bundle.graph_record(dataflow, plan.wires)
+    groups = Sharding(dataflow, plan.precision, shapes).groups(plan.stages)
+    spare, described = partition.Spare(options.spare), bundle.graph_record(dataflow, plan.wires, groups)
     plan = partition.with_spares(plan, costs, left, cluster, wishes, described, spare)
     return Planned(model, dataflow, cluster, costs, plan)
 
@@ -223,14 +238,15 @@ def write(
         template: Template,
         block: Block,
         progress: Callable[[int], None],
+        cuts: Sequence[WeightCut] | None,
     ) -> FileEntry:
         seed = model.random_seed or 0
         return quantize.write_block(
-            path, lowered, template, block, model.weights, seed, progress, jobs, calibration
+            path, lowered, template, block, model.weights, seed, progress, jobs, calibration, cuts
         )
 
     record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
-    described = bundle.graph_record(planned.graph, planned.plan.wires)
+    described = bundle.graph_record(planned.graph, planned.plan.wires, planned.groups)
     held = planned.plan.held
     idle = [device for device in held if device not in planned.plan.devices]
     programs = partition.device_programs(
@@ -248,18 +264,20 @@ def write(
         runtime_libraries=compiled.runtime,
         programs=programs,
         described=described,
-        envelope=partition.envelope(held, planned.costs, planned.cluster, planned.plan.stages),
+        envelope=partition.envelope(
+            held, planned.costs, planned.cluster, planned.plan.stages, planned.sharding.costs
+        ),
         pack=pack,
         pages=explain.pages,
         progress=progress,
+        groups=planned.groups,
     )
 
 
 def compile_targets(planned: Planned, scratch: Path) -> Compiled:
-    """Compile every template once for each distinct processor; targets that share one share its library."""
+    """Compile every template once for each distinct processor, and the pieces of the groups there; targets that share
+    one share its library."""
     plan = planned.plan
-    templates: list[Template] = list(planned.graph.templates.values())
-    positions = [planned.graph.positions] if planned.graph.positions else []
     processors = {d.target: d.processor for d in map(planned.cluster.device, plan.held)}
     # Looked up first: a missing library should be reported before minutes of work, not after.
     runtime = {target: bundle.runtime_library(p.mtriple) for target, p in processors.items()}
@@ -269,10 +287,11 @@ def compile_targets(planned: Planned, scratch: Path) -> Compiled:
     for target, processor in sorted(processors.items()):
         twin = done.setdefault(processor, target)
         if twin == target:
+            templates, without_weights = templates_for(planned, processor)
             lowered[target] = lower.lower_templates(templates, plan.precision, plan.shapes, processor)
             libraries[target] = scratch / f"{target}.so"
             lower.kept_library(
-                templates + positions,
+                [*templates, *without_weights],
                 plan.precision,
                 plan.shapes,
                 processor,
@@ -280,3 +299,17 @@ def compile_targets(planned: Planned, scratch: Path) -> Compiled:
             )
         lowered[target], libraries[target] = lowered[twin], libraries[twin]
     return Compiled(lowered, libraries, runtime)
+
+
+def templates_for(planned: Planned, processor: Processor) -> tuple[list[Template], list[Template]]:
+    """What devices with `processor` run: the templates of blocks and pieces, and those that have no weights, positions
+    and sums."""
+    groups = planned.groups
+    devices = {device.name for device in planned.cluster.devices if device.processor == processor}
+    record = bundle.graph_record(planned.graph, groups=groups)
+    sums = {name for device in devices for name in sum_names(record, device)}
+    positions = [planned.graph.positions] if planned.graph.positions else []
+    return (
+        [*planned.graph.templates.values(), *piece_templates(groups, devices)],
+        [*positions, *sum_templates(groups, sums)],
+    )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from llcompile import cost
+from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.graph import Graph, Template
 from llcompile.ir.packing import cut_multiple
-from llcompile.ir.plan import BlockCost, PieceCosts
-from llcompile.ir.shard import ShardedBlock
-from llcompile.shard import Split, shard, split
+from llcompile.ir.plan import BlockCost, PieceCosts, Stage
+from llcompile.ir.shard import Group, ShardedBlock
+from llcompile.shard import Split, shard, split, sum_template
 from llrun.schema import Precision, Shapes
 
 
@@ -40,6 +41,21 @@ class Sharding:
         cut = {block: self.pieces(block, shares, sums) for block in blocks}
         return {block: self._of(block, each) for block, each in cut.items() if not isinstance(each, str)}
 
+    def groups(self, stages: Iterable[Stage]) -> tuple[Group, ...]:
+        """Those of `stages` that are on several devices, with the pieces of their blocks.
+
+        Raises CompileError P226, an internal one: who plans asks first what can be cut.
+        """
+        return tuple(Group(stage, self._blocks(stage)) for stage in stages if stage.is_group)
+
+    def _blocks(self, stage: Stage) -> Mapping[int, ShardedBlock]:
+        cut = {block: self.pieces(block, stage.shares, stage.parts) for block in stage.blocks}
+        for block, each in cut.items():
+            if isinstance(each, str):
+                where = ", ".join(stage.devices)
+                raise CompileError("P226", f"block {block} cannot be cut for {where}: {each}", INTERNAL)
+        return {block: each for block, each in cut.items() if not isinstance(each, str)}
+
     def _of(self, block: int, pieces: ShardedBlock) -> PieceCosts:
         (partial,), chunk = pieces.shards[0].template.outputs, self.shapes.chunk
         tail = self._cost(pieces.tail.template, block)
@@ -63,3 +79,34 @@ class Sharding:
         if key not in self._costs:
             self._costs[key] = cost.template_cost(template, self.precision, self.shapes, key[1])
         return replace(self._costs[key], block=block)
+
+
+def piece_templates(groups: Iterable[Group], devices: Collection[str]) -> tuple[Template, ...]:
+    """The templates of all pieces on `devices`, each once, in order."""
+    found: dict[str, Template] = {}
+    for group in groups:
+        for rank, device in enumerate(group.stage.devices):
+            if device in devices:
+                for _, *both in group.pieces(rank):
+                    found.update((piece.template.id, piece.template) for piece in both)
+    return tuple(found.values())
+
+
+def sum_templates(groups: Sequence[Group], names: Collection[str]) -> tuple[Template, ...]:
+    """Of the templates that add up parts those that have one of `names`.
+
+    Raises CompileError P226, an internal one, for parts of several shapes: a model has one hidden size.
+    """
+    specs = {
+        (spec.dtype, spec.shape): spec
+        for group in groups
+        for block in group.blocks.values()
+        for spec in block.shards[0].template.outputs
+    }
+    if len(specs) > 1:
+        raise CompileError(
+            "P226", f"blocks have sums of different shapes: {sorted(map(str, specs))}", INTERNAL
+        )
+    counts = range(2, max((len(group.stage.devices) for group in groups), default=0) + 1)
+    made = (sum_template(spec, count) for spec in specs.values() for count in counts)
+    return tuple(template for template in made if template.id in names)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from llcompile.ir.check import INPUT_IDS, LOGITS, POSITION_IDS
 from llcompile.ir.errors import INTERNAL, CompileError
-from llcompile.ir.graph import Graph, TensorSpec
+from llcompile.ir.graph import Block, Graph, TensorSpec
+from llcompile.ir.plan import Stage
+from llcompile.ir.shard import Group, partial_name, sum_name
 from llrun import schema
+from llrun.schema import AllReduceKind
 
 
-def graph_record(graph: Graph, wires: Mapping[str, schema.WireFormat] | None = None) -> schema.GraphRecord:
-    """The graph with its tensors numbered: model inputs, what the positions template makes, every block's outputs.
+def graph_record(
+    graph: Graph, wires: Mapping[str, schema.WireFormat] | None = None, groups: Sequence[Group] = ()
+) -> schema.GraphRecord:
+    """The graph with its tensors numbered: model inputs, what the positions template makes, every block's outputs; and
+    behind them the parts and sums of the blocks that `groups` compute.
     `wires`: the formats of tensors that travel in another than their own.
 
     Raises CompileError B130 (exit 1) for a graph without `logits`, or with a tensor whose size depends on the context:
@@ -25,7 +31,7 @@ def graph_record(graph: Graph, wires: Mapping[str, schema.WireFormat] | None = N
             shape=tuple(_dimension(spec, d) for d in spec.shape),
             wire=(wires or {}).get(spec.name, schema.WireFormat.F32),
         )
-        for i, spec in enumerate(_specs(graph).values())
+        for i, spec in enumerate((_specs(graph) | _summed(groups)).values())
     )
     ids = {tensor.name: tensor.id for tensor in tensors}
     if LOGITS not in ids:
@@ -46,7 +52,54 @@ def graph_record(graph: Graph, wires: Mapping[str, schema.WireFormat] | None = N
         input_ids=ids[INPUT_IDS],
         position_ids=ids[POSITION_IDS],
         logits=ids[LOGITS],
+        groups=tuple(_group(group, graph, ids) for group in groups),
     )
+
+
+def _group(group: Group, graph: Graph, ids: Mapping[str, int]) -> schema.GraphGroup:
+    stage = group.stage
+    assert stage.all_reduce is not None
+    return schema.GraphGroup(
+        devices=stage.devices,
+        shares=stage.shares,
+        all_reduce=stage.all_reduce,
+        root=stage.root,
+        blocks=tuple(_group_block(group, graph.blocks[block], ids) for block in stage.blocks),
+    )
+
+
+def _group_block(group: Group, block: Block, ids: Mapping[str, int]) -> schema.GroupBlock:
+    pieces, inputs = group.blocks[block.id], [ids[name] for name in block.inputs]
+    (taken,) = {shard.inputs for shard in pieces.shards}
+    return schema.GroupBlock(
+        block=block.id,
+        shards=tuple(shard.template.id for shard in pieces.shards),
+        inputs=tuple(inputs[number] for number in taken),
+        partials=tuple(ids[partial_name(block.id, rank)] for rank in range(len(pieces.shards))),
+        sums=tuple(ids[name] for name in _sums(group.stage, block.id)),
+        tail=pieces.tail.template.id,
+        tail_inputs=tuple(inputs[number] for number in pieces.tail.inputs),
+    )
+
+
+def _sums(stage: Stage, block: int) -> list[str]:
+    """The sums that a block's tail waits for, the last of which it takes."""
+    counts = {AllReduceKind.STAR: 1, AllReduceKind.RING: len(stage.devices) - 1, AllReduceKind.DIRECT: 0}
+    return [sum_name(block, number) for number in range(counts[stage.all_reduce] if stage.all_reduce else 0)]
+
+
+def _summed(groups: Sequence[Group]) -> dict[str, TensorSpec]:
+    """Parts and sums by name, block after block."""
+    return {
+        name: TensorSpec(name, spec.dtype, spec.shape)
+        for group in groups
+        for block, pieces in group.blocks.items()
+        for spec in pieces.shards[0].template.outputs
+        for name in (
+            *(partial_name(block, rank) for rank in range(len(pieces.shards))),
+            *_sums(group.stage, block),
+        )
+    }
 
 
 def _positions(graph: Graph, ids: Mapping[str, int]) -> schema.GraphPositions | None:

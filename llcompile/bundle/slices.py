@@ -10,7 +10,9 @@ from llcompile.ir.cluster import Cluster
 from llcompile.ir.graph import DTYPE_BYTES, Block, Graph, Template
 from llcompile.ir.packing import LoweredTemplate, token_axes
 from llcompile.ir.plan import Plan
+from llcompile.ir.shard import Group, WeightCut
 from llrun import schema
+from llrun.programs.groups import shard_id, tail_id
 
 LIBRARY = "lib/model.so"
 RUNTIME_LIBRARY = "lib/libtvm_runtime.so"
@@ -18,44 +20,59 @@ RUNTIME_LIBRARY = "lib/libtvm_runtime.so"
 
 @dataclass(frozen=True)
 class Placed:
-    """A block on a device, and how that device's processor wants its weights. `by_token`: numbers of those weights
-    of its template that are read by token."""
+    """A block on a device, or a piece of one, and how that device's processor wants its weights.
 
+    `id`: what it is called there. `template`: its own. `cuts`: what each of its weights is of the block's; None: all of
+    them, whole. `name`: its file's.
+    """
+
+    id: int
+    name: str
     block: Block
+    template: Template
     lowered: LoweredTemplate
-    by_token: frozenset[int]
+    cuts: tuple[WeightCut, ...] | None = None
 
     @property
     def file(self) -> str:
-        return f"weights/block-{self.block.id:03d}.safetensors"
+        return f"weights/{self.name}.safetensors"
 
     @property
     def content(self) -> tuple[object, ...]:
         """Equal for two placed blocks whose files are equal."""
-        return self.block.id, self.lowered.params
+        return self.block.id, self.cuts, self.lowered.params
 
 
 def placed_blocks(
-    held: Sequence[int], graph: Graph, lowered: Sequence[LoweredTemplate]
+    device: str,
+    held: Sequence[int],
+    graph: Graph,
+    groups: Sequence[Group],
+    lowered: Sequence[LoweredTemplate],
 ) -> tuple[Placed, ...]:
-    """The blocks of a slice: those that the device runs, and spares."""
-    templates = {t.template: t for t in lowered}
-    blocks = [graph.blocks[i] for i in held]
-    return tuple(Placed(b, templates[b.template], _by_token(graph.templates[b.template])) for b in blocks)
-
-
-def _by_token(template: Template) -> frozenset[int]:
-    return frozenset(i for i, weight in enumerate(template.weights) if weight.by_token)
+    """What is in the slice of `device`, by id: the blocks that it runs, spares, and the pieces of its groups."""
+    made = {t.template: t for t in lowered}
+    found = []
+    for block in (graph.blocks[i] for i in held):
+        template = graph.templates[block.template]
+        found.append(Placed(block.id, f"block-{block.id:03d}", block, template, made[template.id]))
+    for group in (group for group in groups if device in group.stage.devices):
+        for number, *pieces in group.pieces(group.stage.devices.index(device)):
+            ids = shard_id(number, len(graph.blocks)), tail_id(number, len(graph.blocks))
+            for id, kind, piece in zip(ids, ("shard", "tail"), pieces, strict=True):
+                name, own = f"block-{number:03d}-{kind}", made[piece.template.id]
+                found.append(Placed(id, name, graph.blocks[number], piece.template, own, piece.cuts))
+    return tuple(sorted(found, key=lambda placed: placed.id))
 
 
 def block_entry(placed: Placed) -> schema.BlockEntry:
-    lowered = placed.lowered
+    lowered, weights = placed.lowered, placed.template.weights
     return schema.BlockEntry(
-        id=placed.block.id,
-        template=placed.block.template,
+        id=placed.id,
+        template=placed.template.id,
         file=placed.file,
         params=tuple(
-            schema.Param(name=p.name, dtype=p.dtype, shape=p.shape, by_token=p.weight in placed.by_token)
+            schema.Param(name=p.name, dtype=p.dtype, shape=p.shape, by_token=weights[p.weight].by_token)
             for p in lowered.params
         ),
         caches=tuple(
@@ -85,6 +102,8 @@ def max_payload_bytes(graph: schema.GraphRecord, chunk: int) -> int:
     """Bytes of the largest message of a whole chunk, wherever blocks are cut apart; 1 when there is none."""
     made = {tensor for block in graph.blocks for tensor in block.outputs}
     moved = made & {tensor for block in graph.blocks for tensor in block.inputs}
+    for group in graph.groups:
+        moved.update(tensor for each in group.blocks for tensor in (*each.partials, *each.sums))
     sizes = [
         DTYPE_BYTES[t.dtype] * prod(chunk if d == -1 else d for d in t.shape)
         for t in graph.tensors

@@ -15,6 +15,7 @@ from llrun import files, schema
 from llrun.device.claims import slice_faults
 from llrun.errors import RunError, printable
 from llrun.programs.effects import loaded_blocks
+from llrun.programs.groups import held_ids
 
 
 def read_manifest(bundle: Path) -> schema.Manifest:
@@ -110,7 +111,8 @@ def _check_slice(device: str, record: schema.Slice, manifest: schema.Manifest) -
     if set(record.devices) != set(manifest.programs):
         yield "devices differ from the manifest's programs"
     yield from slice_faults(record)
-    run = {b for stage in record.stages if device in stage.devices for b in range(*stage.blocks)}
+    count = len(record.graph.blocks)
+    run = {b for stage in record.stages if device in stage.devices for b in held_ids(stage, count)}
     held = {block.id for block in record.blocks}
     if held != run | set(manifest.plan.spares.get(device, ())):
         yield "its blocks are not those of the plan's stages and spares"

@@ -28,6 +28,7 @@ from llcompile.ir.graph import Block, Graph, Template
 from llcompile.ir.model import Model
 from llcompile.ir.packing import LoweredTemplate
 from llcompile.ir.plan import BlockCost, Plan
+from llcompile.ir.shard import Group, WeightCut
 from llrun import schema
 
 Progress = Callable[[int, int], None]
@@ -35,7 +36,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class PackBlock(Protocol):
-    """Writes a block's weights file at `path`; tells `progress` how many weights each step packed."""
+    """Writes a block's weights file at `path`; tells `progress` how many weights each step packed. `cuts`: what each
+    weight of `lowered` is of those of `template`, the block's; None: all of them, whole."""
 
     def __call__(
         self,
@@ -44,6 +46,7 @@ class PackBlock(Protocol):
         template: Template,
         block: Block,
         progress: Callable[[int], None],
+        cuts: Sequence[WeightCut] | None,
     ) -> schema.FileEntry: ...
 
 
@@ -93,13 +96,15 @@ def write_bundle(
     pack: PackBlock,
     pages: MakePages,
     progress: Progress | None = None,
+    groups: Sequence[Group] = (),
 ) -> schema.Manifest:
     """Write the bundle of `plan` at `out`; an older bundle there is replaced once the new one is whole.
 
     `lowered`, `libraries` and `runtime_libraries` are by target, `programs` by device, `described` is `graph` as
-    a record, `envelope` what each device could run. A device gets the blocks that `plan` has it hold. `progress` is
-    told (weights packed, weights to pack). The same arguments give the same bytes: wall-clock figures are left out.
-    Raises CompileError B101-B104 and what `pack` raises; then, as on Ctrl-C, nothing is left behind.
+    a record, `envelope` what each device could run. A device gets the blocks that `plan` has it hold, and its pieces of
+    `groups`, the plan's. `progress` is told (weights packed, weights to pack). The same arguments give the same bytes:
+    wall-clock figures are left out. Raises CompileError B101-B104 and what `pack` raises; then, as on Ctrl-C, nothing
+    is left behind.
     """
     record = msgspec.structs.replace(plan_record(plan, graph, costs), solve_s=0.0)
     contents = Contents(
@@ -110,7 +115,7 @@ def write_bundle(
         devices=device_infos(cluster, plan),
         programs=dict(programs),
         placed={
-            name: placed_blocks(held, graph, lowered[cluster.device(name).target])
+            name: placed_blocks(name, held, graph, groups, lowered[cluster.device(name).target])
             for name, held in plan.held.items()
         },
         libraries=libraries,
@@ -155,7 +160,7 @@ def _write_weights(
     files: FileSet, contents: Contents, graph: Graph, pack: PackBlock, progress: Progress | None
 ) -> None:
     """Pack each block once for each layout; a second device with the same gets the same content."""
-    done, total = 0, sum(_elements(p, graph) for p in {p.content: p for _, p in _placed(contents)}.values())
+    done, total = 0, sum(map(_elements, {p.content: p for _, p in _placed(contents)}.values()))
 
     def packed(count: int) -> None:
         nonlocal done
@@ -177,15 +182,15 @@ def _maker(
     placed: Placed, graph: Graph, pack: PackBlock, packed: Callable[[int], None]
 ) -> Callable[[Path], schema.FileEntry]:
     template = graph.templates[placed.block.template]
-    return lambda path: pack(path, placed.lowered, template, placed.block, packed)
+    return lambda path: pack(path, placed.lowered, template, placed.block, packed, placed.cuts)
 
 
 def _placed(contents: Contents) -> Iterator[tuple[str, Placed]]:
     return ((device, placed) for device, blocks in contents.placed.items() for placed in blocks)
 
 
-def _elements(placed: Placed, graph: Graph) -> int:
-    return sum(prod(weight.shape) for weight in graph.templates[placed.block.template].weights)
+def _elements(placed: Placed) -> int:
+    return sum(prod(weight.shape) for weight in placed.template.weights)
 
 
 def _write_records(files: FileSet, contents: Contents, described: schema.GraphRecord) -> schema.Manifest:

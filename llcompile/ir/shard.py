@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from llcompile.ir.graph import Template
+from llcompile.ir.plan import Stage
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,20 @@ class ShardedBlock:
     shards: tuple[Piece, ...]
     tail: Piece
     sums: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """A stage of several devices, and the pieces of its blocks."""
+
+    stage: Stage
+    blocks: Mapping[int, ShardedBlock]
+
+    def pieces(self, rank: int) -> Iterator[tuple[int, Piece, Piece]]:
+        """Of each block, in order, its shard and its tail at `rank`."""
+        return (
+            (block, self.blocks[block].shards[rank], self.blocks[block].tail) for block in self.stage.blocks
+        )
 
 
 def partial_name(block: int, rank: int) -> str:

@@ -84,7 +84,7 @@ def test_an_empty_folder_and_an_older_bundle_are_replaced(tmp_path: Path) -> Non
     (tmp_path / "bundle").mkdir()
     first = (build(tmp_path / "bundle") / "manifest.json").read_bytes()
 
-    def pack(path, lowered, template, block, progress):  # type: ignore[no-untyped-def]
+    def pack(path, lowered, template, block, progress, cuts):  # type: ignore[no-untyped-def]
         return small_bundle.write_block(path, lowered, template, block, small_bundle.WEIGHTS, seed=2)
 
     (tmp_path / "bundle" / "stray").write_text("x")

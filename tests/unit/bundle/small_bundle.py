@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from llcompile.ir.graph import Block, CacheSpec, Graph, Template, TensorSpec, We
 from llcompile.ir.model import Model, WeightSource
 from llcompile.ir.packing import LoweredTemplate, layout_of, packed_params
 from llcompile.ir.plan import BlockCost, DeviceLoad, Plan, Stage, Transmission
+from llcompile.ir.shard import WeightCut
 from llcompile.partition import device_programs
 from llcompile.partition.envelope import envelope
 from llcompile.quantize import write_block
@@ -131,9 +132,14 @@ def lower(target: str, quant: str = "q4") -> tuple[LoweredTemplate, ...]:
 
 
 def pack(
-    path: Path, lowered: LoweredTemplate, template: Template, block: Block, progress: Callable[[int], None]
+    path: Path,
+    lowered: LoweredTemplate,
+    template: Template,
+    block: Block,
+    progress: Callable[[int], None],
+    cuts: Sequence[WeightCut] | None,
 ) -> schema.FileEntry:
-    return write_block(path, lowered, template, block, WEIGHTS, seed=1, progress=progress)
+    return write_block(path, lowered, template, block, WEIGHTS, seed=1, progress=progress, cuts=cuts)
 
 
 def arguments(folder: Path, **changes: Any) -> dict[str, Any]:

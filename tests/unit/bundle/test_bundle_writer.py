@@ -129,9 +129,9 @@ def test_the_tokenizer_is_on_the_head_alone(tmp_path: Path) -> None:
 def test_a_block_is_packed_once_for_equal_layouts(tmp_path: Path) -> None:
     packed: list[int] = []
 
-    def pack(path, lowered, template, block, progress):  # type: ignore[no-untyped-def]
+    def pack(path, lowered, template, block, progress, cuts):  # type: ignore[no-untyped-def]
         packed.append(block.id)
-        return small_bundle.pack(path, lowered, template, block, progress)
+        return small_bundle.pack(path, lowered, template, block, progress, cuts)
 
     bundle = build(tmp_path / "bundle", **small_bundle.with_spares(), pack=pack)
     assert sorted(packed) == [0, 1, 1, 2, 3]  # block 1 for each of two processors
@@ -200,7 +200,7 @@ def test_progress_reaches_the_total_exactly(tmp_path: Path) -> None:
 
 
 def test_identity_follows_the_content(tmp_path: Path) -> None:
-    def pack_other(path, lowered, template, block, progress):  # type: ignore[no-untyped-def]
+    def pack_other(path, lowered, template, block, progress, cuts):  # type: ignore[no-untyped-def]
         return small_bundle.write_block(path, lowered, template, block, small_bundle.WEIGHTS, seed=2)
 
     first = read_manifest(build(tmp_path / "one")).bundle
