@@ -138,9 +138,9 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
 
     plan = partition.plan_wire(options.wire, len(cluster.at_work().devices), options.time_limit, make)
     left = partition.settled(flows[plan.precision.wire], flows[WireFormat.F32], plan.wires)
-    groups = Sharding(dataflow, plan.precision, shapes).groups(plan.stages)
-    spare, described = partition.Spare(options.spare), bundle.graph_record(dataflow, plan.wires, groups)
-    plan = partition.with_spares(plan, costs, left, cluster, wishes, described, spare)
+    sharding, spare = Sharding(dataflow, plan.precision, shapes), partition.Spare(options.spare)
+    described = bundle.graph_record(dataflow, plan.wires, sharding.groups(plan.stages))
+    plan = partition.with_spares(plan, costs, left, cluster, wishes, described, spare, sharding.costs)
     return Planned(model, dataflow, cluster, costs, plan)
 
 
@@ -302,8 +302,8 @@ def compile_targets(planned: Planned, scratch: Path) -> Compiled:
 
 
 def templates_for(planned: Planned, processor: Processor) -> tuple[list[Template], list[Template]]:
-    """What devices with `processor` run: the templates of blocks and pieces, and those that have no weights, positions
-    and sums."""
+    """What devices with `processor` run: templates of blocks and pieces, and of what has no weights, positions and
+    sums of parts."""
     groups = planned.groups
     devices = {device.name for device in planned.cluster.devices if device.processor == processor}
     record = bundle.graph_record(planned.graph, groups=groups)

@@ -19,7 +19,9 @@ def planned_as(
     model: Model, graph: Graph, options: pipeline.BuildOptions, stages: Sequence[Stage]
 ) -> pipeline.Planned:
     """What the planner says of `model`, but with `stages`, their memory and what travels between them."""
-    found = pipeline.plan_graph(model, graph, load_cluster(options.target), replace(options, spare="none"))
+    found = pipeline.plan_graph(
+        model, graph, load_cluster(options.target), replace(options, spare="none", wire="f32")
+    )
     pieces, flows = found.sharding.costs, cost.flows(graph, found.plan.shapes.chunk)
     loads = {
         name: DeviceLoad(
