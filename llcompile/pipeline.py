@@ -19,7 +19,7 @@ from llcompile.ir.graph import Block, Graph, Template
 from llcompile.ir.model import Model
 from llcompile.ir.packing import LoweredTemplate
 from llcompile.ir.plan import BlockCost, Plan
-from llcompile.ir.printer import print_graph, print_planned
+from llcompile.ir.printer import print_graph, print_groups, print_planned
 from llcompile.ir.shard import Group, WeightCut
 from llcompile.sharding import Sharding, piece_templates, sum_templates
 from llcompile.trace import Trace
@@ -107,6 +107,8 @@ def make_plan(options: BuildOptions, trace: Trace) -> Planned:
     with trace.stage("plan"):
         planned = plan_graph(model, dataflow, cluster, options)
         trace.plan(lambda: print_planned(planned.plan, planned.costs))
+        if planned.groups:
+            trace.program("pieces", print_groups(planned.groups))
     return planned
 
 

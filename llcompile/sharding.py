@@ -25,6 +25,7 @@ class Sharding:
     _splits: dict[str, Split | str] = field(default_factory=dict)
     _pieces: dict[tuple[str, tuple[float, ...], int], ShardedBlock | str] = field(default_factory=dict)
     _costs: dict[tuple[str, bool], BlockCost] = field(default_factory=dict)
+    _known: dict[tuple[object, ...], PieceCosts] = field(default_factory=dict)
 
     def pieces(self, block: int, shares: Sequence[float], sums: int) -> ShardedBlock | str:
         """The pieces of `block`, whose tail takes `sums` parts; or why it cannot be cut so."""
@@ -57,6 +58,13 @@ class Sharding:
         return {block: each for block, each in cut.items() if not isinstance(each, str)}
 
     def _of(self, block: int, pieces: ShardedBlock) -> PieceCosts:
+        ids = (*(piece.template.id for piece in pieces.shards), pieces.tail.template.id)
+        key = block, self.precision.wire, ids
+        if key not in self._known:
+            self._known[key] = self._costs_of(block, pieces)
+        return self._known[key]
+
+    def _costs_of(self, block: int, pieces: ShardedBlock) -> PieceCosts:
         (partial,), chunk = pieces.shards[0].template.outputs, self.shapes.chunk
         tail = self._cost(pieces.tail.template, block)
         sent = cost.message(partial, chunk, self.precision.wire)

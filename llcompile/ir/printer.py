@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from llcompile.ir.graph import Block, CacheSpec, Graph, Template, TensorSpec, WeightParam
 from llcompile.ir.plan import BlockCost, Plan, Stage
-from llcompile.ir.shard import Piece, ShardedBlock, WeightCut
+from llcompile.ir.shard import Group, Piece, ShardedBlock, WeightCut
 
 
 def print_graph(graph: Graph) -> str:
@@ -55,6 +55,21 @@ def _block_line(block: Block) -> str:
     return (
         f"{block.id} {block.template}({', '.join(block.inputs)}) -> {', '.join(block.outputs)}{weights}{last}"
     )
+
+
+def print_groups(groups: Sequence[Group]) -> str:
+    """The pieces of the blocks of `groups`, of blocks that are cut alike those of the first."""
+    sections = []
+    for group in groups:
+        alike: dict[int, list[int]] = {}
+        for block, pieces in group.blocks.items():
+            alike.setdefault(next((b for b, p in group.blocks.items() if p is pieces), block), []).append(
+                block
+            )
+        for first, blocks in alike.items():
+            where = f"blocks {', '.join(map(str, blocks))} on {', '.join(group.stage.devices)}"
+            sections.append(f"{where}\n\n{print_pieces(group.blocks[first])}")
+    return "\n".join(sections)
 
 
 def print_pieces(pieces: ShardedBlock) -> str:

@@ -13,6 +13,7 @@ from llcompile.graph import build_graph
 from llcompile.ir.cluster import Processor
 from llcompile.ir.errors import CompileError
 from llcompile.ir.plan import Stage
+from llcompile.ir.printer import print_groups
 from llcompile.ir.shard import Group
 from llcompile.lower import lower_templates
 from llcompile.sharding import Sharding, piece_templates, sum_templates
@@ -81,6 +82,20 @@ def test_devices_compile_what_they_run() -> None:
     sums = {name: sum_names(graph_record(GRAPH, groups=made), name) for name in "habc"}
     assert [t.id for t in sum_templates(made, sums["b"])] == ["sum_3"]
     assert sum_templates(made, sums["a"]) == sum_templates((), {"sum_2"}) == ()
+
+
+def test_blocks_cut_alike_are_printed_once() -> None:
+    lines = print_groups(groups("ring", stop=5)).splitlines()
+    assert [line for line in lines if line.startswith("blocks")] == [
+        "blocks 1, 3 on a, b, c",
+        "blocks 2, 4 on a, b, c",
+    ]
+    assert [line for line in lines if line.startswith("template")][:4] == [
+        "template t1_s2",
+        "template t1_s1",
+        "template t1_s1",
+        "template t1_tail1",
+    ]
 
 
 def test_messages_are_as_large_as_parts_of_sums() -> None:
