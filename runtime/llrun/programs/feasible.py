@@ -20,8 +20,11 @@ def stage_faults(rated: Rated, stages: Stages, before: Stages) -> list[str]:
 
 def _order(rated: Rated, stages: Stages) -> Iterator[str]:
     for stage in stages:
-        if not stage.devices or len(set(stage.devices)) < len(stage.devices):
-            yield f"blocks {stage.blocks[0]} to {stage.blocks[1] - 1} are on no device, or twice on one"
+        named = f"blocks {stage.blocks[0]} to {stage.blocks[1] - 1}"
+        if not stage.devices:
+            yield f"{named} are on 0 devices"
+        if len(set(stage.devices)) < len(stage.devices):
+            yield f"{named} are on {', '.join(stage.devices)}, each of which can be there once"
         if stage.blocks[0] >= stage.blocks[1]:
             yield f"a stage is empty: {stage.blocks[0]} to {stage.blocks[1]}"
     edges = [0, *(stage.blocks[1] for stage in stages)]

@@ -85,6 +85,8 @@ def test_why_a_group_cannot_be() -> None:
     assert placement(group).faults((group.stage(0, 6), StageRecord.on("h", 6, 7))) == [
         "the first and the last stage are on a+b and h, not on the head h"
     ]
+    twice = (stages[0], msgspec.structs.replace(stages[1], devices=("a", "a")), stages[2])
+    assert placement(group).faults(twice) == ["blocks 2 to 3 are on a, a, each of which can be there once"]
     gone = Placement.of(numpy_group.record("h", NAMES, group), alive={"h", "a"})
     assert gone.faults(stages) == ["b is not there"]
 
