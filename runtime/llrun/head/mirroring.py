@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from llrun.head.cluster import Cluster
 from llrun.programs.groups import is_group
 from llrun.programs.rated import owned, owner_of, spans
+from llrun.programs.ring import weights_bytes
 from llrun.schema import StageRecord
 from llrun.wire.messages import Way
 
@@ -72,7 +73,7 @@ def _room(cluster: Cluster, stages: Sequence[StageRecord]) -> dict[str, int]:
     for name in cluster.alive:
         device = cluster.record.envelope.devices[name]
         mine = [block for block in device.blocks if block.id in blocks.get(name, ())]
-        taken = sum(block.weights_bytes + block.cache_bytes for block in mine)
+        taken = weights_bytes(device, [block.id for block in mine]) + sum(block.cache_bytes for block in mine)
         taken += max((block.activation_bytes for block in mine), default=0) + device.runtime_bytes
         taken += placement.buffer_bytes + placement.group_buffer_bytes(stages, name)
         room[name] = device.memory_bytes - taken

@@ -34,6 +34,7 @@ class Drawn:
         self.gate.set()
         self.fault: RunError | None = None
         self.wrong = self.closed = False
+        self.pages = 0  # that were read, all told
 
     def arrays(self, memory: Array) -> tuple[Array, ...]:
         return (memory[: self.size_bytes],)
@@ -43,6 +44,7 @@ class Drawn:
         for start in range(0, self.size_bytes, PAGE):
             assert self.gate.wait(DEADLINE_S)
             memory[start : start + PAGE] = self.block + 1
+            self.pages += 1
             yield start, memory[start : start + PAGE]
             if self.fault:
                 raise self.fault
@@ -163,6 +165,7 @@ def test_one_that_is_being_read_for_nothing_holds_nobody_up() -> None:
     thread.join(DEADLINE_S)
     assert (found[0] == 5).all()
     assert made.log[:3] == [0, 1, 4]
+    assert made.files[1].pages == 1  # of three
 
 
 def test_only_what_is_used_is_read() -> None:
