@@ -29,7 +29,7 @@ def split(template: Template) -> Split | str:
     try:
         found = find(template)
         tail_of(found, 1)
-        shard_of(found, [product.least() for product in found.products])
+        shard_of(found, [product.least() for product in found.products], 1)
     except CannotCut as reason:
         return str(reason)
     return found
@@ -38,12 +38,15 @@ def split(template: Template) -> Split | str:
 def shard(split: Split, shares: Sequence[float], sums: int, multiple: int) -> ShardedBlock | str:
     """The pieces of a block for a group with `shares`, which sum to 1, by rank; or why there are none.
 
-    The tail takes `sums` parts: as many as there are shares, or one, their sum. Products are cut at multiples of
-    `multiple` features (llcompile.ir.packing.cut_multiple). Equal sizes give equal templates, of one id.
+    The tail takes `sums` parts: as many as there are shares, or one, their sum. Matrices are cut at multiples of
+    `multiple` features (llcompile.ir.packing.cut_multiple); so are shares where there are enough, and else multiply
+    zeros beside them. Equal sizes give equal templates, of one id.
     """
     try:
         by_rank = zip(*(product.ranges(shares, multiple) for product in split.products), strict=True)
-        shards = tuple(split.piece(ranges, partial(shard_of, split, ranges)) for ranges in by_rank)
+        shards = tuple(
+            split.piece((ranges, multiple), partial(shard_of, split, ranges, multiple)) for ranges in by_rank
+        )
         return ShardedBlock(shards, split.piece(sums, partial(tail_of, split, sums)), sums)
     except CannotCut as reason:
         return str(reason)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from llcompile.dataflow.nodes import ATTENTION, Dataflow, Node
+from llcompile.dataflow.nodes import ATTENTION, LINEAR, Dataflow, Node
 from llcompile.ir.shard import WeightCut
 from llcompile.shard.find import Split
 from llcompile.shard.operators import Array, Needs, constants_of, needs, slopes_of
@@ -19,30 +20,39 @@ from llcompile.shard.share import Range
 @dataclass(frozen=True)
 class Narrowed:
     """What is left of a block on one device. `cuts`: what each of the flow's weights is. `is_placed`: whether it is not
-    that of any share of the same size."""
+    that of any share of the same size. `pads`: of each product, zeros before and behind its features."""
 
     flow: Dataflow
     cuts: Mapping[str, WeightCut]
     is_placed: bool
+    pads: tuple[Range, ...]
 
 
-def narrow(split: Split, shares: Sequence[Range]) -> Narrowed:
+def narrow(split: Split, shares: Sequence[Range], multiple: int) -> Narrowed:
     """The block without all that the sum does not need, with the features that each product has by `shares`.
 
-    The products' biases are no part of it: they are added to the sum, once. Raises CannotCut.
+    A product's matrix is cut at multiples of `multiple` features: where that is more than the share, what it multiplies
+    has zeros there. The products' biases are no part of it: they are added to the sum, once. Raises CannotCut.
     """
     uses: dict[tuple[str, ...], Needs] = {}
+    pads: dict[tuple[str, ...], Range] = {}
     for product, share in zip(split.products, shares, strict=True):
         part = product.part(share)
-        uses[product.node.outputs] = part, Part(1, part.ranges)
+        ((start, stop),) = part.ranges
+        first, last = start // multiple * multiple, min(product.width, -(-stop // multiple) * multiple)
+        uses[product.node.outputs] = part, Part(1, ((first, last),))
+        pads[product.node.outputs] = start - first, last - stop
     made = _walk(split, uses)
     rest = _Rest(split, made)
-    nodes = [rest.narrowed(node, uses[node.outputs]) for node in split.flow.nodes if node.outputs in uses]
+    nodes: list[Node] = []
+    for node in (node for node in split.flow.nodes if node.outputs in uses):
+        left = rest.narrowed(node, uses[node.outputs])
+        nodes += rest.padded(left, uses, *pads[node.outputs]) if any(pads.get(node.outputs, ())) else [left]
     whole = split.flow
     flow = Dataflow(
         tuple(nodes), {**whole.constants, **rest.constants}, rest.weights, whole.header, whole.given
     )
-    return Narrowed(flow, rest.cuts, rest.is_placed)
+    return Narrowed(flow, rest.cuts, rest.is_placed, tuple(pads.values()))
 
 
 def _walk(split: Split, uses: dict[tuple[str, ...], Needs]) -> dict[str, Part | None]:
@@ -104,6 +114,27 @@ class _Rest:
             result = slopes_of(result, outputs[0].ranges)
             self.is_placed |= result.attributes != node.attributes
         return result
+
+    def padded(
+        self, node: Node, uses: Mapping[tuple[str, ...], Needs], before: int, behind: int
+    ) -> Iterator[Node]:
+        """`node`, a product, and before it what puts zeros around its input: of features that every device has."""
+        others = [each for each in self.split.flow.nodes if each.op == LINEAR and each.outputs in uses]
+        source = others[0].inputs[0]
+        if self.split.known.shapes[source][-1] < max(before, behind):
+            raise CannotCut(f"{source} has fewer features than the {max(before, behind)} that are filled up")
+        parts = [node.inputs[0]]
+        for size, place in ((before, 0), (behind, len(parts) + 1)):
+            if size:
+                edges = [self._constant("edge", np.array([edge], np.int64)) for edge in (0, size, 2)]
+                some, zeros = f"{node.outputs[0]} some {place}", f"{node.outputs[0]} zeros {place}"
+                yield Node("Slice", (source, *edges), (some,))
+                yield Node("Mul", (some, self._constant("nothing", np.array(0, np.float32))), (zeros,))
+                parts.insert(place, zeros)
+        wide, axis = f"{node.outputs[0]} input", onnx.helper.make_attribute("axis", 2)
+        attributes = (("axis", axis.SerializeToString(deterministic=True)),)
+        yield Node("Concat", tuple(parts), (wide,), attributes)
+        yield replace(node, inputs=(wide, *node.inputs[1:]))
 
     def _leaf(self, name: str, part: Part | None) -> str:
         """The name of what is read of `name` where `part` is needed of it."""

@@ -21,14 +21,15 @@ from llcompile.shard.share import Range
 _OPERATORS = 23  # ONNX's set of which sums are made
 
 
-def shard_of(split: Split, shares: Sequence[Range]) -> Piece:
+def shard_of(split: Split, shares: Sequence[Range], multiple: int) -> Piece:
     """What a device makes with a share of each of the block's products: the sum of its products, one tensor."""
-    narrowed = narrow(split, shares)
+    narrowed = narrow(split, shares, multiple)
     total, sums = _chain([product.node.outputs[0] for product in split.products], "partial")
     flow = replace(narrowed.flow, nodes=(*narrowed.flow.nodes, *sums))
     sizes = "x".join(str(stop - start) for start, stop in shares)
     place = "_at" + "x".join(str(start) for start, _ in shares) if narrowed.is_placed else ""
-    return _piece(f"{split.template.id}_s{sizes}{place}", split, flow, (total,), (), narrowed.cuts)
+    pads = "_pad" + "x".join(f"{a}x{b}" for a, b in narrowed.pads) if any(map(any, narrowed.pads)) else ""
+    return _piece(f"{split.template.id}_s{sizes}{place}{pads}", split, flow, (total,), (), narrowed.cuts)
 
 
 def tail_of(split: Split, count: int) -> Piece:

@@ -34,7 +34,9 @@ def whole_units(shares: Sequence[float], units: int) -> tuple[int, ...]:
 
 
 def column_ranges(shares: Sequence[float], width: int, multiple: int) -> tuple[Range, ...]:
-    """Columns of `width` by `shares`, cut at multiples of `multiple`. Raises CannotCut."""
+    """Columns of `width` by `shares`, cut at multiples of `multiple` where there are enough. Raises CannotCut."""
+    if multiple > 1 and -(-width // multiple) < len(shares):
+        return column_ranges(shares, width, 1)
     fitting = [u for u in _COLUMNS if u % multiple == 0 and (width % u == 0 or u == multiple)]
     enough = (u for u in fitting if -(-width // u) >= _UNITS_A_DEVICE * len(shares))
     unit = next(enough, fitting[-1])
@@ -51,8 +53,19 @@ def head_ranges(
     """Query heads by `shares`, `group` of which read one key head and each of which has `features`.
 
     Whole groups where there are enough; else each device has whole groups, or some heads of one group. Cuts are at
-    multiples of `multiple` features. Raises CannotCut.
+    multiples of `multiple` features, or where that cannot be, of a head's. Raises CannotCut.
     """
+    if multiple > 1:
+        try:
+            return _heads_at(shares, heads, group, features, multiple)
+        except CannotCut:
+            pass
+    return _heads_at(shares, heads, group, features, 1)
+
+
+def _heads_at(
+    shares: Sequence[float], heads: int, group: int, features: int, multiple: int
+) -> tuple[Range, ...]:
     unit = next(u for u in range(group, multiple * group + 1, group) if u * features % multiple == 0)
     if -(-heads // unit) >= len(shares):
         counts = whole_units(shares, -(-heads // unit))
@@ -60,9 +73,8 @@ def head_ranges(
     places = [place for place in range(heads + 1) if place * features % multiple == 0 or place == heads]
     edges = _edges(shares, heads, group, places)
     if edges is None:
-        at = f" at multiples of {multiple} features" if multiple > 1 else ""
         raise CannotCut(
-            f"{heads} heads of {features} features, {group} to a key head, cannot be cut for {len(shares)} devices{at}"
+            f"{heads} heads of {features} features, {group} to a key head, cannot be cut for {len(shares)} devices"
         )
     return _ranges(edges)
 

@@ -96,11 +96,11 @@ def _positions() -> Template:
     return w.finish("positions", *((w.op(kind, angle), (1, "n", 8)) for kind in ("Cos", "Sin")))
 
 
-def _pieces(whole: Template, sums: int) -> ShardedBlock:
+def _pieces(whole: Template, sums: int, multiple: int = 1) -> ShardedBlock:
     """For three devices: of attention by heads, one key head being on two devices."""
     found = split(whole)
     assert isinstance(found, Split), found
-    pieces = shard(found, (0.5, 0.25, 0.25), sums, 1)
+    pieces = shard(found, (0.5, 0.25, 0.25), sums, multiple)
     assert isinstance(pieces, ShardedBlock), pieces
     return pieces
 
@@ -130,6 +130,7 @@ TEMPLATES: dict[str, Callable[[], Template]] = {
     "phi3 attention": _phi3_attention,
     "llama attention shard": _shard(_attention, 0),
     "llama attention shard of half a key head": _shard(_attention, 2),
+    "llama attention shard that ends within a group": lambda: _pieces(_attention(), 1, 32).shards[1].template,
     "phi3 attention shard": _shard(_phi3_attention, 1),
     "llama mlp shard": _shard(_mlp, 0),
     "llama mlp tail of three": _tail(_mlp, 3),
@@ -148,6 +149,7 @@ QUANTISED = (
     "gpt2 attention",
     "phi3 attention",
     "llama attention shard of half a key head",
+    "llama attention shard that ends within a group",
     "llama mlp shard",
 )
 

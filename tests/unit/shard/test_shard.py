@@ -99,6 +99,20 @@ def test_cuts_stay_on_groups_of_quantised_weights() -> None:
     assert [s.cuts[-1].ranges for s in made.shards] == [((0, 64),), ((64, 96),), ((96, 104),)]
 
 
+@pytest.mark.parametrize(
+    ("write", "count"), [(attention, 4), (attention, 8), (mlp, 4), (mlp, 8), (parallel, 8)]
+)
+def test_shares_between_groups_of_quantised_weights(write: Callable[[Writer, str], str], count: int) -> None:
+    """Matrices are cut at whole groups; what more than a share that is multiplies zeros."""
+    case = case_of(template_of(write, **SIZES))
+    made = pieces(case.template, *[1 / count] * count, multiple=32)
+    ranges = [r for s in made.shards for cut in s.cuts if cut.axis == 1 for r in cut.ranges]
+    assert len(ranges) >= count
+    assert all(edge % 32 == 0 for r in ranges for edge in r)
+    assert len({s.template.id for s in made.shards}) == len({s.template.onnx for s in made.shards}) > 1
+    assert error(together(case, made)[0], case.outputs[0]) < 1e-5
+
+
 def test_sums_keep_the_order_of_ranks() -> None:
     spec = TensorSpec("h", "float32", (1, "n", 1))
     template = sum_template(spec, 3)
@@ -177,8 +191,7 @@ def test_a_matrix_before_those_that_are_cut_is_whole_everywhere() -> None:
     ("write", "count", "multiple", "reason"),
     [
         (attention, 9, 1, "8 heads of 8 features, 4 to a key head, cannot be cut for 9 devices"),
-        (attention, 4, 32, "8 heads of 8 features, 4 to a key head, cannot be cut for 4 devices at multiples of 32"),
-        (mlp, 4, 32, "of 96 columns 3 units are fewer than 4 devices (a unit: 32 columns)"),
+        (mlp, 97, 32, "of 96 columns 96 units are fewer than 97 devices (a unit: 1 columns)"),
     ],
 )  # fmt: skip
 def test_too_many_devices(

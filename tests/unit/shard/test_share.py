@@ -64,8 +64,14 @@ def test_whole_groups_where_there_are_enough() -> None:
         (0, 4),
         (4, 6),
     )  # a head's 80 features are no multiple of 32
-    with pytest.raises(CannotCut, match="at multiples of 32 features"):
-        head_ranges((0.5, 0.5), 6, 3, 16, 32)
+    assert head_ranges((0.5, 0.5), 6, 3, 16, 32) == (
+        (0, 3),
+        (3, 6),
+    )  # nor are three heads' 48, but there is no other way
+    with pytest.raises(
+        CannotCut, match="6 heads of 16 features, 3 to a key head, cannot be cut for 7 devices"
+    ):
+        head_ranges((1 / 7,) * 7, 6, 3, 16, 32)
 
 
 def test_parts() -> None:
