@@ -28,6 +28,7 @@ Examples:
 Examples:
   llcompile plan ./my-model --target devices.json
   llcompile plan ./my-model --target devices.json --keep 2
+  llcompile plan ./my-model --target devices.json --tensor-parallel 4
   llcompile plan ./config-only --target devices.json --random-weights 1 --json | jq .tpot_s""",
     "explain": """\b
 Example:
@@ -101,13 +102,16 @@ def planning(command: Any) -> Any:
                      help="Sequences at once that --objective throughput plans for."),
         click.option("--time-limit", type=float, default=10.0, show_default=True, metavar="S",
                      help="Seconds that planning may take. Where they run out, another run may give another plan."),
-        click.option("--use-all", is_flag=True, help="Give every device at least one block."),
+        click.option("--use-all", is_flag=True, help="Give every device at least one block of its own."),
         click.option("--spare", type=click.Choice(["auto", "none", "all"]), default="auto", show_default=True,
                      help="Blocks that a device holds on disk besides those it runs: what best answers a lost or slow "
                      "device, none, or all that fit. A device on standby holds all that fit."),
         click.option("--keep", type=click.IntRange(min=0), default=0, show_default=True, metavar="K",
                      help="The first and last K layers stay on the head too, in every move as well: other devices see "
                      "less. A layer begins at a block with a cache and ends before the next."),
+        click.option("--tensor-parallel", default="auto", show_default=True, metavar="auto|off|N",
+                     help="Groups of devices that compute each block together: where that is faster, none, or one of "
+                     "N devices that has every block but the head's."),
         click.option("--window", default="auto", show_default=True, metavar="auto|off|N",
                      help="Blocks of a device in memory at once, the others streaming from its disk for each token: "
                      "as many as fit where the model fits on no devices whole, no streaming, or N."),

@@ -35,7 +35,8 @@ class BuildOptions:
     """What the command line asks for. `context` None: the model's limit, at most DEFAULT_CONTEXT. `calibrate`: random,
     none, or the path of a text. `prompt_tokens`, `new_tokens`: the request that the plan is for, None: 512 and 128, as
     far as the context holds them. `time_limit`: seconds that planning may take. `keep`: the first and last so many
-    layers stay on the head. `window`: auto, off, or how many blocks of a device are in memory at once."""
+    layers stay on the head. `tensor_parallel`: auto, off, or the number of devices of a group. `window`: auto, off, or
+    how many blocks of a device are in memory at once."""
 
     model: str
     target: Path
@@ -55,6 +56,7 @@ class BuildOptions:
     sequences: int = partition.options.SEQUENCES
     time_limit: float = partition.options.TIME_LIMIT_S
     keep: int = 0
+    tensor_parallel: str = "auto"
     window: str = "auto"
 
 
@@ -95,6 +97,7 @@ def make_plan(options: BuildOptions, trace: Trace) -> Planned:
         partition.parse_pin(text)  # a slip of the pen is told before the export, not after
     partition.check_time_limit(options.time_limit)
     partition.parse_window(options.window)
+    partition.parse_tensor_parallel(options.tensor_parallel)
     with trace.stage("export"):
         model = frontend.load_model(
             options.model, options.random_seed, trace.passes(frontend.text, frontend.serialized)
@@ -125,6 +128,7 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
         objective=options.objective,
         use_all=options.use_all,
         pins=(*pins, *partition.kept_pins(options.keep, costs, cluster.head)),
+        tensor_parallel=partition.parse_tensor_parallel(options.tensor_parallel),
         precision=precision,
         shapes=shapes,
         prompt_tokens=prompt_tokens,
@@ -132,15 +136,16 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
         sequences=options.sequences,
         time_limit_s=options.time_limit,
     )
-    window = partition.parse_window(options.window)
+    window, sharding = partition.parse_window(options.window), Sharding(dataflow, precision, shapes)
 
     def make(wire: WireFormat, limit_s: float) -> Plan:
         asked = replace(wishes, precision=replace(precision, wire=wire), time_limit_s=limit_s)
-        return partition.plan_with_windows(costs, flows[wire], cluster, asked, window)
+        pieces = replace(sharding, precision=asked.precision)
+        return partition.plan_with_windows(costs, flows[wire], cluster, asked, window, pieces.costs)
 
     plan = partition.plan_wire(options.wire, len(cluster.at_work().devices), options.time_limit, make)
     left = partition.settled(flows[plan.precision.wire], flows[WireFormat.F32], plan.wires)
-    sharding, spare = Sharding(dataflow, plan.precision, shapes), partition.Spare(options.spare)
+    sharding, spare = replace(sharding, precision=plan.precision), partition.Spare(options.spare)
     described = bundle.graph_record(dataflow, plan.wires, sharding.groups(plan.stages))
     plan = partition.with_spares(plan, costs, left, cluster, wishes, described, spare, sharding.costs)
     return Planned(model, dataflow, cluster, costs, plan)

@@ -2,7 +2,15 @@
 
 from llcompile.partition.envelope import envelope
 from llcompile.partition.keeping import kept_pins
-from llcompile.partition.options import Pin, PlanOptions, check_time_limit, parse_pin, parse_pins, request_of
+from llcompile.partition.options import (
+    Pin,
+    PlanOptions,
+    check_time_limit,
+    parse_pin,
+    parse_pins,
+    parse_tensor_parallel,
+    request_of,
+)
 from llcompile.partition.planner import plan
 from llcompile.partition.programs import device_programs
 from llcompile.partition.solver import resolve
@@ -20,6 +28,7 @@ __all__ = [
     "kept_pins",
     "parse_pin",
     "parse_pins",
+    "parse_tensor_parallel",
     "parse_window",
     "plan",
     "plan_wire",

@@ -74,8 +74,12 @@ def candidates(blocks: int, cluster: Cluster, options: PlanOptions) -> Iterator[
 def grouped_candidates(
     blocks: int, cluster: Cluster, options: PlanOptions, sharings: Iterable[Sharing]
 ) -> Iterator[tuple[Stage, ...]]:
-    """Every plan's stages with one group of a sharing, its members without stages of their own but for the head's."""
-    for names, shares in sharings:
+    """Every plan's stages with one group of a sharing, its members without stages of their own but for the head's.
+
+    None where --use-all wants a block of its own for each device, unless a group was asked for.
+    """
+    wanted = not options.use_all or options.tensor_parallel is not None
+    for names, shares in sharings if wanted else ():
         others = [d.name for d in cluster.devices if d.name != cluster.head and d.name not in names]
         counts = [len(others)] if options.use_all else range(len(others) + 1)
         groups = [

@@ -78,8 +78,9 @@ def remembered(shard_costs: ShardCosts) -> ShardCosts:
 
 def _decided(problem: Problem, clock: Clock) -> tuple[Answer, tuple[str, ...]]:
     """The plan of single devices, of a group as asked for, or the best of all."""
-    wish = problem.options.tensor_parallel
-    if wish == NO_GROUPS or (wish is None and (problem.pieces is None or not problem.workers)):
+    wish, use_all = problem.options.tensor_parallel, problem.options.use_all
+    # Who wants a block for each device wants a whole one.
+    if wish == NO_GROUPS or (wish is None and (problem.pieces is None or not problem.workers or use_all)):
         return answer(problem, clock), ()
     if wish is not None:
         return exactly(problem, wish)

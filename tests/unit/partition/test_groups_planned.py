@@ -38,7 +38,8 @@ def grouped_case(seed: int) -> Case:
     if r.random() < 0.6:
         quick = Link(r.choice([1e8, 1e9]), r.choice([1e-7, 1e-6]))
         case = replace(case, cluster=replace(case.cluster, default_link=quick, links={}))
-    return case
+    # With --use-all there are no groups unless they are asked for.
+    return replace(case, options=replace(case.options, use_all=case.options.use_all and seed % 4 == 0))
 
 
 def sharings(case: Case) -> Iterator[Sharing]:
@@ -78,10 +79,9 @@ def compared(case: Case, seed: int) -> Plan | None:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_plan_equals_enumeration(part: int) -> None:
-    plans = [compared(grouped_case(seed), seed) for seed in range(8 * part, 8 * part + 8)]
+    plans = [compared(grouped_case(seed), seed) for seed in range(12 * part, 12 * part + 12)]
     found = [each for each in plans if each]
     assert sum(any(stage.is_group for stage in each.stages) for each in found) > 1
     assert sum(each.status is PlanStatus.OPTIMAL for each in found) >= len(found) - 1
@@ -146,6 +146,13 @@ def test_latency_decides_between_pipeline_and_group() -> None:
     assert not any(stage.is_group for stage in off.stages)
     assert near.tpot_s < 0.7 * off.tpot_s
     assert off.notes == ()
+
+
+def test_a_block_of_its_own_for_each_device_leaves_none_to_groups() -> None:
+    wishes = replace(OPTIONS, use_all=True)
+    found = plan(COSTS, FLOWS, cluster(1e-5, 10**7, 10**7, 10**7), wishes, PIECES)
+    assert len(found.stages) == 4
+    assert not any(stage.is_group for stage in found.stages)
 
 
 def test_notes_say_what_was_looked_at_and_what_it_brings() -> None:

@@ -125,6 +125,6 @@ def test_head_that_cannot_keep_them_is_told_how_much_it_lacks(change: dict[str, 
 
 
 def test_option_reaches_the_plan() -> None:
-    options = BuildOptions("made-up", Path("devices.json"), keep=1, use_all=True)
+    options = BuildOptions("made-up", Path("devices.json"), keep=1, use_all=True, tensor_parallel="off")
     made = plan_graph(model(4096), layered(3), replace(CLUSTER, devices=CLUSTER.devices[:2]), options).plan
     assert on_workers(made) == [3, 4]

@@ -36,7 +36,7 @@ def model(positions: int) -> Model:
 
 
 def planned(positions: int = 4096, **options: Any) -> Plan:
-    build = pipeline.BuildOptions("made-up", Path("devices.json"), **options)
+    build = pipeline.BuildOptions("made-up", Path("devices.json"), tensor_parallel="off", **options)
     return pipeline.plan_graph(model(positions), layered(2), CLUSTER, build).plan
 
 
