@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 from shared.bundles import CACHE, Device, Recipe, built
-from shared.disks import limited, read_rate, why_not
+from shared.disks import limited, why_not
 from shared.processes import run
 from shared.tables import table
 
@@ -39,8 +39,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Line:
-    """What loading takes where nothing hides it, at the rate that the disk was read at, beside what is computed without
-    and measured with a window."""
+    """Seconds: what loading takes at the disk's rate, what is computed without a window, and what is measured with."""
 
     what: str
     window: int
@@ -62,9 +61,9 @@ class Line:
 
 
 def recipe(quant: str, workers: int, window: str, context: int) -> Recipe:
-    """All blocks but the model's ends on the workers, in equal stages."""
+    """All blocks but the model's ends on the workers, in stages of whole layers."""
     names = [f"w{i}" for i in range(workers)]
-    edges = [1 + i * (LAST - 1) // workers for i in range(workers + 1)]
+    edges = [1 + 2 * ((LAST - 1) // 2 * i // workers) for i in range(workers + 1)]
     pins = [f"--pin={edges[i]}:{edges[i + 1]}={name}" for i, name in enumerate(names)]
     wishes = [*pins, "--window", window, "--spare", "none", "--context", str(context)]
     return Recipe(
@@ -107,17 +106,17 @@ def times(bundle: Path, before: Sequence[str], runs: int) -> Times:
     return Times(CHUNK / prompt, 1 / new)
 
 
-def lines(quant: str, window: int, rate: float, alone: Times, runs: int) -> list[Line]:
-    """A chunk and a token with a window at one rate of the disk."""
-    bundle = built(recipe(quant, 1, str(window), 1024))
+def lines(quant: str, window: int, rate: float, runs: int) -> list[Line]:
+    """A chunk and a token with a window at one rate of the disk, and all in memory right before."""
+    whole, bundle = built(recipe(quant, 1, "off", 1024)), built(recipe(quant, 1, str(window), 1024))
     files = streamed(bundle)
+    alone = times(whole, [], runs)
     with limited(rate, bundle) as before:
-        real = read_rate(before, files)
         found = times(bundle, before, runs)
-    loading_s = sum(file.stat().st_size for file in files) / real
+    loading_s = sum(file.stat().st_size for file in files) / rate
     return [
-        Line("a chunk", window, real, loading_s, alone.chunk_s, found.chunk_s),
-        Line("a token", window, real, loading_s, alone.token_s, found.token_s),
+        Line("a chunk", window, rate, loading_s, alone.chunk_s, found.chunk_s),
+        Line("a token", window, rate, loading_s, alone.token_s, found.token_s),
     ]
 
 
@@ -147,12 +146,11 @@ def main(quant: str, rates: str, windows: str, runs: int, memory: bool) -> None:
     if memory:
         heads = ["device", "peak, MB", "plan, MB", "peak / plan", "of the f32 model"]
         click.echo(table(heads, memory_rows(), WORDS) + "\n")
-    alone = times(built(recipe(quant, 1, "off", 1024)), [], runs)
     found = [
         line
         for window in map(int, windows.split(","))
         for rate in map(float, rates.split(","))
-        for line in lines(quant, window, rate * 1e9, alone, runs)
+        for line in lines(quant, window, rate * 1e9, runs)
     ]
     heads = [
         "disk",

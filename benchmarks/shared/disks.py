@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shared.processes import run
-
 _BLKIO = Path("/sys/fs/cgroup/blkio")
 _LIMIT = "blkio.throttle.read_bps_device"
-PIECE = 4 << 20
-_READ = f"""
-import mmap, os, sys, time
-memory, paths = mmap.mmap(-1, {PIECE}), sys.argv[1:]
-files = [os.open(path, os.O_RDONLY | os.O_DIRECT) for path in paths]
-start, total = time.perf_counter(), 0
-for file in files:
-    place = 0
-    while count := os.preadv(file, [memory], place):
-        place += count
-    total += place
-print(total / (time.perf_counter() - start))
-"""
 
 
 def why_not() -> str | None:
@@ -50,8 +34,3 @@ def limited(bytes_per_s: float | None, on: Path) -> Iterator[list[str]]:
         yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
     finally:
         group.rmdir()
-
-
-def read_rate(before: Sequence[str], files: Sequence[Path]) -> float:
-    """Bytes a second that `files` are read at, past the page cache, in pieces as a window reads them."""
-    return float(run([*before, sys.executable, "-c", _READ, *files]).stdout)
