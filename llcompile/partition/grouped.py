@@ -62,11 +62,12 @@ def grouped(problem: Problem, clock: Clock, base: Answer | None) -> tuple[Answer
     """
     sets, every = sets_of(problem)
     made: list[Candidate] = []
+    reached = 0
     for names in sets:
         if clock.beyond(MAKING) and made:
-            every = False
             break
         made += candidates(problem, names)
+        reached += 1
     tally = _Tally(base.found.figures.objective if base else INFINITY, problem.options.gap)
     for candidate in made:
         whole = whole_group(candidate)
@@ -76,7 +77,7 @@ def grouped(problem: Problem, clock: Clock, base: Answer | None) -> tuple[Answer
     _proven(looks, tally, clock)
     tally.bound = min((known.bound for _, known in looks), default=INFINITY)
     unfinished = sum(_open(known, tally) for _, known in looks)
-    notes = _notes(problem, base, tally, len(sets), len(made), every, unfinished)
+    notes = _notes(problem, base, tally, (reached, len(sets)), len(made), every, unfinished)
     return _answer(base, tally), notes
 
 
@@ -177,13 +178,15 @@ def _notes(
     problem: Problem,
     base: Answer | None,
     tally: _Tally,
-    sets: int,
+    sets: tuple[int, int],
     made: int,
     every: bool,
     unfinished: int,
 ) -> tuple[str, ...]:
     some = "" if every else ", of so many devices the fastest and the largest,"
-    which = f"{'all ' if every and sets > 1 else ''}{_count(sets, 'set')} of devices{some}"
+    reached, there = sets
+    all_ = "all " if every and reached == there > 1 else ""
+    which = f"{all_}{_count(reached, 'set')} of devices{some}"
     ways = f"{_count(made, 'way')} to share and to sum"
     notes = [f"groups looked at: {which} in {ways}; a plan has one group at most"]
     if tally.with_group:
@@ -197,6 +200,10 @@ def _notes(
         notes.append(f"with {group} {request_words(problem, found)}; {without}")
     elif base:
         notes.append(f"no group fits or can be cut; without one {request_words(problem, base.found)}")
+    if reached < there:
+        notes.append(
+            f"time ran out before {there - reached} further sets were looked at: use a longer --time-limit"
+        )
     if unfinished:
         notes.append(
             f"time ran out before {unfinished} of these were looked at whole: use a longer --time-limit"
