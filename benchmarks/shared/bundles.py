@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ class Device:
     memory_bytes: int
     compute_flops: float | None = None
     memory_bytes_per_s: float | None = None
+    threads: int = 1
 
     def slowed(self, slowness: float) -> Device:
         """The same device when everything takes `slowness` times as long."""
         assert self.compute_flops
         assert self.memory_bytes_per_s
         rates = self.compute_flops / slowness, self.memory_bytes_per_s / slowness
-        return Device(self.name, self.memory_bytes, *rates)
+        return replace(self, compute_flops=rates[0], memory_bytes_per_s=rates[1])
 
     def entry(self, port: int, target: str) -> dict[str, Any]:
         rates = {"compute_flops": self.compute_flops, "memory_bytes_per_s": self.memory_bytes_per_s}
@@ -45,7 +46,7 @@ class Device:
             "target": target,
             "address": f"127.0.0.1:{port}",
             "memory_bytes": self.memory_bytes,
-            "threads": 1,
+            "threads": self.threads,
         } | ({"profile": profile} if profile else {})
 
 
