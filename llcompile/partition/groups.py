@@ -80,7 +80,9 @@ class Group:
 
     def link_to(self, destination: str) -> Link:
         """A message of the lead; to a member there is nothing to send."""
-        return NOWHERE if destination in self.devices else self.cluster.link(self.devices[0], destination)
+        return (
+            NOWHERE if destination in self.devices else self.cluster.link(self.stage(0, 0).lead, destination)
+        )
 
     # --- what there is room for --------------------------------------------------------------------------------------
 
