@@ -30,6 +30,7 @@ class Device:
     compute_flops: float | None = None
     memory_bytes_per_s: float | None = None
     threads: int = 1
+    disk: float | None = None  # bytes a second
 
     def slowed(self, slowness: float) -> Device:
         """The same device when everything takes `slowness` times as long."""
@@ -39,7 +40,11 @@ class Device:
         return replace(self, compute_flops=rates[0], memory_bytes_per_s=rates[1])
 
     def entry(self, port: int, target: str) -> dict[str, Any]:
-        rates = {"compute_flops": self.compute_flops, "memory_bytes_per_s": self.memory_bytes_per_s}
+        rates = {
+            "compute_flops": self.compute_flops,
+            "memory_bytes_per_s": self.memory_bytes_per_s,
+            "disk_bytes_per_s": self.disk,
+        }
         profile = {key: value for key, value in rates.items() if value is not None}
         return {
             "name": self.name,

@@ -21,12 +21,13 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def limited(bytes_per_s: float | None, on: Path) -> Iterator[list[str]]:
-    """What to put before a command that is to read so much a second at most from the disk that `on` lies on."""
+def limited(bytes_per_s: float | None, on: Path, name: str = "all") -> Iterator[list[str]]:
+    """What to put before commands that together are to read so much a second at most from the disk that `on` lies on.
+    `name`: tells apart those that are limited each by itself."""
     if bytes_per_s is None:
         yield []
         return
-    group = _BLKIO / f"llrun-bench-{os.getpid()}"
+    group = _BLKIO / f"llrun-bench-{os.getpid()}-{name}"
     group.mkdir()
     try:
         device = os.stat(on).st_dev

@@ -96,7 +96,7 @@ def transmission_records(transmissions: Iterable[Transmission]) -> tuple[schema.
 
 
 def _load(plan: Plan, name: str) -> schema.LoadRecord:
-    load = plan.devices[name]
+    load, middle = plan.devices[name], range(1, plan.stages[-1].stop - 1)
     return schema.LoadRecord(
         weights_bytes=load.weights_bytes,
         kv_bytes=load.kv_bytes,
@@ -104,6 +104,7 @@ def _load(plan: Plan, name: str) -> schema.LoadRecord:
         memory_bytes=load.memory_bytes,
         compute_s=load.compute_s,
         window=max(stage.window for stage in plan.stages_of(name)),
+        rounds=max(1, sum(any(block in middle for block in stage.blocks) for stage in plan.stages_of(name))),
     )
 
 

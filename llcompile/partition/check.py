@@ -59,10 +59,11 @@ def _check_stages(plan: Plan, blocks: int, cluster: Cluster) -> Iterator[str]:
         if a.devices == b.devices:
             yield f"{', '.join(a.devices)} has two stages in a row"
     single = [stage.lead for stage in plan.stages if len(stage.devices) == 1]
+    rounds = any(stage.window for stage in plan.stages)  # a device has several runs of blocks then
     grouped = [name for stage in plan.stages if stage.is_group for name in stage.devices]
     for name in sorted({*single, *grouped}):
         count, most = single.count(name), 2 if name == cluster.head else 0 if name in grouped else 1
-        if count > most:
+        if count > most and not (rounds and name not in grouped):
             beside = " beside its group" if name in grouped else ""
             yield f"{name} has {count} stage{'s' if count > 1 else ''}{beside}"
         if grouped.count(name) > 1:

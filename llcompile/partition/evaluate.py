@@ -10,8 +10,9 @@ What enters a group goes to each of its devices, one after the other; those that
 devices wait for each other, each is busy for as long as the whole group, sums included: chunks of a prompt are not
 assumed to overlap within it.
 
-A block that streams takes as long as its weights take to come from disk, where that is longer: it is read while others
-run, of its own device, and what is read while other devices run is not counted.
+A block that streams takes as long as its weights take to come from disk, where that is longer. Of a token that is
+reckoned block by block (llrun.programs.turns): what comes next is read while others run, on other devices too. Of a
+chunk of prompt, of throughput and of groups what is read while other devices run is not counted.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from llcompile.partition.options import PlanOptions
 from llcompile.partition.streaming import as_streamed, streamed, weights_in_memory, window_on
 from llcompile.partition.transmissions import Message, messages
 from llrun.programs.sums import sum_seconds
+from llrun.programs.turns import Turn, token_seconds
 
 # Weight of a token's own seconds in the throughput objective: decides between plans of equal throughput, so that a
 # device that brings nothing stays out.
@@ -63,17 +65,25 @@ class Figures:
 
 def decode_seconds(cost: BlockCost, device: Device) -> float:
     """Seconds of one token in a block."""
-    loading = cost.streamed_bytes / device.disk_bytes_per_s
-    return max(
-        cost.decode_bytes / device.memory_bytes_per_s, cost.decode_flops / device.compute_flops, loading
-    )
+    return max(computing_seconds(cost, device), loading_seconds(cost, device))
+
+
+def computing_seconds(cost: BlockCost, device: Device) -> float:
+    """Seconds of one token in a block that is in memory."""
+    return max(cost.decode_bytes / device.memory_bytes_per_s, cost.decode_flops / device.compute_flops)
+
+
+def loading_seconds(cost: BlockCost, device: Device) -> float:
+    """Seconds in which a block that streams comes from disk; 0 for one that does not."""
+    return cost.streamed_bytes / device.disk_bytes_per_s
 
 
 def prefill_seconds(cost: BlockCost, device: Device) -> float:
     """Seconds of one chunk of prompt in a block."""
-    loading = cost.streamed_bytes / device.disk_bytes_per_s
     return max(
-        cost.prefill_bytes / device.memory_bytes_per_s, cost.prefill_flops / device.compute_flops, loading
+        cost.prefill_bytes / device.memory_bytes_per_s,
+        cost.prefill_flops / device.compute_flops,
+        loading_seconds(cost, device),
     )
 
 
@@ -173,6 +183,7 @@ def evaluate(
     link for one token, but not less than a token's own seconds / sequences.
     """
     sent = messages(stages, flows)
+    rings = _rings(stages, costs)
     costs, pieces = streaming_costs(stages, costs, pieces)
     spent = [_stage_seconds(stage, costs, cluster, pieces) for stage in stages]
     decode = _busy((stage, seconds.decode) for stage, seconds in zip(stages, spent, strict=True))
@@ -180,7 +191,8 @@ def evaluate(
     decode_links = _links(stages, sent, cluster, {m: m.flow.decode_bytes for m in sent})
     prefill_links = _links(stages, sent, cluster, {m: m.flow.prefill_bytes for m in sent})
     waits = _latency(stages, sent, cluster)
-    tpot = sum(seconds.decode for seconds in spent) + sum(decode_links.values()) + waits
+    turns = [_turn(stage, each, costs, cluster) for stage, each in zip(stages, spent, strict=True)]
+    tpot = token_seconds(turns, rings, sum(decode_links.values()) + waits)
     fill = sum(seconds.prefill for seconds in spent) + sum(prefill_links.values()) + waits
     slowest_chunk = max(*prefill.values(), *prefill_links.values(), 0.0)
     slowest_token = max(*decode.values(), *decode_links.values(), 0.0)
@@ -192,6 +204,25 @@ def evaluate(
     for name, seconds in ((name, s) for each in spent for name, s in each.own.items()):
         own[name] += seconds
     return Figures(ttft, fill, tpot, period, slowest_chunk, slowest_token, objective, dict(own))
+
+
+def _rings(stages: Sequence[Stage], costs: Sequence[BlockCost]) -> Mapping[str, int]:
+    """[device with stages of its own]: how many streamed blocks are in memory at once."""
+    found = {}
+    for name in dict.fromkeys(stage.lead for stage in stages if not stage.is_group):
+        held = held_costs([stage for stage in stages if stage.devices == (name,)], name, costs, None)
+        found[name] = streamed(window_on(stages, name), held, (0, len(costs) - 1)).ring
+    return found
+
+
+def _turn(stage: Stage, spent: _Spent, costs: Sequence[BlockCost], cluster: Cluster) -> Turn:
+    if stage.is_group:
+        return Turn("", [(spent.decode, 0.0)])
+    device = cluster.device(stage.lead)
+    blocks = costs[stage.start : stage.stop]
+    return Turn(
+        stage.lead, [(computing_seconds(cost, device), loading_seconds(cost, device)) for cost in blocks]
+    )
 
 
 @dataclass(frozen=True)
@@ -211,13 +242,15 @@ def _stage_seconds(
         blocks = costs[stage.start : stage.stop]
         decode = sum(decode_seconds(cost, devices[0]) for cost in blocks)
         prefill = sum(prefill_seconds(cost, devices[0]) for cost in blocks)
-        return _Spent(decode, prefill, {stage.lead: decode})
+        computing = sum(computing_seconds(cost, devices[0]) for cost in blocks)
+        return _Spent(decode, prefill, {stage.lead: computing})
     cut = cut_of(stage, pieces)
     alike = {id(each): each for each in cut}
     counted = [(each, sum(other is each for other in cut)) for each in alike.values()]
     own = {
         device.name: sum(
-            times * (decode_seconds(each.shards[rank], device) + decode_seconds(each.tails[rank], device))
+            times
+            * (computing_seconds(each.shards[rank], device) + computing_seconds(each.tails[rank], device))
             for each, times in counted
         )
         for rank, device in enumerate(devices)

@@ -4,9 +4,9 @@ Where the model fits, there are no windows unless they are asked for. Where it d
 every block between the model's ends came from disk for each token: it takes next to no memory of its own, each device
 gives up that of a smallest window, and a block takes at least its bytes over the disk's rate. Then each device's
 window is made as wide as its memory allows; of a group the pieces of blocks count as blocks. That is done again with
-what each device then had to stream of its blocks, and the best of these plans is taken. What is left out: such plans
-are not proven to be the best; no device holds several runs of blocks; and the bound of a plan with windows is what the
-blocks take at least, wherever they are.
+what each device then had to stream of its blocks, and the best of these plans is taken; then it is cut into rounds
+(rounds.py) where that is faster. What is left out: such plans are not proven to be the best; groups have one run of
+blocks; and the bound of a plan with windows is what the blocks take at least, wherever they are.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 
 from llcompile.ir.cluster import Cluster, Device
 from llcompile.ir.errors import INFEASIBLE, CompileError
 from llcompile.ir.plan import BlockCost, Flow, PieceCosts, Plan, ShardCosts, Stage
 from llcompile.partition.clock import Clock
-from llcompile.partition.evaluate import evaluate, held_costs, in_flight_bytes, memory
-from llcompile.partition.options import PlanOptions
+from llcompile.partition.disk import file_bytes, room_bytes
+from llcompile.partition.evaluate import Figures, evaluate, held_costs, in_flight_bytes, memory
+from llcompile.partition.options import NO_GROUPS, PlanOptions
 from llcompile.partition.planner import device_loads, plan, verify
 from llcompile.partition.problem import HEAD, Problem
 from llcompile.partition.refusal import size
+from llcompile.partition.rounds import best_rounds
 from llcompile.partition.search import least_seconds
 from llcompile.partition.streaming import as_streamed, streamed, window_on
+from llcompile.partition.transmissions import transmissions
 from llrun.programs.ring import AHEAD, places
 from llrun.schema import PlanStatus
 
@@ -35,6 +39,7 @@ MOST = 1 << 14
 # and first are both large.
 ATTEMPTS = (False, False, True, True)
 ENOUGH = 0.5  # of the time
+SHARPEN = 0.9  # of the time, when rounds are looked for no longer
 LEAST_SHARE = 1e-3
 NARROWEST = (2, 1)  # one alone reads nothing ahead
 _NO_PLAN = "P201"
@@ -96,8 +101,38 @@ def _planned(
     window: int,
     wider: bool,
 ) -> Plan:
-    """The plan with windows of `window` blocks, or `wider` ones where memory allows: the best of a few, each made with
-    the share of what each device streamed in the one before."""
+    """The plan with windows of `window` blocks, or `wider` ones where memory allows.
+
+    Where groups are free to be, the best one without is made as well: what rounds bring is known only after them.
+    """
+    if options.tensor_parallel is not None or shard_costs is None:
+        return _windowed(costs, flows, cluster, options, shard_costs, window, wider)
+    made, refused = list[Plan](), list[CompileError]()
+    for groups in (NO_GROUPS, None):
+        wishes = replace(options, tensor_parallel=groups, time_limit_s=options.time_limit_s / 2)
+        try:
+            made.append(_windowed(costs, flows, cluster, wishes, shard_costs, window, wider))
+        except CompileError as error:
+            if error.code != _NO_PLAN:
+                raise
+            refused.append(error)
+    if not made:
+        raise refused[0]
+    best = min(made, key=lambda each: each.objective)
+    return replace(best, solve_s=sum(each.solve_s for each in made))
+
+
+def _windowed(
+    costs: Sequence[BlockCost],
+    flows: Sequence[Flow],
+    cluster: Cluster,
+    options: PlanOptions,
+    shard_costs: ShardCosts | None,
+    window: int,
+    wider: bool,
+) -> Plan:
+    """The best of a few plans, each made with the share of what each device streamed in the one before, in rounds where
+    these are better."""
     clock = Clock(options.time_limit_s)
     problem = Problem(tuple(costs), tuple(flows), cluster.at_work(), options, shard_costs)
     best: Plan | None = None
@@ -119,6 +154,7 @@ def _planned(
     if best is None:
         assert refused is not None
         raise refused
+    best = _in_rounds(problem, best, window, wider, clock)
     at_work = {name: why for name, why in best.unused.items() if not cluster.device(name).standby}
     verify(replace(best, unused=at_work), problem)
     return replace(best, solve_s=clock.spent_s)
@@ -136,10 +172,50 @@ def _once(
     stages = made.stages
     for devices in dict.fromkeys(stage.devices for stage in stages):
         stages = _opened(problem, stages, devices, window, wider)
-    figures = evaluate(stages, problem.costs, problem.flows, problem.cluster, problem.options, problem.pieces)
+    return _with_stages(problem, made, stages)
+
+
+def _in_rounds(problem: Problem, made: Plan, window: int, wider: bool, clock: Clock) -> Plan:
+    """The plan, or a better one whose devices have their blocks in several runs."""
+    known = dict[tuple[Stage, ...], tuple[Stage, ...]]()
+
+    def cost(stages: tuple[Stage, ...]) -> float:
+        try:
+            for name in dict.fromkeys(stage.devices for stage in stages):
+                known[stages] = _opened(problem, known.get(stages, stages), name, window, wider)
+        except CompileError as error:
+            if error.code != _NO_PLAN:
+                raise
+            return inf
+        return _figures(problem, known[stages]).objective if _on_disk(problem, stages) else inf
+
+    if problem.options.pins:
+        return made  # a block would go from the device that it is pinned to
+    best = best_rounds(made.stages, cost, lambda: clock.beyond(SHARPEN))
+    return made if best == made.stages else _with_stages(problem, made, known[best])
+
+
+def _on_disk(problem: Problem, stages: tuple[Stage, ...]) -> bool:
+    """Whether every device has room for its blocks' files."""
+    for device in problem.cluster.devices:
+        room = room_bytes(device, problem.blocks)
+        held = held_costs(stages, device.name, problem.costs, problem.pieces)
+        if room is not None and sum(map(file_bytes, held)) > max(room, 0):
+            return False
+    return True
+
+
+def _figures(problem: Problem, stages: tuple[Stage, ...]) -> Figures:
+    return evaluate(stages, problem.costs, problem.flows, problem.cluster, problem.options, problem.pieces)
+
+
+def _with_stages(problem: Problem, made: Plan, stages: tuple[Stage, ...]) -> Plan:
+    """The plan with these stages instead, and what follows from them."""
+    figures = _figures(problem, stages)
     bound = min(least_seconds(problem), figures.objective)
     return replace(
         made,
+        transmissions=transmissions(stages, problem.flows, problem.pieces),
         status=PlanStatus.FEASIBLE,
         objective=figures.objective,
         bound=bound,

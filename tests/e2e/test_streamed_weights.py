@@ -9,14 +9,19 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llcompile import graph, pipeline
+from llcompile.bundle import verify
 from llcompile.cluster import load_cluster
+from llcompile.partition.rounds import in_rounds
 from tests.e2e import harness
-from tests.models import prompt, save
+from tests.e2e.grouped import planned_as
+from tests.models import loaded, prompt, reference_greedy, save
 
 WORKERS = 1
 WINDOWS = ("off", "2", "3")
@@ -137,3 +142,22 @@ def test_a_limit_of_what_the_plan_says_is_enough_and_a_lower_one_is_refused(bund
         _, told = worker(bundle, name, group).communicate(timeout=60)
         assert "not enough memory for device d1: its plan has it take up to" in told
         assert f"of {(planned_bytes - (30 << 20)) >> 20} MiB leaves" in told
+
+
+@pytest.mark.slow
+def test_devices_that_have_several_runs_of_blocks_give_transformers_tokens(tmp_path: Path) -> None:
+    """Three rounds over two workers, of whose blocks two are in memory at once."""
+    directory, model = loaded("llama")
+    target = harness.devices_json(tmp_path / "devices.json", 3)
+    options, blocks = harness.options(directory, target, "f32"), graph.build_graph(model)
+    middle = len(blocks.blocks) - 2
+    rounds = in_rounds({"d1": middle // 2, "d2": middle - middle // 2}, 3, "d0")
+    stages = tuple(stage if stage.lead == "d0" else replace(stage, window=2) for stage in rounds)
+    assert [stage.lead for stage in stages] == ["d0", *["d1", "d2"] * 3, "d0"]
+    planned = planned_as(model, blocks, options, stages)
+    pipeline.write(planned, pipeline.compile_targets(planned, tmp_path), tmp_path / "bundle")
+    assert verify(tmp_path / "bundle") == []
+    prompts = [prompt(n) for n in (1, 150)]
+    answers = harness.answers(tmp_path / "bundle", prompts, 12)
+    assert [each["tokens"] for each in answers] == [reference_greedy(directory, ids, 12) for ids in prompts]
+    assert min(answers[0]["devices"][name]["compute_s"] for name in ("d1", "d2")) > 0

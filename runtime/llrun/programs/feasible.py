@@ -41,8 +41,9 @@ def _order(rated: Rated, stages: Stages) -> Iterator[str]:
         if a == b:
             yield f"{'+'.join(a)} has two stages in a row"
     alone = Counter(stage.lead for stage in stages if len(stage.devices) == 1)
+    rounds = any(device.ring for device in rated.envelope.devices.values())  # a device has several runs then
     for name, count in sorted(alone.items()):
-        if count > (2 if name == rated.head else 1):
+        if count > (2 if name == rated.head else 1) and not rounds:
             yield f"{name} has {count} stages"
 
 

@@ -3,8 +3,9 @@
 The definitions are the planner's: nothing overlaps within one token, the messages of one hop between consecutive stages
 share its latency, and one that skips stages pays its own. A group takes for a block what its slowest shard, the sum and
 its slowest tail take, and keeps all its devices busy as long; what enters it goes to one after the other. A block's
-seconds are the planner's for that device times the device's slowness (measured seconds / predicted seconds); one that
-streams takes at least what it takes to come from disk.
+seconds are the planner's for that device times the device's slowness (measured seconds / predicted seconds). Blocks
+that stream are read while others run, on other devices too (turns.py); of a chunk of prompt, and of a group, each takes
+at least what it takes to come from disk.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from llrun.programs.groups import group_blocks, held_ids, is_group, shard_id, ta
 from llrun.programs.layouts import Layout, layout_of
 from llrun.programs.sums import sum_seconds
 from llrun.programs.transmissions import Crossing, Hop, crossings, deliveries
+from llrun.programs.turns import Turn, token_seconds
 from llrun.schema import Envelope, EnvelopeBlock, GraphRecord, Rows, Shapes, StageRecord
 
 Stages = Sequence[StageRecord]
@@ -130,7 +132,21 @@ class Rated:
 
     def predict(self, stages: Stages) -> float:
         """TPOT in seconds, with a full context; for ever where a device does not hold what it should run."""
-        return self._once(stages, decode=True)
+        rings = {name: device.ring for name, device in self.envelope.devices.items()}
+        travel_s = sum(self._travel(stages, decode=True).values())
+        return token_seconds([self._turn(stage) for stage in stages], rings, travel_s)
+
+    def _turn(self, stage: StageRecord) -> Turn:
+        if is_group(stage):
+            return Turn("", [(self._together(stage, decode=True), 0.0)])
+        name, held = stage.lead, self.blocks.get(stage.lead, {})
+        return Turn(
+            name,
+            [
+                (self.computing_s(name, block), self.loading_s(name, block)) if block in held else (inf, 0.0)
+                for block in range(*stage.blocks)
+            ],
+        )
 
     def chunk_s(self, stages: Stages) -> float:
         """Seconds of a chunk of prompt from end to end."""
@@ -147,7 +163,7 @@ class Rated:
         seconds: dict[str, float] = defaultdict(float)
         for stage in stages:
             for name in stage.devices:
-                seconds[name] += sum(self._seconds(name, piece, True) for piece in self.pieces(stage, name))
+                seconds[name] += sum(self.computing_s(name, piece) for piece in self.pieces(stage, name))
         return seconds
 
     def _once(self, stages: Stages, decode: bool) -> float:
@@ -193,11 +209,16 @@ class Rated:
         link = self.link(source, destination)
         return link.latency_s, 1 / link.bytes_per_s
 
+    def computing_s(self, device: str, piece: int) -> float:
+        """Seconds that a token takes in a piece that is in memory; for ever where the device does not hold it."""
+        each = self.blocks.get(device, {}).get(piece)
+        return inf if each is None else each.decode_s * self.slowness(device)
+
     def _seconds(self, device: str, piece: int, decode: bool) -> float:
         each = self.blocks.get(device, {}).get(piece)
         if each is None:
             return inf
-        computing_s = (each.decode_s if decode else each.chunk_s) * self.slowness(device)
+        computing_s = self.computing_s(device, piece) if decode else each.chunk_s * self.slowness(device)
         return max(computing_s, self.loading_s(device, piece))
 
     def loading_s(self, device: str, piece: int) -> float:

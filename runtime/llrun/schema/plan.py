@@ -38,7 +38,8 @@ class StageRecord(Strict, frozen=True, omit_defaults=True):
 
 
 class LoadRecord(Strict, frozen=True):
-    """What a device takes and does. `window`: blocks in memory at once, the model's ends aside; 0: all."""
+    """What a device takes and does. `window`: blocks in memory at once, the model's ends aside; 0: all. `rounds`: runs
+    of blocks that it has, of a token."""
 
     weights_bytes: Size
     kv_bytes: Size
@@ -46,6 +47,7 @@ class LoadRecord(Strict, frozen=True):
     memory_bytes: Size
     compute_s: float
     window: Size = 0
+    rounds: Positive = 1
 
 
 class TransmissionRecord(Strict, frozen=True, rename={"source": "from", "destination": "to"}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from llcompile.ir.plan import BlockCost, Plan, Stage
 from llcompile.partition import envelope, parse_window, plan_with_windows
 from llcompile.partition.check import check_plan
 from llcompile.partition.evaluate import decode_seconds, evaluate, memory
+from llcompile.partition.options import Pin
 from llrun.programs.ring import weights_bytes
 from tests.unit.partition.cases import OPTIONS, chain, cost, device
 
@@ -93,11 +95,43 @@ def test_a_block_that_streams_takes_as_long_as_it_takes_to_read() -> None:
     narrow = evaluate((replace(stages[0], window=2),), COSTS, FLOWS, where, OPTIONS)
     middle = COSTS[1:-1]
     read_s = sum(each.weights_bytes for each in middle) / 1e7
-    compute_s = sum(decode_seconds(each, where.devices[0]) for each in middle)
-    assert narrow.tpot_s == pytest.approx(whole.tpot_s - compute_s + read_s)
+    assert whole.tpot_s < read_s
+    assert narrow.tpot_s == pytest.approx(read_s)  # the ends are computed meanwhile
     assert whole.tpot_s < wide.tpot_s < narrow.tpot_s
+    computing = sum(decode_seconds(each, where.devices[0]) for each in COSTS)
+    assert narrow.compute_s == whole.compute_s == {"h": pytest.approx(computing)}
     fast = evaluate((replace(stages[0], window=2),), COSTS, FLOWS, cluster(10**6, disk=1e12), OPTIONS)
-    assert fast.tpot_s == whole.tpot_s
+    assert fast.tpot_s == pytest.approx(whole.tpot_s)
+
+
+LONG = (cost(0, PAGE), *(cost(b, BIG, 100) for b in range(1, 25)), cost(25, PAGE))
+
+
+def test_what_a_device_reads_while_others_have_their_turn_costs_nothing() -> None:
+    """In runs as short as the ring all that one reads is read in the other's turns."""
+    where = replace(cluster(10**6, 10**6, 10**6, disk=1e7), default_link=Link(1e12, 0.0))
+
+    def token_s(length: int) -> float:
+        runs = [Stage.on(f"w{b // length % 2}", 1 + b, 1 + b + length) for b in range(0, 24, length)]
+        stages = (Stage.on("h", 0, 1), *(replace(run, window=3) for run in runs), Stage.on("h", 25, 26))
+        return evaluate(stages, LONG, chain(26), where, OPTIONS).tpot_s
+
+    read_s = 24 * BIG / 1e7
+    assert token_s(2) == pytest.approx(read_s / 2, rel=0.1)
+    assert token_s(12) > 1.5 * token_s(2)
+
+
+def test_rounds_are_planned_where_they_save_time() -> None:
+    memory_bytes = BESIDE + 14 * 100 + 4 * BIG
+    slow, flows = cluster(ENDS, memory_bytes, memory_bytes, disk=1e6), chain(26)
+    made = plan_with_windows(LONG, flows, slow, OPTIONS, None)
+    assert check_plan(made, LONG, flows, slow, OPTIONS) == []
+    leads = [stage.lead for stage in made.stages]
+    assert min(leads.count("w0"), leads.count("w1")) > 1
+    assert {t.source for t in made.transmissions} == {"h", "w0", "w1"}
+    pinned = plan_with_windows(LONG, flows, slow, replace(OPTIONS, pins=(Pin(1, 2, "w0"),)), None)
+    assert len(pinned.stages) == 4
+    assert made.tpot_s < 0.7 * pinned.tpot_s
 
 
 def test_a_faster_disk_gets_more() -> None:
@@ -106,8 +140,8 @@ def test_a_faster_disk_gets_more() -> None:
         replace(d, disk_bytes_per_s=rate) for d, rate in zip(where.devices[1:], (1e6, 9e6), strict=True)
     )
     made = planned(replace(where, devices=(where.devices[0], first, second)), None)
-    runs = {stage.lead: len(stage.blocks) for stage in made.stages}
-    assert runs["w1"] > runs.get("w0", 0)
+    runs = Counter(name for stage in made.stages for name in [stage.lead] * len(stage.blocks))
+    assert runs["w1"] > runs["w0"]
 
 
 def test_where_not_even_a_window_fits_both_numbers_are_told() -> None:
