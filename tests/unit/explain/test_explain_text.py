@@ -310,6 +310,7 @@ def test_json_has_the_keys_of_the_contract() -> None:
         "memory_bytes": 1 << 29,
         "compute_s": 0.002,
         "window": 0,
+        "rounds": 1,
     }
     assert plain["unused"] == {"phone": "its link adds <9 ms> a token & saves 2 ms"}
     assert plain["transmissions"][0] == {
