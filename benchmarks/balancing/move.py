@@ -44,7 +44,14 @@ HEADS = ("run", "ordinary gap, ms", "longest gap, ms", "above, ms", "late", "pau
 
 def recipe() -> Recipe:
     devices = [Device(name, MEMORY_BYTES, 6e10, 1.2e10) for name in NAMES]
-    return Recipe("tinyllama", "q4", devices, BYTES_PER_S, LATENCY_S, options=("--spare", "all"))
+    return Recipe(
+        "tinyllama",
+        "q4",
+        devices,
+        BYTES_PER_S,
+        LATENCY_S,
+        options=("--spare", "all", "--tensor-parallel", "off"),
+    )
 
 
 def run(bundle: Path, rebalance: str, question: Question) -> Answers:

@@ -49,7 +49,9 @@ def recipe(slow: Sequence[str], spare: str, roomy: bool = False) -> Recipe:
         memory = 660_000_000 if roomy and name == CHANGED else MEMORY_BYTES
         device = Device(name, memory, 6e10, 1.2e10)
         devices.append(device.slowed(SLOWNESS) if name in slow else device)
-    return Recipe("tinyllama", "q4", devices, BYTES_PER_S, LATENCY_S, options=("--spare", spare))
+    # Blocks move between devices that run whole ones, and the two bundles' texts are compared.
+    alone = ("--spare", spare, "--tensor-parallel", "off", "--wire", "f32")
+    return Recipe("tinyllama", "q4", devices, BYTES_PER_S, LATENCY_S, options=alone)
 
 
 @dataclass(frozen=True)
