@@ -61,10 +61,11 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Trial:
-    """The last move: the stages before it, their seconds a token, how slow the devices were. `looks`: views since it
-    was done; `worse`: in how many of them in a row it gave more seconds a token."""
+    """The last move: the stages before and after it; the former's seconds a token, and how slow the devices were.
+    `looks`: views since it was done; `worse`: in how many of them in a row it gave more seconds a token."""
 
     before: Stages
+    after: Stages
     tpot_s: float
     slowness: Mapping[str, float]
     looks: int = 0
@@ -139,7 +140,7 @@ def decide(view: View, memory: Memory, now_s: float) -> tuple[Stages | None, Mem
         if view.devices[name].slowness >= SLOW * memory.fastest[name]:
             doubts[name] = _doubt(view, memory, name, now_s)
     slowness = {name: device.slowness for name, device in view.devices.items()}
-    trial = Trial(view.stages, view.predict(view.stages), slowness)
+    trial = Trial(view.stages, tuple(best), view.predict(view.stages), slowness)
     return tuple(best), replace(memory, wanted=0, moves=(*memory.moves, inf), doubts=doubts, trial=trial)
 
 
@@ -152,6 +153,8 @@ def _looked_back(view: View, memory: Memory, now_s: float) -> tuple[Stages | Non
     trial = memory.trial
     if trial is None or view.stages == trial.before:
         return None, memory
+    if view.stages != trial.after:  # a loss has changed them since
+        return None, replace(memory, trial=None)
     before, now = counts(trial.before), counts(view.stages)
     loaded = [name for name in now if now[name] > before[name]]
     slower = any(view.devices[name].slowness > LOADED * trial.slowness[name] for name in loaded)

@@ -8,17 +8,18 @@ from itertools import pairwise
 import numpy_model
 import pytest
 from msgspec.structs import replace as change
-from shared.policy_hours import TO_COME, Session, flapping, steady
+from shared.policy_hours import CHUNK, CONTEXT, TO_COME, Session, envelope, flapping, graph, some, steady
 
-from llrun.head.balance import Doubt, Memory, counts, decide, rebalance, used
+from llrun.head.balance import Doubt, Memory, Trial, counts, decide, rebalance, used
 from llrun.head.view import Event, EventKind, SequenceView, View, view_of
 from llrun.programs.placement import Placement, Rates
-from llrun.schema import StageRecord
+from llrun.schema import Shapes, StageRecord
 
 NAMES = ["head", "anna", "bert"]
 RECORD = numpy_model.record("head", NAMES)
 THREE = ("head", "laptop", "pi")  # where the others have no room for all that the laptop runs
 SOON = 32  # tokens
+THIRD = (StageRecord.on("head", 0, 40), StageRecord.on("pi", 40, 45), StageRecord.on("head", 45, 46))
 
 
 def slow_between(start: float, stop: float, times: float = 3.0):
@@ -83,6 +84,25 @@ def test_a_device_that_becomes_fast_while_all_is_calm_is_used():
     hour = session.run(None, 100)
     assert [change.at_s < 60 for change in hour.moves] == [True, True, False]
     assert load(hour.moves[-1].stages, "pi") > load(before, "pi")
+
+
+def test_stages_that_a_loss_forced_are_not_taken_for_a_move_that_was_wrong():
+    """A device is lost after a move, so that the others have more to do and are slower; then it is back."""
+    names = ("head", "laptop", "pi", "phone")
+    placement = Placement(graph(), envelope(names, 1.25), "head", Shapes(CONTEXT, CHUNK))
+    before = some(placement.best())
+    forced = some(replace(placement, alive=frozenset(names) - {"laptop"}).best())
+    rates, roomy = Rates({"head": 3.0, "pi": 3.0, "phone": 3.0}), envelope(names, 4.0)
+    slow = replace(placement, rates=rates, envelope=roomy)  # for old and new blocks at once
+    view = view_of(slow, forced, (SequenceView(100, TO_COME),), Event(EventKind.STEP), {})
+    assert view.predict(forced) > view.predict(before)
+    assert not view.faults(before)
+    trial = Trial(before, THIRD, placement.predict(before), dict.fromkeys(names, 1.0))
+    memory = Memory(next_s=1e9, to_come=TO_COME, fastest=dict.fromkeys(names, 1.0), trial=trial)
+    for now in range(10):
+        wanted, memory = decide(view, memory, float(now))
+        assert wanted is None
+    assert memory.trial is None
 
 
 def test_a_device_that_goes_and_comes_back_is_soon_given_nothing_any_more():
