@@ -22,6 +22,7 @@ from llrun.device.library import Library
 from llrun.device.load import Device
 from llrun.head.options import Balancing
 from llrun.head.session import Session
+from llrun.memory import Array
 from llrun.programs.groups import shard_id, tail_id
 from llrun.programs.installed import install
 from llrun.programs.transmissions import transmissions
@@ -140,11 +141,11 @@ def _library(chain: Chain) -> Library:
     return Library({f"{n}_{kind}": f for n, f in functions.items() for kind in kinds}, _same, _same)
 
 
-def _same(array):  # type: ignore[no-untyped-def]
+def _same(array: Array) -> Array:
     return array
 
 
-def _sum(first, *others):  # type: ignore[no-untyped-def]
+def _sum(first: Array, *others: Array) -> Array:
     for other in others:
         first = np.add(first, other)
     return first

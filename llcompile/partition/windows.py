@@ -5,8 +5,9 @@ every block between the model's ends came from disk for each token: it takes nex
 gives up that of a smallest window, and a block takes at least its bytes over the disk's rate. Then each device's
 window is made as wide as its memory allows; of a group the pieces of blocks count as blocks. That is done again with
 what each device then had to stream of its blocks, and the best of these plans is taken; then it is cut into rounds
-(rounds.py) where that is faster. What is left out: such plans are not proven to be the best; groups have one run of
-blocks; and the bound of a plan with windows is what the blocks take at least, wherever they are.
+(rounds.py) where that is faster. What is left out: such plans are not proven to be the best; a group has one run of
+blocks, as every device has with --pin and --keep; and the bound of a plan with windows is what the blocks take at
+least, wherever they are.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ def plan_with_windows(
     """
     if window == OFF:
         return plan(costs, flows, cluster, options, shard_costs)
+    problem = Problem(tuple(costs), tuple(flows), cluster.at_work(), options, shard_costs)
     if window is not None:
-        return _planned(costs, flows, cluster, options, shard_costs, window, wider=False)
+        return _planned(problem, cluster, window, wider=False)
     clock = Clock(options.time_limit_s)
     try:
         return plan(costs, flows, cluster, options, shard_costs)
@@ -85,33 +87,26 @@ def plan_with_windows(
     for narrowest in NARROWEST if len(costs) > 2 else ():
         left = replace(options, time_limit_s=max(_LEAST_S, clock.left_s))
         try:
-            return _planned(costs, flows, cluster, left, shard_costs, narrowest, wider=True)
+            return _planned(replace(problem, options=left), cluster, narrowest, wider=True)
         except CompileError as error:
             if error.code != _NO_PLAN:
                 raise
     raise refused
 
 
-def _planned(
-    costs: Sequence[BlockCost],
-    flows: Sequence[Flow],
-    cluster: Cluster,
-    options: PlanOptions,
-    shard_costs: ShardCosts | None,
-    window: int,
-    wider: bool,
-) -> Plan:
+def _planned(problem: Problem, cluster: Cluster, window: int, wider: bool) -> Plan:
     """The plan with windows of `window` blocks, or `wider` ones where memory allows.
 
     Where groups are free to be, the best one without is made as well: what rounds bring is known only after them.
     """
-    if options.tensor_parallel is not None or shard_costs is None:
-        return _windowed(costs, flows, cluster, options, shard_costs, window, wider)
+    options = problem.options
+    if options.tensor_parallel is not None or problem.pieces is None:
+        return _windowed(problem, cluster, window, wider)
     made, refused = list[Plan](), list[CompileError]()
     for groups in (NO_GROUPS, None):
         wishes = replace(options, tensor_parallel=groups, time_limit_s=options.time_limit_s / 2)
         try:
-            made.append(_windowed(costs, flows, cluster, wishes, shard_costs, window, wider))
+            made.append(_windowed(replace(problem, options=wishes), cluster, window, wider))
         except CompileError as error:
             if error.code != _NO_PLAN:
                 raise
@@ -122,19 +117,10 @@ def _planned(
     return replace(best, solve_s=sum(each.solve_s for each in made))
 
 
-def _windowed(
-    costs: Sequence[BlockCost],
-    flows: Sequence[Flow],
-    cluster: Cluster,
-    options: PlanOptions,
-    shard_costs: ShardCosts | None,
-    window: int,
-    wider: bool,
-) -> Plan:
+def _windowed(problem: Problem, cluster: Cluster, window: int, wider: bool) -> Plan:
     """The best of a few plans, each made with the share of what each device streamed in the one before, in rounds where
     these are better."""
-    clock = Clock(options.time_limit_s)
-    problem = Problem(tuple(costs), tuple(flows), cluster.at_work(), options, shard_costs)
+    clock = Clock(problem.options.time_limit_s)
     best: Plan | None = None
     refused: CompileError | None = None
     shares: Mapping[str, float] = {}
@@ -148,7 +134,7 @@ def _windowed(
             continue
         if best is None or made.objective < best.objective:
             best = made
-        shares = {**shares, **_streamed_shares(made, costs)}
+        shares = {**shares, **_streamed_shares(made, problem.costs)}
         if not wider or clock.beyond(ENOUGH):
             break
     if best is None:

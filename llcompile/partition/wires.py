@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from llcompile.ir.errors import CompileError
+from llcompile.ir.errors import INFEASIBLE, CompileError
 from llcompile.ir.plan import Flow, Plan
 from llcompile.partition.clock import Clock
 from llrun.schema import WireFormat
@@ -44,8 +44,10 @@ def shorter(plan: Plan, other: Plan, share: float) -> bool:
 def _tried(make: Make, wire: WireFormat, limit_s: float) -> Plan | None:
     try:
         return make(wire, limit_s)
-    except CompileError:  # its buffers don't fit, say: what is wrong with all formats was told by the first
-        return None
+    except CompileError as error:
+        if error.exit_code != INFEASIBLE:
+            raise
+        return None  # its buffers do not fit
 
 
 def settled(

@@ -14,8 +14,19 @@ from io import FileIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llrun.device.weights import HEADER_LIMIT, Advance, Source, Stored, damaged, header, pieces, view_of
-from llrun.errors import INTERNAL, RunError
+from llrun.device.weights import (
+    HEADER_LIMIT,
+    Advance,
+    Source,
+    Stored,
+    changed,
+    damaged,
+    header,
+    pieces,
+    stamp,
+    view_of,
+)
+from llrun.errors import RunError
 from llrun.memory import Array
 
 PAGE = mmap.PAGESIZE
@@ -35,7 +46,7 @@ class StreamedFile:
         self._file = file
         self._source = source
         self._sums: dict[int, int] = {}
-        self._stamp = self._now()
+        self._stamp = stamp(self._file)
         self._direct = _past_the_cache(file, True)
         self._header: tuple[dict[str, Stored], int] = {}, 0
 
@@ -74,8 +85,8 @@ class StreamedFile:
     def read(self, memory: Memory) -> Iterator[tuple[int, Memory]]:
         """Read all of it into `memory` again: where each piece begins, and the piece, as soon as it is there. Raises
         RunError R201 where it cannot be read, R209 where it was written to."""
-        if self._now() != self._stamp:
-            raise self._changed()
+        if stamp(self._file) != self._stamp:
+            raise changed(self.name)
         return self._pieces(memory, self.size_bytes)
 
     def sum(self, piece: Memory) -> int:
@@ -85,7 +96,7 @@ class StreamedFile:
     def check(self, start: int, value: int) -> None:
         """Raises RunError R209 where the sum of the piece at `start` is not what it was first."""
         if self._sums.setdefault(start, value) != value:
-            raise self._changed()
+            raise changed(self.name)
 
     def close(self) -> None:
         self._file.close()
@@ -115,17 +126,6 @@ class StreamedFile:
                     f" {self.size_bytes}. Copy the slice again.",
                 )
             done += count
-
-    def _now(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
-
-    def _changed(self) -> RunError:
-        return RunError(
-            "R209",
-            f"{self.name} was changed while it was in use: copy the slice again, and start llrun again",
-            INTERNAL,
-        )
 
 
 def _past_the_cache(file: FileIO, wanted: bool) -> bool:

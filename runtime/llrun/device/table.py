@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
 from collections.abc import Iterator, Sequence
 from io import FileIO
 
 import numpy as np
 
-from llrun.device.weights import HEADER_LIMIT, Advance, Source, damaged, fill, header, pieces, view_of
-from llrun.errors import INTERNAL, RunError
+from llrun.device.weights import (
+    HEADER_LIMIT,
+    Advance,
+    Source,
+    changed,
+    damaged,
+    fill,
+    header,
+    pieces,
+    stamp,
+    view_of,
+)
+from llrun.errors import RunError
 from llrun.memory import Array, aligned_copy, reserve_address_space
 
 PAGE = mmap.PAGESIZE
@@ -33,7 +43,7 @@ class Table:
         self._file = file
         self._source = source
         self._size = source.entry.size_bytes
-        self._stamp = self._now()
+        self._stamp = stamp(self._file)
         self._digests = self._hash(advance) if verify else b""
         if not verify:
             advance(self._size)
@@ -96,17 +106,17 @@ class Table:
     def _take(self, start: int, stop: int) -> None:
         """Read whole pages into their places, and check them."""
         view = self._bytes[start:stop].data
-        if not self._digests and self._now() != self._stamp:
-            raise self._changed()
+        if not self._digests and stamp(self._file) != self._stamp:
+            raise changed(self._source.path)
         try:
             fill(self._file, view, start, self._source)
         except RunError as error:
-            raise self._changed() from error
+            raise changed(self._source.path) from error
         if self._digests:
             first = start // PAGE * DIGEST_BYTES
             known = self._digests[first : first + -(-len(view) // PAGE) * DIGEST_BYTES]
             if _digests(view) != known:
-                raise self._changed()
+                raise changed(self._source.path)
 
     def _hash(self, advance: Advance) -> bytes:
         """Digests of all pages, one after the other; the whole is checked against the bundle."""
@@ -121,17 +131,6 @@ class Table:
         if whole.hexdigest() != self._source.entry.sha256:
             raise damaged(self._source.path, whole.hexdigest(), self._source.entry.sha256)
         return b"".join(parts)
-
-    def _now(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
-
-    def _changed(self) -> RunError:
-        return RunError(
-            "R209",
-            f"{self._source.path} was changed while it was in use: copy the slice again, and start llrun again",
-            INTERNAL,
-        )
 
 
 def _digests(view: memoryview) -> bytes:

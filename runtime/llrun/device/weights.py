@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from llrun.errors import RunError
+from llrun.errors import INTERNAL, RunError
 from llrun.memory import ALIGNMENT, Array, is_aligned
 from llrun.schema import FileEntry, Param
 
@@ -83,6 +83,21 @@ def fill(file: FileIO, view: memoryview, start: int, source: Source) -> None:
                 f"{source.entry.size_bytes}. Copy the slice again.",
             )
         done += count
+
+
+def stamp(file: FileIO) -> tuple[int, int]:
+    """What changes when an open file does: its size, and the time of its last change in nanoseconds."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def changed(file: Path | str) -> RunError:
+    """The error for a file that is no longer what was hashed."""
+    return RunError(
+        "R209",
+        f"{file} was changed while it was in use: copy the slice again, and start llrun again",
+        INTERNAL,
+    )
 
 
 def damaged(path: Path, found: str, expected: str) -> RunError:

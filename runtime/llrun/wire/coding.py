@@ -52,7 +52,7 @@ def encode(layout: Layout, array: Array) -> Bytes:
 def decode(layout: Layout, coded: Bytes) -> Array:
     """The tensor whose rows are `coded`: (rows, layout.wire_bytes)."""
     array = empty(layout.dims(len(coded)), "float32")
-    rows: Floats = array.reshape(len(coded), -1)  # type: ignore[assignment]
+    rows: Floats = array.reshape(len(coded), -1).view(np.float32)
     for piece in _pieces(*rows.shape):
         power: Floats = np.ldexp(ONE, coded[piece, :EXPONENT_BYTES].view(np.int16))
         if layout.wire == WireFormat.F16:
@@ -71,7 +71,7 @@ def receiving(layout: Layout, rows: int) -> Array:
 
 def received(layout: Layout, array: Array) -> Array:
     """The tensor that came in `receiving`."""
-    return decode(layout, array) if layout.coded else array  # type: ignore[arg-type]
+    return decode(layout, array.view(np.uint8)) if layout.coded else array
 
 
 def _pieces(rows: int, features: int) -> list[slice]:
