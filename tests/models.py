@@ -23,6 +23,7 @@ from llcompile.ir.model import Model
 
 VOCAB = 1000
 MAX_POSITIONS = 512
+LEAST_GAP = 1e-3
 _IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 _COMMON: dict[str, Any] = {
     **_IDS,
@@ -149,10 +150,17 @@ def draw_weights(model: PreTrainedModel, seed: int) -> None:
             parameter.mul_(0.15)
 
 
-def build(family: str, seed: int = 0) -> PreTrainedModel:
-    """The family's model in float32 with diverse weights."""
-    model = FAMILIES[family]().eval()
-    draw_weights(model, seed)
+def build(family: str, seed: int = 0, heads: tuple[int, int] | None = None) -> PreTrainedModel:
+    """The family's model in float32 with diverse weights. `heads`: other numbers of heads and of key heads, the latter
+    for families that share them; where heads have a size of their own, matrices grow with their number."""
+    model = FAMILIES[family]()
+    if heads is not None:
+        config = model.config
+        config.num_attention_heads, kv_heads = heads
+        if hasattr(config, "num_key_value_heads"):
+            config.num_key_value_heads = kv_heads
+        model = type(model)(config)
+    draw_weights(model.eval(), seed)
     return model
 
 
@@ -194,6 +202,28 @@ def reference_greedy(path: str | Path, ids: Sequence[int], n: int) -> list[int]:
     for _ in range(n):
         tokens.append(int(reference_logits(path, tokens)[-1].argmax()))
     return tokens[len(ids) :]
+
+
+def clear_cut(path: str | Path, length: int, new_tokens: int) -> tuple[list[int], list[int]]:
+    """The first random prompt whose greedy continuation is diverse, and leads by a gap at each token that no rounding
+    can close; and the continuation."""
+    for seed in range(20):
+        ids = prompt(length, seed)
+        tokens, gap = greedy_and_gap(path, ids, new_tokens)
+        if gap > LEAST_GAP and len(set(tokens)) >= new_tokens // 2:
+            return ids, tokens
+    raise AssertionError(f"no prompt of {length} tokens has a diverse and clear-cut continuation")
+
+
+def greedy_and_gap(path: str | Path, ids: Sequence[int], n: int) -> tuple[list[int], float]:
+    """Greedy tokens, and the least gap between the best logit and the second."""
+    tokens, least = list(ids), float("inf")
+    for _ in range(n):
+        logits = reference_logits(path, tokens)[-1]
+        second, best = np.partition(logits, -2)[-2:]
+        least = min(least, float(best - second))
+        tokens.append(int(logits.argmax()))
+    return tokens[len(ids) :], least
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

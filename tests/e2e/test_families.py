@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from llcompile.cluster import load_cluster
 from tests.e2e import harness
-from tests.models import FAMILIES, prompt, reference_logits, save
+from tests.models import FAMILIES, clear_cut, save
 
 PROMPTS = (1, 7, 61, 200)
 NEW_TOKENS = 24
-LEAST_GAP = 1e-3
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
@@ -30,29 +27,7 @@ def compiled(family: Path) -> harness.CompiledModel:
 @pytest.fixture(scope="module")
 def expected(family: Path) -> list[tuple[list[int], list[int]]]:
     """Prompts and their greedy continuations by transformers, which are diverse and clear-cut."""
-    return [clear_cut(family, length) for length in PROMPTS]
-
-
-def clear_cut(model: Path, length: int) -> tuple[list[int], list[int]]:
-    """The first random prompt whose continuation is diverse, and leads by a gap at each token that no
-    rounding can close."""
-    for seed in range(20):
-        ids = prompt(length, seed)
-        tokens, gap = greedy(model, ids)
-        if gap > LEAST_GAP and len(set(tokens)) >= NEW_TOKENS // 2:
-            return ids, tokens
-    raise AssertionError(f"no prompt of {length} tokens has a diverse and clear-cut continuation")
-
-
-def greedy(model: Path, ids: Sequence[int]) -> tuple[list[int], float]:
-    """Greedy tokens, and the least gap between the best logit and the second."""
-    tokens, least = list(ids), float("inf")
-    for _ in range(NEW_TOKENS):
-        logits = reference_logits(model, tokens)[-1]
-        second, best = np.partition(logits, -2)[-2:]
-        least = min(least, float(best - second))
-        tokens.append(int(logits.argmax()))
-    return tokens[len(ids) :], least
+    return [clear_cut(family, length, NEW_TOKENS) for length in PROMPTS]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

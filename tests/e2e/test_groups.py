@@ -53,6 +53,8 @@ def build(folder: Path, family: str, quant: str, shares: Sequence[float], kind: 
         ("llama", (0.7, 0.3), "direct"),
         ("llama", (0.5, 0.2, 0.3), "ring"),
         ("neox", (0.6, 0.4), "star"),
+        ("bloom", (0.2, 0.5, 0.3), "star"),
+        ("phi3", (0.3, 0.2, 0.5), "direct"),
     ],
 )
 def test_greedy_tokens_equal_transformers(
