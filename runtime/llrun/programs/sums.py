@@ -1,7 +1,9 @@
 """What a group's sums take: for the planner and for who balances, by one formula.
 
 A device sends, and receives, one message after another; the messages of one round share the greatest latency of its
-links. Delays alone: a star takes two, a direct exchange one, a ring of k devices 2 (k - 1).
+links. Blocks follow each other, so what counts is the time from one sum to the next: who has a sum goes on, whether
+others have it or not. Delays alone: a star takes two, a direct exchange one, a ring of k devices k, though a single sum
+is with everybody only after 2 (k - 1).
 """
 
 from __future__ import annotations
@@ -36,8 +38,20 @@ def rounds(kind: AllReduceKind, devices: Sequence[str], root: int) -> tuple[tupl
 def sum_seconds(
     kind: AllReduceKind, devices: Sequence[str], root: int, size_bytes: float, delay: Delay
 ) -> float:
-    """Seconds of an all-reduce of `size_bytes` among `devices`."""
+    """Seconds that an all-reduce of `size_bytes` among `devices` adds to each block of a chain, beside computing."""
+    if kind is AllReduceKind.RING:
+        return _around(devices, size_bytes, delay)
     return sum(round_seconds(ways, size_bytes, delay) for ways in rounds(kind, devices, root))
+
+
+def _around(devices: Sequence[str], size_bytes: float, delay: Delay) -> float:
+    """Once around a ring: the first has the sum and begins the next while it goes on to the others. On each link but
+    the last two that shares the link with the next running sum."""
+    total_s = 0.0
+    for rank, (source, to) in enumerate(pairwise((*devices, devices[0]))):
+        wait_s, byte_s = delay(source, to)
+        total_s += wait_s + byte_s * size_bytes * (2 if rank < len(devices) - 2 else 1)
+    return total_s
 
 
 def round_seconds(ways: Iterable[Way], size_bytes: float, delay: Delay) -> float:

@@ -93,9 +93,9 @@ class Slowly:
     def sum(self, stage: Stage, size: int) -> float:
         names = list(stage.devices)
         if stage.all_reduce == "ring":
-            order = [*names, *names[:-1]]
-            hops = [self.way(a, b) for a, b in pairwise(order)]
-            return sum(latency + size / rate for latency, rate in hops)
+            once, twice = [*names, names[0]], [*names, *names[:-1]]
+            latency = sum(self.way(a, b)[0] for a, b in pairwise(once))
+            return latency + sum(size / self.way(a, b)[1] for a, b in pairwise(twice))
         if stage.all_reduce == "star":
             root = names[stage.root]
             others = [name for name in names if name != root]
