@@ -1,6 +1,6 @@
 /* Links with a delay and a rate between network namespaces, for kernels without netem.
  *
- *   frame_relay DELAY_NS NS_PER_BYTE SWITCH NAMESPACE...
+ *   frame_relay DELAY_NS NS_PER_BYTE SWITCH NAMESPACE[,DELAY_NS,NS_PER_BYTE]...
  *
  * In the i-th NAMESPACE it makes the interface `net`, in the namespace SWITCH the interface `port<i>`, both TAPs, and hands
  * each frame that leaves one to the other: after the time that its bytes take at the link's rate, behind those before
@@ -36,6 +36,8 @@ typedef struct {
 
 typedef struct {
     int from, to;
+    int64_t delay;
+    double ns_a_byte;
     int64_t free_at; /* when the last frame accepted has left the sender */
     unsigned first, count;
     Frame *frames;
@@ -77,7 +79,7 @@ static int64_t send_due(Way *way, int64_t at) {
     return way->count ? way->frames[way->first].due : INT64_MAX;
 }
 
-static void take_in(Way *way, int64_t delay, double ns_a_byte) {
+static void take_in(Way *way) {
     char lost[FRAME];
     for (int i = 0; i < BURST; i++) {
         Frame *frame = &way->frames[(way->first + way->count) % SLOTS];
@@ -86,8 +88,8 @@ static void take_in(Way *way, int64_t delay, double ns_a_byte) {
         if (length <= 0) return;
         if (full) continue;
         int64_t at = now();
-        way->free_at = (at > way->free_at ? at : way->free_at) + (int64_t)(length * ns_a_byte);
-        frame->due = way->free_at + delay;
+        way->free_at = (at > way->free_at ? at : way->free_at) + (int64_t)(length * way->ns_a_byte);
+        frame->due = way->free_at + way->delay;
         frame->length = length;
         way->count++;
     }
@@ -98,17 +100,19 @@ int main(int count, char **words) {
         fprintf(stderr, "usage: frame_relay DELAY_NS NS_PER_BYTE SWITCH NAMESPACE...\n");
         return 2;
     }
-    int64_t delay = atoll(words[1]);
-    double ns_a_byte = atof(words[2]);
     int ways = 2 * (count - 4);
     Way *all = calloc(ways, sizeof *all);
     struct pollfd *polled = calloc(ways, sizeof *polled);
     for (int i = 0; i < ways / 2; i++) {
         char port[IFNAMSIZ];
         snprintf(port, sizeof port, "port%d", i);
+        char *own = strchr(words[4 + i], ','), *rate = own ? strchr(own + 1, ',') : words[2];
+        int64_t delay = atoll(own ? own + 1 : words[1]);
+        double ns_a_byte = atof(own && rate ? rate + 1 : words[2]);
+        if (own) *own = 0;
         int outer = tap(words[4 + i], "net"), inner = tap(words[3], port);
-        all[2 * i] = (Way){.from = outer, .to = inner};
-        all[2 * i + 1] = (Way){.from = inner, .to = outer};
+        all[2 * i] = (Way){.from = outer, .to = inner, .delay = delay, .ns_a_byte = ns_a_byte};
+        all[2 * i + 1] = (Way){.from = inner, .to = outer, .delay = delay, .ns_a_byte = ns_a_byte};
     }
     for (int i = 0; i < ways; i++) {
         all[i].frames = malloc(SLOTS * sizeof(Frame));
@@ -127,6 +131,6 @@ int main(int count, char **words) {
         struct timespec wait = {left > 0 ? left / 1000000000 : 0, left > 0 ? left % 1000000000 : 0};
         if (ppoll(polled, ways, next == INT64_MAX ? NULL : &wait, NULL) <= 0) continue;
         for (int i = 0; i < ways; i++)
-            if (polled[i].revents & POLLIN) take_in(&all[i], delay, ns_a_byte);
+            if (polled[i].revents & POLLIN) take_in(&all[i]);
     }
 }

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,11 @@ class Link:
     bytes_per_s: float = 0.0
     latency_s: float = 0.0
     large: bool = False
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """Nanoseconds of its delay and of a byte, as the relay's command line has them."""
+        return str(round(self.latency_s * 1e9)), str(1e9 / self.bytes_per_s if self.bytes_per_s else 0.0)
 
 
 def why_not(delayed: bool = False, quotas: bool = False) -> str | None:
@@ -71,12 +76,14 @@ def _ip(*words: str) -> None:
 
 
 class Machines:
-    """`names`: machines, at 10.77.0.1 and so on, port 5700. Use as a context manager; end what runs on them before."""
+    """`names`: machines, at 10.77.0.1 and so on, port 5700. `others`: links that are not like `link`, which has a
+    delay then. Use as a context manager; end what runs on them before."""
 
-    def __init__(self, names: Sequence[str], link: Link) -> None:
+    def __init__(self, names: Sequence[str], link: Link, others: Mapping[str, Link] | None = None) -> None:
         self._prefix = f"llb{os.getpid()}"
         self._names = list(names)
         self._link = link
+        self._others = dict(others or {})
         self._relay: subprocess.Popen[str] | None = None
 
     def address(self, name: str) -> str:
@@ -165,11 +172,12 @@ class Machines:
         if not program.is_file() or program.stat().st_mtime < source.stat().st_mtime:
             CACHE.mkdir(parents=True, exist_ok=True)
             _run(_compiler(), "-O2", *room, str(source), "-o", str(program))
-        byte_ns = 1e9 / self._link.bytes_per_s if self._link.bytes_per_s else 0.0
-        words = [str(program), str(round(self._link.latency_s * 1e9)), str(byte_ns), self._space("switch")]
-        self._relay = subprocess.Popen(
-            ["nice", "-n", "-10", *words, *map(self._space, self._names)], stdout=subprocess.PIPE, text=True
-        )
+        spaces = [
+            ",".join([self._space(name), *(self._others[name].words if name in self._others else ())])
+            for name in self._names
+        ]
+        words = [str(program), *self._link.words, self._space("switch"), *spaces]
+        self._relay = subprocess.Popen(["nice", "-n", "-10", *words], stdout=subprocess.PIPE, text=True)
         assert self._relay.stdout
         if self._relay.stdout.readline() != "ready\n":
             raise RuntimeError("the relay of frames did not start")
