@@ -67,7 +67,9 @@ def write_error(path: Path, error: OSError) -> CompileError:
         "choose another place with -o" if wrong_use else "free some space, or choose another place with -o"
     )
     code = USAGE if wrong_use else INTERNAL
-    return CompileError("B102", f"cannot write {path}: {error.strerror}; {remedy}", code)
+    inside = error.filename and not os.path.isabs(error.filename)
+    what = f"{path}, its {error.filename}" if inside else str(path)
+    return CompileError("B102", f"cannot write {what}: {error.strerror}; {remedy}", code)
 
 
 def _resolve(out: Path) -> Path:
