@@ -120,7 +120,6 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
     cluster = with_tokenizer(cluster, model.tokenizer_bytes)
     context = context_of(options, model)
     precision, shapes = Precision.of(options.quant, options.cache), Shapes(context, min(CHUNK, context))
-    flows = {wire: cost.flows(dataflow, shapes.chunk, wire) for wire in WireFormat}
     costs = cost.block_costs(dataflow, precision, shapes)
     prompt_tokens, new_tokens = partition.request_of(options.prompt_tokens, options.new_tokens, context)
     pins = partition.parse_pins(options.pins, cluster, len(dataflow.blocks))
@@ -136,19 +135,41 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
         sequences=options.sequences,
         time_limit_s=options.time_limit,
     )
-    window, sharding = partition.parse_window(options.window), Sharding(dataflow, precision, shapes)
-
-    def make(wire: WireFormat, limit_s: float) -> Plan:
-        asked = replace(wishes, precision=replace(precision, wire=wire), time_limit_s=limit_s)
-        pieces = replace(sharding, precision=asked.precision)
-        return partition.plan_with_windows(costs, flows[wire], cluster, asked, window, pieces.costs)
-
-    plan = partition.plan_wire(options.wire, len(cluster.at_work().devices), options.time_limit, make)
-    left = partition.settled(flows[plan.precision.wire], flows[WireFormat.F32], plan.wires)
+    sharding = Sharding(dataflow, precision, shapes)
+    plan = _best_plan(dataflow, cluster, options, wishes, sharding)
+    travel, exact = (
+        cost.flows(dataflow, shapes.chunk, wire) for wire in (plan.precision.wire, WireFormat.F32)
+    )
+    left = partition.settled(travel, exact, plan.wires)
     sharding, spare = replace(sharding, precision=plan.precision), partition.Spare(options.spare)
     described = bundle.graph_record(dataflow, plan.wires, sharding.groups(plan.stages))
     plan = partition.with_spares(plan, costs, left, cluster, wishes, described, spare, sharding.costs)
     return Planned(model, dataflow, cluster, costs, plan)
+
+
+def _best_plan(
+    dataflow: Graph,
+    cluster: Cluster,
+    options: BuildOptions,
+    wishes: partition.PlanOptions,
+    sharding: Sharding,
+) -> Plan:
+    """The best of the plans for the formats and for the pieces of a prompt that are worth a look."""
+    window, devices = partition.parse_window(options.window), len(cluster.at_work().devices)
+
+    def make(wire: WireFormat, portion: int | None, limit_s: float) -> Plan:
+        precision, shapes = replace(wishes.precision, wire=wire), wishes.shapes
+        asked = replace(wishes, precision=precision, portion=portion, time_limit_s=limit_s)
+        costs = cost.block_costs(dataflow, precision, shapes, portion)
+        flows = cost.flows(dataflow, shapes.chunk, wire, portion)
+        pieces = replace(sharding, precision=precision, portion=portion).costs
+        return partition.plan_with_windows(costs, flows, cluster, asked, window, pieces)
+
+    def in_portions(wire: WireFormat, limit_s: float) -> Plan:
+        asked = replace(wishes, time_limit_s=limit_s)
+        return partition.plan_portions(asked, devices, lambda rows, left_s: make(wire, rows, left_s))
+
+    return partition.plan_wire(options.wire, devices, options.time_limit, in_portions)
 
 
 def notes_on(model: Model, options: BuildOptions) -> tuple[str, ...]:

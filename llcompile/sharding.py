@@ -17,14 +17,16 @@ from llrun.schema import Precision, Shapes
 
 @dataclass(frozen=True)
 class Sharding:
-    """Cuts the blocks of `graph`, each template's cuts made once."""
+    """Cuts the blocks of `graph`, each template's cuts made once. `portion`: rows of a chunk that prompts go in, None:
+    as many as it holds."""
 
     graph: Graph
     precision: Precision
     shapes: Shapes
+    portion: int | None = None
     _splits: dict[str, Split | str] = field(default_factory=dict)
     _pieces: dict[tuple[str, tuple[float, ...], int], ShardedBlock | str] = field(default_factory=dict)
-    _costs: dict[tuple[str, bool], BlockCost] = field(default_factory=dict)
+    _costs: dict[tuple[str, bool, int | None], BlockCost] = field(default_factory=dict)
     _known: dict[tuple[object, ...], PieceCosts] = field(default_factory=dict)
 
     def pieces(self, block: int, shares: Sequence[float], sums: int) -> ShardedBlock | str:
@@ -59,7 +61,7 @@ class Sharding:
 
     def _of(self, block: int, pieces: ShardedBlock) -> PieceCosts:
         ids = (*(piece.template.id for piece in pieces.shards), pieces.tail.template.id)
-        key = block, self.precision.wire, ids
+        key = block, self.precision.wire, self.portion, ids
         if key not in self._known:
             self._known[key] = self._costs_of(block, pieces)
         return self._known[key]
@@ -67,12 +69,12 @@ class Sharding:
     def _costs_of(self, block: int, pieces: ShardedBlock) -> PieceCosts:
         (partial,), chunk = pieces.shards[0].template.outputs, self.shapes.chunk
         tail = self._cost(pieces.tail.template, block)
-        sent = cost.message(partial, chunk, self.precision.wire)
+        sent = cost.message(partial, chunk, self.precision.wire, self.portion)
         return PieceCosts(
             shards=tuple(self._cost(piece.template, block) for piece in pieces.shards),
             tails=(tail,) * len(pieces.shards),
             partial_decode_bytes=sent.row_bytes,
-            partial_prefill_bytes=sent.chunk_bytes,
+            partial_prefill_bytes=sent.portion_bytes,
             wire=sent.wire,
             partial_held_bytes=sent.held_bytes,
         )
@@ -83,9 +85,9 @@ class Sharding:
         return self._splits[template]
 
     def _cost(self, template: Template, block: int) -> BlockCost:
-        key = template.id, self.graph.blocks[block].last_row_only
+        key = template.id, self.graph.blocks[block].last_row_only, self.portion
         if key not in self._costs:
-            self._costs[key] = cost.template_cost(template, self.precision, self.shapes, key[1])
+            self._costs[key] = cost.template_cost(template, self.precision, self.shapes, key[1], self.portion)
         return replace(self._costs[key], block=block)
 
 

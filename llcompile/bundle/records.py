@@ -50,6 +50,7 @@ def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.
         spares=dict(plan.spares),
         envelope=tuple(_move(move) for move in plan.moves),
         notes=plan.notes,
+        portion=plan.portion,
     )
     # A whole number where the schema has a float must become one: 256 and 256.0 are different bytes.
     return msgspec.convert(msgspec.to_builtins(record), schema.PlanRecord)

@@ -16,16 +16,17 @@ PAGE_BYTES = 4096
 TILE_ROWS = 16
 
 
-def block_costs(graph: Graph, precision: Precision, shapes: Shapes) -> tuple[BlockCost, ...]:
-    """Costs of the graph's blocks, in order.
+def block_costs(
+    graph: Graph, precision: Precision, shapes: Shapes, portion: int | None = None
+) -> tuple[BlockCost, ...]:
+    """Costs of the graph's blocks, in order. `portion`: rows of a chunk that prompts go in, None: as many as it holds.
 
     weights_bytes: packed tensors, each on pages of its own; a large table that tokens look up takes table_bytes of disk
     instead. cache_bytes: keys and values of `context` tokens, in the cache's format. activation_bytes: peak of a chunk.
     decode: one token with `context` tokens cached, of which attention reads those in its window; an embedding
-    reads one row, not its table. prefill: one chunk of a prompt that fills the context, at the mean number of
+    reads one row, not its table. prefill: `portion` rows of a prompt that fills the context, at the mean number of
     cached tokens, context / 2: a window bounds it too; weights are read once a chunk, an embedding's rows
-    once a token. A block that needs the last row only is charged one row and, as the planner multiplies by
-    the number of chunks, that with every chunk: an upper bound.
+    once a token. A block that needs the last row only is charged one row.
     """
     costs: dict[tuple[str, bool], BlockCost] = {}
     result = []
@@ -33,16 +34,23 @@ def block_costs(graph: Graph, precision: Precision, shapes: Shapes) -> tuple[Blo
         key = (block.template, block.last_row_only)
         if key not in costs:
             costs[key] = template_cost(
-                graph.templates[block.template], precision, shapes, block.last_row_only
+                graph.templates[block.template], precision, shapes, block.last_row_only, portion
             )
         result.append(replace(costs[key], block=block.id))
     return tuple(result)
 
 
-def template_cost(template: Template, precision: Precision, shapes: Shapes, last_row_only: bool) -> BlockCost:
+def template_cost(
+    template: Template,
+    precision: Precision,
+    shapes: Shapes,
+    last_row_only: bool,
+    portion: int | None = None,
+) -> BlockCost:
     """The cost of a block of `template`, or of a piece of one, as block 0; see block_costs."""
     quant, cache, context = precision.weights, precision.cache, shapes.context
-    rows = 1 if last_row_only else shapes.chunk
+    most = 1 if last_row_only else shapes.chunk
+    rows = min(most, portion or most)
     streamed = sum(weight_bytes(w, quant) for w in template.weights if w.role != "embedding")
     tables = sum(weight_bytes(w, quant) for w in template.weights if w.role == "embedding")
     kept = sum(weight_bytes(w, quant) for w in template.weights if not w.by_token)
@@ -53,12 +61,13 @@ def template_cost(template: Template, precision: Precision, shapes: Shapes, last
         block=0,
         weights_bytes=streamed + tables - table,
         cache_bytes=context * sum(_token_bytes(c, cache) for c in template.caches),
-        activation_bytes=rows * template.activation_bytes,
+        activation_bytes=most * template.activation_bytes,
         decode_flops=template.linear_flops + _attention_flops(template, context),
         decode_bytes=streamed + row + _cache_read(template, context, cache),
         prefill_flops=rows * (template.linear_flops + _attention_flops(template, mean)),
         prefill_bytes=streamed + rows * row + _cache_read(template, mean, cache),
         table_bytes=table,
+        last_row_only=last_row_only,
     )
 
 
@@ -91,9 +100,11 @@ def _token_bytes(cache: CacheSpec, kind: str) -> int:
     return cache_token_bytes(kind, cache.kv_heads, cache.key_dim, cache.value_dim)
 
 
-def flows(graph: Graph, chunk: int, wire: WireFormat = WireFormat.F32) -> tuple[Flow, ...]:
+def flows(
+    graph: Graph, chunk: int, wire: WireFormat = WireFormat.F32, portion: int | None = None
+) -> tuple[Flow, ...]:
     """Every activation that one block makes and others read, in order of production; consumers ascending. They travel
-    as `wire`, those that can.
+    as `wire`, those that can. Of a chunk's rows a prompt fills `portion`, None: all.
 
     Neither what a device computes from positions nor token ids nor logits: the first is never sent, the
     others stay on the head. A tensor that only last-row blocks read travels as one row in prefill.
@@ -106,14 +117,14 @@ def flows(graph: Graph, chunk: int, wire: WireFormat = WireFormat.F32) -> tuple[
             if consumers:
                 rows = 1 if last_row.issuperset(consumers) else chunk
                 spec = graph.tensors[name]
-                sent = message(spec, rows, wire)
+                sent = message(spec, rows, wire, portion)
                 result.append(
                     Flow(
                         name,
                         block.id,
                         consumers,
                         sent.row_bytes,
-                        sent.chunk_bytes,
+                        sent.portion_bytes,
                         sent.wire,
                         sent.held_bytes,
                     )
@@ -123,20 +134,21 @@ def flows(graph: Graph, chunk: int, wire: WireFormat = WireFormat.F32) -> tuple[
 
 @dataclass(frozen=True)
 class Message:
-    """A tensor on the wire in the format `wire`: bytes of one row and of a chunk; `held_bytes` of a chunk on a device
-    that sends or receives it, as it is computed with and as it travels."""
+    """A tensor on the wire in the format `wire`: bytes of one row and of a prompt's portion; `held_bytes` of a chunk on
+    a device that sends or receives it, as it is computed with and as it travels."""
 
     wire: WireFormat
     row_bytes: int
-    chunk_bytes: int
+    portion_bytes: int
     held_bytes: int
 
 
-def message(spec: TensorSpec, rows: int, wire: WireFormat) -> Message:
-    """A message of `rows` rows of a tensor, which travels as `wire` if it can."""
+def message(spec: TensorSpec, rows: int, wire: WireFormat, portion: int | None = None) -> Message:
+    """A message of up to `rows` rows of a tensor, of which a prompt fills `portion`; it travels as `wire` if it can."""
     row, chunk = spec.bytes(1, 1), spec.bytes(rows, rows)
+    filled = min(rows, portion or rows)
     shape = tuple(-1 if isinstance(size, str) else size for size in spec.shape)
     if wire == WireFormat.F32 or not may_be_coded(spec.dtype, shape):
-        return Message(WireFormat.F32, row, chunk, chunk)
+        return Message(WireFormat.F32, row, spec.bytes(filled, filled), chunk)
     coded = row_bytes(wire, row // DTYPE_BYTES[spec.dtype])
-    return Message(wire, coded, rows * coded, chunk + rows * coded)
+    return Message(wire, coded, filled * coded, chunk + rows * coded)

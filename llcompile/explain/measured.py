@@ -38,7 +38,7 @@ class Several(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a plan says of a run: `ttft_s` for its own prompt, whose `chunks` are each reckoned as a full one;
+    """What a plan says of a run: `ttft_s` for its own prompt, whose `chunks` are each reckoned as a full portion;
     `tpot_s` with `cached_tokens` in the cache, the most there can be."""
 
     prompt_tokens: int
@@ -50,7 +50,7 @@ class Prediction:
 
 def predict(record: schema.PlanRecord, prompt_tokens: int) -> Prediction:
     """The first chunk passes through all devices, each further one is the slowest device's or link's seconds behind."""
-    chunks = max(1, -(-prompt_tokens // record.shapes.chunk))
+    chunks = max(1, -(-prompt_tokens // (record.portion or record.shapes.chunk)))
     ttft_s = record.chunk_s + (chunks - 1) * record.slowest_chunk_s
     return Prediction(prompt_tokens, chunks, ttft_s, record.tpot_s, record.shapes.context)
 

@@ -35,7 +35,7 @@ def _rate(tpot_s: float) -> str:
 def comparison(record: schema.PlanRecord, measured: Measured) -> str:
     """What was predicted of this very run beside what it measured; nothing of what it did not measure."""
     expected = predict(record, measured.prompt_tokens)
-    chunk, last = record.shapes.chunk, measured.prompt_tokens + len(measured.tokens)
+    chunk, last = record.portion or record.shapes.chunk, measured.prompt_tokens + len(measured.tokens)
     parts = []
     if measured.ttft_s is not None:
         chunks = (

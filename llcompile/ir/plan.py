@@ -21,9 +21,9 @@ class BlockCost:
     """Cost of one block at one quantisation and context; what the planner sees of the model.
 
     `activation_bytes`: peak of a prefill chunk. `decode_bytes`: weights and cache read for one token at full
-    context. `prefill_flops`, `prefill_bytes`: one chunk of prompt. `weights_bytes` are those in memory; of
+    context. `prefill_flops`, `prefill_bytes`: a prompt's portion of a chunk. `weights_bytes` are those in memory; of
     them `streamed_bytes` come from disk for every token and every chunk. `table_bytes`: others, which stay on disk, and
-    of which rows are read.
+    of which rows are read. `last_row_only`: it runs for a prompt's last row alone, not with every chunk.
     """
 
     block: int
@@ -36,12 +36,13 @@ class BlockCost:
     prefill_bytes: float
     streamed_bytes: int = 0
     table_bytes: int = 0
+    last_row_only: bool = False
 
 
 @dataclass(frozen=True)
 class PieceCosts:
     """Costs of one block cut for a group: its shard and its tail, by rank. `partial_decode_bytes`,
-    `partial_prefill_bytes`: of what a shard makes for the sum, for one token and for one prefill chunk, on the wire in
+    `partial_prefill_bytes`: of what a shard makes for the sum, for one token and for a prompt's portion, on the wire in
     the format `wire`; `partial_held_bytes` of a chunk on a device, as Flow.held_bytes."""
 
     shards: tuple[BlockCost, ...]
@@ -50,6 +51,11 @@ class PieceCosts:
     partial_prefill_bytes: int
     wire: WireFormat = WireFormat.F32
     partial_held_bytes: int | None = None
+
+    @property
+    def last_row_only(self) -> bool:
+        """Whether the block runs for a prompt's last row alone."""
+        return self.tails[0].last_row_only
 
     @property
     def buffer_bytes(self) -> int:
@@ -65,8 +71,8 @@ ShardCosts = Callable[[Sequence[int], tuple[float, ...], int], Mapping[int, Piec
 @dataclass(frozen=True)
 class Flow:
     """A tensor between blocks as the planner sees it: who makes it, who uses it, its bytes on the wire for one decoded
-    token and for one prefill chunk, and its format there. `held_bytes`: of a chunk on a device that sends or receives
-    it, as it is computed with and as it travels; None: as it travels."""
+    token and for a prompt's portion of a chunk, and its format there. `held_bytes`: of a chunk on a device that sends
+    or receives it, as it is computed with and as it travels; None: as it travels."""
 
     tensor: str
     producer: int
@@ -164,10 +170,11 @@ class Plan:
     """The stages, what they cost, and what is proven of them.
 
     Seconds: `ttft_s` to the first token of a prompt of `prompt_tokens`, `tpot_s` a further token with a full context
-    cached, `chunk_s` a chunk of the prompt from end to end, `slowest_chunk_s` of it in the slowest device or
-    link. The objective was for `prompt_tokens` and `new_tokens` (latency), or `sequences` at once (throughput).
-    `problem` is the solved MIP in MPS text, so that it can be solved again; `spare_problem` that which chose `spares`,
-    the blocks that devices hold and do not run. `moves`: what would be done with them. `notes`: what was looked at and
+    cached, `chunk_s` a piece of the prompt from end to end, `slowest_chunk_s` each further one in the slowest device
+    or link; a piece is of `portion` rows, None: a chunk. The objective was for `prompt_tokens` and `new_tokens`
+    (latency), or `sequences` at once (throughput). `problem` is the solved MIP in MPS text, so that it can be solved
+    again; `spare_problem` that which chose `spares`, the blocks that devices hold and do not run. `moves`: what would
+    be done with them. `notes`: what was looked at and
     what was not, a sentence each.
     """
 
@@ -195,6 +202,7 @@ class Plan:
     spare_problem: str = ""
     moves: tuple[Move, ...] = ()
     notes: tuple[str, ...] = ()
+    portion: int | None = None
 
     def stage_of(self, block: int) -> Stage:
         """The stage that has `block`."""

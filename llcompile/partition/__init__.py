@@ -12,6 +12,7 @@ from llcompile.partition.options import (
     request_of,
 )
 from llcompile.partition.planner import plan
+from llcompile.partition.portions import plan_portions
 from llcompile.partition.programs import device_programs
 from llcompile.partition.solver import resolve
 from llcompile.partition.spares import Spare, with_spares
@@ -31,6 +32,7 @@ __all__ = [
     "parse_tensor_parallel",
     "parse_window",
     "plan",
+    "plan_portions",
     "plan_wire",
     "plan_with_windows",
     "request_of",

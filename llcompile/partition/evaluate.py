@@ -50,7 +50,7 @@ class Figures:
 
     `ttft_s` to the first token, `chunk_s` a chunk from end to end, `tpot_s` a further token, `period_s` between
     tokens when `sequences` are in flight, `compute_s` a token on each device, without waiting for others; the slowest
-    device or link, for a chunk and for a token.
+    device or link, for each chunk after the first and for a token.
     """
 
     ttft_s: float
@@ -178,16 +178,16 @@ def evaluate(
 ) -> Figures:
     """Figures of a plan.
 
-    TTFT: the chunks of a prompt move through the stages as a pipeline, so sum of the chunk's seconds over
-    stages and hops + (chunks - 1) x the slowest device or link. Throughput: the period is the slowest device or
-    link for one token, but not less than a token's own seconds / sequences.
+    TTFT: the chunks of a prompt move through the stages as a pipeline, so sum of the chunk's seconds over stages
+    and hops + (chunks - 1) x the slowest device or link, blocks for the last row aside. Throughput: the period is
+    the slowest device or link for one token, but not less than a token's own seconds / sequences.
     """
     sent = messages(stages, flows)
     rings = _rings(stages, costs)
     costs, pieces = streaming_costs(stages, costs, pieces)
     spent = [_stage_seconds(stage, costs, cluster, pieces) for stage in stages]
     decode = _busy((stage, seconds.decode) for stage, seconds in zip(stages, spent, strict=True))
-    prefill = _busy((stage, seconds.prefill) for stage, seconds in zip(stages, spent, strict=True))
+    prefill = _busy((stage, seconds.every_chunk) for stage, seconds in zip(stages, spent, strict=True))
     decode_links = _links(stages, sent, cluster, {m: m.flow.decode_bytes for m in sent})
     prefill_links = _links(stages, sent, cluster, {m: m.flow.prefill_bytes for m in sent})
     waits = _latency(stages, sent, cluster)
@@ -227,10 +227,12 @@ def _turn(stage: Stage, spent: _Spent, costs: Sequence[BlockCost], cluster: Clus
 
 @dataclass(frozen=True)
 class _Spent:
-    """Seconds of a token and of a chunk in a stage, and of a token on each of its devices without waiting."""
+    """Seconds of a token and of a chunk in a stage, those of every chunk and not of the last alone, and of a token on
+    each of its devices without waiting."""
 
     decode: float
     prefill: float
+    every_chunk: float
     own: Mapping[str, float]
 
 
@@ -242,8 +244,9 @@ def _stage_seconds(
         blocks = costs[stage.start : stage.stop]
         decode = sum(decode_seconds(cost, devices[0]) for cost in blocks)
         prefill = sum(prefill_seconds(cost, devices[0]) for cost in blocks)
+        every = sum(prefill_seconds(cost, devices[0]) for cost in blocks if not cost.last_row_only)
         computing = sum(computing_seconds(cost, devices[0]) for cost in blocks)
-        return _Spent(decode, prefill, {stage.lead: computing})
+        return _Spent(decode, prefill, every, {stage.lead: computing})
     cut = cut_of(stage, pieces)
     alike = {id(each): each for each in cut}
     counted = [(each, sum(other is each for other in cut)) for each in alike.values()]
@@ -256,8 +259,9 @@ def _stage_seconds(
         for rank, device in enumerate(devices)
     }
     decode = sum(times * group_seconds(stage, each, devices, cluster, True) for each, times in counted)
-    prefill = sum(times * group_seconds(stage, each, devices, cluster, False) for each, times in counted)
-    return _Spent(decode, prefill, own)
+    chunk = [(each, times * group_seconds(stage, each, devices, cluster, False)) for each, times in counted]
+    every = sum(seconds for each, seconds in chunk if not each.last_row_only)
+    return _Spent(decode, sum(seconds for _, seconds in chunk), every, own)
 
 
 def group_seconds(

@@ -178,7 +178,7 @@ def _head_in_group(model: MipModel) -> None:
     active = max(problem.costs[b].activation_bytes for b in (0, last))
     room = head.memory_bytes - head.runtime_bytes - active
     pieces = dict(enumerate(group.stored_by_block[group.devices.index(head.name)]))
-    parts = len(group.devices) * min(cut.partial_prefill_bytes for cut in group.cut.values())
+    parts = len(group.devices) * min(cut.buffer_bytes for cut in group.cut.values())
     own = (
         scaled(model.has(HEAD, b), float(cost.weights_bytes + cost.cache_bytes))
         for b, cost in enumerate(problem.costs)

@@ -108,8 +108,8 @@ class Group:
 
     @cached_property
     def partial(self) -> Bytes:
-        """[b]: bytes of a chunk's part of the sum of block b."""
-        return np.array([self.cut[b].partial_prefill_bytes if b in self.cut else 0 for b in range(self._end)])
+        """[b]: bytes of a buffer for a chunk's part of the sum of block b."""
+        return np.array([self.cut[b].buffer_bytes if b in self.cut else 0 for b in range(self._end)])
 
     @cached_property
     def _end(self) -> int:

@@ -38,7 +38,8 @@ class Pin:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What is wished of a plan, and what its costs are for: `precision` and `shapes`.
+    """What is wished of a plan, and what its costs are for: `precision`, `shapes`, and `portion`, the rows of a
+    chunk that prompts go in; None: as many as it holds.
 
     `objective`: latency (seconds of a request of `prompt_tokens` and `new_tokens`) or throughput (seconds between
     tokens with `sequences` in flight). `tensor_parallel`: devices of the one group that has all blocks but the head's;
@@ -49,6 +50,7 @@ class PlanOptions:
     objective: str
     precision: Precision
     shapes: Shapes
+    portion: int | None = None
     use_all: bool = False
     pins: tuple[Pin, ...] = ()
     tensor_parallel: int | None = None
@@ -62,7 +64,7 @@ class PlanOptions:
     @property
     def chunks(self) -> float:
         """Chunks in a prompt; a prompt that fits in one counts as a whole one."""
-        return max(1.0, self.prompt_tokens / self.shapes.chunk)
+        return max(1.0, self.prompt_tokens / (self.portion or self.shapes.chunk))
 
 
 def request_of(prompt_tokens: int | None, new_tokens: int | None, context: int) -> tuple[int, int]:

@@ -139,6 +139,7 @@ def _plan(problem: Problem, best: Answer, notes: tuple[str, ...], seconds: float
         transmissions=transmissions(stages, problem.flows, problem.pieces),
         problem=best.text,
         notes=notes,
+        portion=options.portion,
     )
 
 

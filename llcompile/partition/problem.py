@@ -107,10 +107,13 @@ class Problem:
             rows.append(tuple(known.get(b, max(column)) for b, column in enumerate(zip(*rows, strict=True))))
         return tuple(rows)
 
-    @property
+    @cached_property
     def load(self) -> tuple[tuple[float, ...], ...]:
-        """Seconds that count towards the slowest device, [device][block]."""
-        return self.decode if self.weights.by_token else self.prefill
+        """Seconds that count towards the slowest device, [device][block]: of a token, or of each chunk of a prompt."""
+        if self.weights.by_token:
+            return self.decode
+        once = [cost.last_row_only for cost in self.costs]
+        return tuple(tuple(0.0 if o else s for o, s in zip(once, row, strict=True)) for row in self.prefill)
 
     @cached_property
     def block_cost(self) -> tuple[tuple[float, ...], ...]:

@@ -14,6 +14,7 @@ from llrun.head.progress import Progress
 from llrun.head.replay import Rewind, places_of
 from llrun.programs.groups import block_of
 from llrun.programs.placement import Placement
+from llrun.programs.portions import portion
 from llrun.programs.rated import devices_of, owned
 from llrun.programs.segments import split
 from llrun.programs.transmissions import transmissions
@@ -72,6 +73,10 @@ class Cluster:
             self.record, self.monitor.rates(), frozenset(self.alive if alive is None else alive)
         )
         return without(placement, self.barred)
+
+    def portion(self, tokens: int) -> int:
+        """Rows of each piece in which so many tokens of a prompt go."""
+        return portion(self.placement(), self.stages, tokens)
 
     def runs(self, device: str) -> bool:
         """Whether the device has a stage now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from llrun.engine.events import Feed
 from llrun.errors import RunError
@@ -20,15 +20,16 @@ ROWS = 256
 
 
 class Feeding:
-    """Every sequence's history, and the chunks that wait or are under way.
+    """Every sequence's history, and the chunks that wait or are under way. `portion`: of so many tokens the rows of
+    each chunk.
 
     Chunks go in the order in which they were asked for, while fewer are under way than keep every device
     busy. A token of a sequence of which nothing waits overtakes them: conversations go on while a long
     prompt is computed. While it is on `hold` nothing goes.
     """
 
-    def __init__(self, model: ModelInfo) -> None:
-        self._context, self._chunk = model.shapes.context, model.shapes.chunk
+    def __init__(self, model: ModelInfo, portion: Callable[[int], int]) -> None:
+        self._context, self._portion = model.shapes.context, portion
         self._histories: dict[int, History] = {}
         self._waiting: deque[Feed] = deque()
         self._rows: list[Array] = []  # for tokens yet to come: making each anew takes longer than feeding it
@@ -141,15 +142,15 @@ class Feeding:
         return feed
 
     def _chunked(self, number: int, position: int, ids: list[int], last: int, others: int = 0) -> list[Feed]:
-        """Feeds of at most a chunk each; `last`: the flags of the last one, `others`: of those before it, which have
+        """Feeds of a portion each; `last`: the flags of the last one, `others`: of those before it, which have
         ALL_ROWS when that has."""
-        chunk, feeds = self._chunk, []
+        feeds, rows = [], self._portion(len(ids)) if len(ids) > 1 else 1
         others |= last & ALL_ROWS
-        for start in range(0, len(ids), chunk):
-            part = ids[start : start + chunk]
+        for start in range(0, len(ids), rows):
+            part = ids[start : start + rows]
             array = empty((1, len(part)), "int64")
             array[0] = part
-            flags = last if start + chunk >= len(ids) else others
+            flags = last if start + rows >= len(ids) else others
             feeds.append(Feed(number, position + start, flags, array))
         return feeds
 

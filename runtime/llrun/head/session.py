@@ -104,7 +104,7 @@ class Session:
             record, controls, own, monitor, {device.name}, record.stages, device.installed.epoch
         )
         self._compute = threading.Thread(target=self._run_engine, name="compute", daemon=True)
-        self._feeding = Feeding(record.model)
+        self._feeding = Feeding(record.model, self._cluster.portion)
         self._next = 0
         self._opening: dict[int, set[str]] = {}  # sequences, and the devices that have not said anything yet
         self._changes = Changes(self._cluster, self._feeding, self._opening, balancing, note, self._go)

@@ -10,6 +10,7 @@ from math import ceil, inf
 import msgspec
 
 from llrun.programs.groups import block_of, is_group
+from llrun.programs.portions import portion
 from llrun.programs.rated import Rated, Stages, Way, owned, owner_of
 
 
@@ -87,12 +88,12 @@ def again_seconds(rated: Rated, after: Stages, moved: Sequence[int], held: Seque
     count, devices = len(rated.graph.blocks), rated.envelope.devices.values()
     cached = {block_of(b.id, count) for device in devices for b in device.blocks if b.cache_bytes}
     last = max(cached.intersection(moved), default=None)
-    chunks = sum(ceil(tokens / rated.shapes.chunk) for tokens in held)
-    if last is None or not chunks:
+    if last is None or not any(held):
         return 0.0
     way = [
         msgspec.structs.replace(s, blocks=(s.blocks[0], min(s.blocks[1], last + 1)))
         for s in after
         if s.blocks[0] <= last
     ]
-    return rated.pipeline_s(way, chunks)
+    rows = portion(rated, way, max(held))
+    return rated.pipeline_s(way, sum(ceil(tokens / rows) for tokens in held), rows)

@@ -17,12 +17,14 @@ from functools import cached_property
 from itertools import pairwise
 from math import inf
 
-from llrun.programs.groups import group_blocks, held_ids, is_group, shard_id, tail_id
+from llrun.programs.groups import block_of, group_blocks, held_ids, is_group, shard_id, tail_id
 from llrun.programs.layouts import Layout, layout_of
 from llrun.programs.sums import sum_seconds
 from llrun.programs.transmissions import Crossing, Hop, crossings, deliveries
 from llrun.programs.turns import Turn, token_seconds
 from llrun.schema import Envelope, EnvelopeBlock, GraphRecord, Rows, Shapes, StageRecord
+
+TOKEN = 1  # row: a token and not a chunk
 
 Stages = Sequence[StageRecord]
 Way = tuple[str, str]
@@ -111,7 +113,10 @@ class Rated:
 
     def rows_of(self, block: int) -> int:
         """Rows of a chunk of prompt that a block takes."""
-        return 1 if self.graph.blocks[block].rows == Rows.LAST else self.shapes.chunk
+        return 1 if self._last_row_only(block) else self.shapes.chunk
+
+    def _last_row_only(self, block: int) -> bool:
+        return self.graph.blocks[block].rows == Rows.LAST
 
     def sums(self, stage: StageRecord) -> Mapping[int, Layout]:
         """[block]: the parts of what a group sums; of a stage that is no group of the graph nothing."""
@@ -133,12 +138,12 @@ class Rated:
     def predict(self, stages: Stages) -> float:
         """TPOT in seconds, with a full context; for ever where a device does not hold what it should run."""
         rings = {name: device.ring for name, device in self.envelope.devices.items()}
-        travel_s = sum(self._travel(stages, decode=True).values())
+        travel_s = sum(self._travel(stages, TOKEN).values())
         return token_seconds([self._turn(stage) for stage in stages], rings, travel_s)
 
     def _turn(self, stage: StageRecord) -> Turn:
         if is_group(stage):
-            return Turn("", [(self._together(stage, decode=True), 0.0)])
+            return Turn("", [(self._together(stage, TOKEN), 0.0)])
         name, held = stage.lead, self.blocks.get(stage.lead, {})
         return Turn(
             name,
@@ -152,11 +157,15 @@ class Rated:
         """Seconds of a chunk of prompt from end to end."""
         return self.pipeline_s(stages, 1)
 
-    def pipeline_s(self, stages: Stages, chunks: int) -> float:
-        """Seconds of `chunks` behind each other: one from end to end, the others behind the slowest device or link."""
-        links = [seconds for way, seconds in self._travel(stages, decode=False).items() if way is not None]
-        slowest = max([0.0, *self._spent(stages, decode=False).values(), *links])
-        return self._once(stages, decode=False) + max(chunks - 1, 0) * slowest
+    def pipeline_s(self, stages: Stages, chunks: int, rows: int | None = None) -> float:
+        """Seconds of `chunks` of `rows` (None: full ones) behind each other: one from end to end, the others behind the
+        slowest device or link, without what is done for the newest row alone."""
+        rows = rows or self.shapes.chunk
+        travel = self._travel(stages, rows)
+        links = [seconds for way, seconds in travel.items() if way is not None]
+        slowest = max([0.0, *self._every_chunk(stages, rows).values(), *links])
+        once = sum(self._stage_s(stage, rows) for stage in stages) + sum(travel.values())
+        return once + max(chunks - 1, 0) * slowest
 
     def seconds_of(self, stages: Stages) -> Mapping[str, float]:
         """[device]: seconds that it computes for a token."""
@@ -166,35 +175,35 @@ class Rated:
                 seconds[name] += sum(self.computing_s(name, piece) for piece in self.pieces(stage, name))
         return seconds
 
-    def _once(self, stages: Stages, decode: bool) -> float:
-        """Seconds of a token, or of a chunk, from end to end."""
-        spent = sum(self._stage_s(stage, decode) for stage in stages)
-        return spent + sum(self._travel(stages, decode).values())
-
-    def _spent(self, stages: Stages, decode: bool) -> Mapping[str, float]:
-        """[device]: seconds that a token, or a chunk, keeps it busy. The devices of a group wait for each other."""
+    def _every_chunk(self, stages: Stages, rows: int) -> Mapping[str, float]:
+        """[device]: seconds that each chunk keeps it busy. The devices of a group wait for each other."""
         seconds: dict[str, float] = defaultdict(float)
         for stage in stages:
+            taken = self._stage_s(stage, rows, every=True)
             for name in stage.devices:
-                seconds[name] += self._stage_s(stage, decode)
+                seconds[name] += taken
         return seconds
 
-    def _stage_s(self, stage: StageRecord, decode: bool) -> float:
+    def _stage_s(self, stage: StageRecord, rows: int, every: bool = False) -> float:
+        """Seconds of a token or of a chunk. `every`: without the blocks that only a prompt's last chunk runs."""
         if is_group(stage):
-            return self._together(stage, decode)
-        return sum(self._seconds(stage.lead, block, decode) for block in range(*stage.blocks))
+            return self._together(stage, rows, every)
+        blocks = (b for b in range(*stage.blocks) if not (every and self._last_row_only(b)))
+        return sum(self._seconds(stage.lead, block, rows) for block in blocks)
 
-    def _together(self, stage: StageRecord, decode: bool) -> float:
+    def _together(self, stage: StageRecord, rows: int, every: bool = False) -> float:
         """Seconds of a group: of each block the slowest shard, the sum, and the slowest tail."""
         sums, count, total = self.sums(stage), len(self.graph.blocks), 0.0
         if stage.all_reduce is None or len(sums) < len(range(*stage.blocks)):
             return inf
         for block, part in sums.items():
-            size = part.wire_bytes * (1 if decode else self.rows_of(block))
-            total += max(self._seconds(name, shard_id(block, count), decode) for name in stage.devices)
+            if every and self._last_row_only(block):
+                continue
+            size = part.wire_bytes * (1 if self._last_row_only(block) else rows)
+            total += max(self._seconds(name, shard_id(block, count), rows) for name in stage.devices)
             total += sum_seconds(stage.all_reduce, stage.devices, stage.root, size, self._delay)
             total += max(
-                self._seconds(name, tail_id(block, count), decode) for name in self._tails(stage, block)
+                self._seconds(name, tail_id(block, count), rows) for name in self._tails(stage, block)
             )
         return total
 
@@ -214,11 +223,19 @@ class Rated:
         each = self.blocks.get(device, {}).get(piece)
         return inf if each is None else each.decode_s * self.slowness(device)
 
-    def _seconds(self, device: str, piece: int, decode: bool) -> float:
+    def _seconds(self, device: str, piece: int, rows: int) -> float:
+        """Seconds of a token, or of a chunk of `rows`, of which a few take what reading the weights takes."""
         each = self.blocks.get(device, {}).get(piece)
         if each is None:
             return inf
-        computing_s = self.computing_s(device, piece) if decode else each.chunk_s * self.slowness(device)
+        computing_s = self.computing_s(device, piece)
+        if rows != TOKEN:
+            filled = rows / self.shapes.chunk
+            if filled < 1 and not self._last_row_only(block_of(piece, len(self.graph.blocks))):
+                computing_s = min(each.chunk_s, max(each.decode_s, each.chunk_s * filled))
+            else:
+                computing_s = each.chunk_s
+            computing_s *= self.slowness(device)
         return max(computing_s, self.loading_s(device, piece))
 
     def loading_s(self, device: str, piece: int) -> float:
@@ -232,8 +249,8 @@ class Rated:
         spared = is_group(stage) and device not in self._tails(stage, stage.blocks[1] - 1)
         return ids[:-1] if spared else ids
 
-    def _travel(self, stages: Stages, decode: bool) -> Mapping[tuple[str, tuple[str, ...]] | None, float]:
-        """[from, to the devices of a stage]: seconds that the links are busy with a token, or with a chunk; [None]:
+    def _travel(self, stages: Stages, rows: int) -> Mapping[tuple[str, tuple[str, ...]] | None, float]:
+        """[from, to the devices of a stage]: seconds that the links are busy with a token or a chunk of `rows`; [None]:
         those that messages wait. What goes to a group's devices together shares the greatest latency."""
         stage_of = {block: number for number, stage in enumerate(stages) for block in range(*stage.blocks)}
         leads, devices = [stage.lead for stage in stages], [stage.devices for stage in stages]
@@ -246,7 +263,7 @@ class Rated:
             for a, b in pairwise(stages)
         )
         for each in self.crossings:
-            size = each.row_bytes * (1 if decode else self.rows(each))
+            size = each.row_bytes * min(rows, self.rows(each))
             used = [block for block in each.consumers if block in stage_of]
             skipped: dict[Hop, float] = defaultdict(float)
             for to, hop in (

@@ -85,11 +85,12 @@ class BlockRecord(Strict, frozen=True):
 class PlanRecord(Strict, frozen=True):
     """The plan as `llcompile plan --json` prints it.
 
-    `prompt_tokens`, `new_tokens`, `sequences`: the request and the number of sequences that it was made for.
-    `ttft_s` is for that prompt: `chunk_s`, a chunk's way through all devices, and `slowest_chunk_s`, the slowest
-    device or link, for each chunk after the first. `tpot_s` is with a full context. No wall-clock figure is in a
-    bundle: `solve_s` is 0 there. `spares`: blocks that a device holds and does not run. `envelope`: what would be
-    done for each device that is lost or slow. `notes`: what was looked at and what was not, a sentence each.
+    `prompt_tokens`, `new_tokens`, `sequences`: the request and the number of sequences that it was made for. `ttft_s`
+    is for that prompt in pieces of `portion` rows (None: of a chunk): `chunk_s`, a piece's way through all devices,
+    and `slowest_chunk_s`, the slowest device or link, for each after the first. `tpot_s` is with a full context. No
+    wall-clock figure is in a bundle: `solve_s` is 0 there. `spares`: blocks that a device holds and does not run.
+    `envelope`: what would be done for each device that is lost or slow. `notes`: what was looked at and what was not,
+    a sentence each.
     """
 
     status: PlanStatus
@@ -115,3 +116,4 @@ class PlanRecord(Strict, frozen=True):
     spares: dict[str, tuple[Size, ...]]
     envelope: tuple[MoveRecord, ...]
     notes: tuple[str, ...] = ()
+    portion: Positive | None = None

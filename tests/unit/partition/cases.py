@@ -44,6 +44,7 @@ def random_case(seed: int) -> Case:
     blocks, workers = r.randint(2, 7), r.randint(0, 3)
     costs = tuple(_random_cost(r, b) for b in range(blocks))
     flows = _random_flows(r, blocks)
+    costs = (*costs[:-1], replace(costs[-1], last_row_only=seed % 3 == 0))
     total = sum(c.weights_bytes + c.cache_bytes for c in costs)
     plenty = r.choice([0.5, 0.8, 1.2, 3.0])
     devices = tuple(

@@ -48,7 +48,8 @@ def _part(cost: BlockCost, share: float) -> BlockCost:
 
 def _tail(cost: BlockCost, parts: int) -> BlockCost:
     size = float(TAIL * (1 + parts))
-    return BlockCost(cost.block, TAIL, 0, TAIL, size, size, 16 * size, 16 * size)
+    once = cost.last_row_only
+    return BlockCost(cost.block, TAIL, 0, TAIL, size, size, 16 * size, 16 * size, last_row_only=once)
 
 
 class Slowly:
@@ -126,10 +127,13 @@ class Slowly:
         return total, list(links.values())
 
     def slowest(self, decode: bool) -> float:
+        """The most that a device or a link is busy with each token, or with each chunk after the first."""
         busy: dict[str, float] = {}
         for stage in self.stages:
+            blocks = [b for b in stage.blocks if decode or not self.costs[b].last_row_only]
+            taken = sum(self.stage(replace(stage, start=b, stop=b + 1), decode) for b in blocks)
             for name in stage.devices:
-                busy[name] = busy.get(name, 0.0) + self.stage(stage, decode)
+                busy[name] = busy.get(name, 0.0) + taken
         return max([*busy.values(), *self.travel(decode)[1]])
 
     def whole(self, decode: bool) -> float:

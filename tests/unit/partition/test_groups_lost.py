@@ -26,7 +26,9 @@ from tests.unit.partition.grouped_graph import with_groups
 
 GRAPH = layered(5)
 BLOCKS = len(GRAPH.blocks)
-COSTS = tuple(cost(b, 100_000, 1000 * (b % 2)) for b in range(BLOCKS))
+COSTS = tuple(
+    replace(cost(b.id, 100_000, 1000 * (b.id % 2)), last_row_only=b.last_row_only) for b in GRAPH.blocks
+)
 FLOWS = flows(GRAPH, OPTIONS.shapes.chunk)
 PIECES = linear(COSTS)
 LINK = Link(1e8, 1e-5)

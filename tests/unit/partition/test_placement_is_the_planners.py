@@ -31,7 +31,8 @@ def small_case(seed: int) -> Case:
     case = (tight_case, random_case, scattered_case, scattered_case)[seed % 4](seed)
     chunk = case.options.shapes.chunk
     flows = tuple(replace(flow, prefill_bytes=chunk * flow.decode_bytes) for flow in case.flows)
-    return replace(case, flows=flows, options=replace(OPTIONS, prompt_tokens=48))
+    costs = tuple(replace(each, last_row_only=False) for each in case.costs)
+    return replace(case, costs=costs, flows=flows, options=replace(OPTIONS, prompt_tokens=48))
 
 
 def scattered_case(seed: int) -> Case:

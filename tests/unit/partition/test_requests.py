@@ -78,8 +78,9 @@ def test_request_beyond_the_context_is_refused(prompt: int | None, new: int | No
 def test_plan_is_for_the_request_that_was_asked_for() -> None:
     made = planned(prompt_tokens=1024, new_tokens=3, sequences=5)
     assert (made.prompt_tokens, made.new_tokens, made.sequences) == (1024, 3, 5)
-    # Chunks of 128: eight of them, then three tokens.
-    assert made.ttft_s == pytest.approx(made.chunk_s + 7 * made.slowest_chunk_s)
+    # Pieces of `portion` tokens, then three tokens.
+    pieces = 1024 // (made.portion or 128)
+    assert made.ttft_s == pytest.approx(made.chunk_s + (pieces - 1) * made.slowest_chunk_s)
     assert made.objective == pytest.approx(made.ttft_s + 3 * made.tpot_s)
     served = planned(objective="throughput", sequences=2)
     assert served.objective == pytest.approx(served.tpot_s / 2 + 1e-3 * served.tpot_s)

@@ -24,7 +24,7 @@ HIDDEN = TensorSpec("h", "float32", (1, "n", FEATURES))
 
 def flows(wire: WireFormat) -> tuple[Flow, ...]:
     sent = message(HIDDEN, CHUNK, wire)
-    sizes = sent.row_bytes, sent.chunk_bytes, sent.wire, sent.held_bytes
+    sizes = sent.row_bytes, sent.portion_bytes, sent.wire, sent.held_bytes
     return tuple(Flow(flow.tensor, flow.producer, flow.consumers, *sizes) for flow in chain(10))
 
 

@@ -272,7 +272,7 @@ def recover(net: Net, stages, kept, ids: list[int]) -> None:
         (places,) = places_of([way], stages, programs[name])
         following = install(net.parts[name].record, programs[name])
         perform(net.engines[name], Switch(following, {0: places.segments}))
-    feeding = Feeding(net.parts["head"].record.model)
+    feeding = Feeding(net.parts["head"].record.model, lambda tokens: 4)
     feeding.begin(0)
     vars(feeding.histories[0]).update(vars(history))
     feeding.progress.plan(net.names, ())

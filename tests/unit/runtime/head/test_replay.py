@@ -130,7 +130,7 @@ def test_what_is_held_by_block():
 
 def fed(stages: tuple[int, ...], past: History) -> list[tuple[int, int, int]]:
     """Position, rows and flags of what is fed again, chunk after chunk."""
-    feeding = Feeding(MODEL)
+    feeding = Feeding(MODEL, lambda tokens: 8)
     feeding.begin(0)
     feeding.history(0).__dict__.update(past.__dict__)
     feeding.progress.plan({"head", "anna", "bert"}, ())
@@ -180,7 +180,7 @@ def test_every_row_is_awaited():
 
 
 def test_held_tokens_go_when_they_are_let():
-    feeding = Feeding(MODEL)
+    feeding = Feeding(MODEL, lambda tokens: 8)
     feeding.progress.plan({"head"}, ())
     for number in (0, 1):
         feeding.begin(number)
@@ -202,7 +202,7 @@ def test_held_tokens_go_when_they_are_let():
 
 @pytest.mark.parametrize("cancelled", [True, False])
 def test_logits_that_came_are_awaited_no_more(cancelled):
-    feeding = Feeding(MODEL)
+    feeding = Feeding(MODEL, lambda tokens: 8)
     feeding.progress.plan({"head"}, ())
     feeding.begin(0)
     past = feeding.history(0)
