@@ -2,8 +2,12 @@
 
     python benchmarks/plan_groups.py                              # TinyLlama's shape on four equal devices
     python benchmarks/plan_groups.py --model DIR --target devices.json --prompt-tokens 128
+    sudo python benchmarks/plan_groups.py --measured [--figure docs/crossing.svg]
 
-Nothing is compiled or run. MODEL needs a config.json alone. Every link gets the latency of its row; its rate stays.
+Without `--measured` nothing is compiled or run. MODEL needs a config.json alone. Every link gets the latency of its
+row; its rate stays. With it: layers of TinyLlama's shape on two emulated devices with a core each, neither of which
+holds the model; the plans with and without a group are both built and timed, and it ends with 1 where the plan that was
+free to choose is over 5 % slower than the other. See shared/crossing.py.
 """
 
 from __future__ import annotations
@@ -15,12 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from shared.crossing import HEADS, Request, Workshop, curves, with_links
+from shared.machines import why_not
+from shared.peer import CACHE
 from shared.shapes import TINYLLAMA, devices_file, model_directory
+from shared.svg import figure
 from shared.tables import table
 
 from llcompile import cost, frontend, graph, partition
 from llcompile.cluster import load_cluster
-from llcompile.ir.cluster import Cluster, Link
 from llcompile.ir.plan import Plan
 from llcompile.partition.options import NO_GROUPS
 from llcompile.sharding import Sharding
@@ -31,6 +38,9 @@ BOARDS = [
     {"name": name, "target": "raspberry-pi-5", "memory_bytes": 2_000_000_000} for name in ("head", *"abc")
 ]
 WORDS = ("links", "it takes", "group")
+WORDS_MEASURED = ("links", "the plan", "faster, or within 5 %")
+MEMORY_BYTES = 600_000_000  # of each measured device: six layers in f16 and the output head want 0.75 GB
+RATE = 1.25e8
 
 
 @click.command()
@@ -45,6 +55,9 @@ WORDS = ("links", "it takes", "group")
 )
 @click.option("--time-limit", default=10.0, show_default=True)
 @click.option("--latencies", default=LATENCIES_MS, show_default=True, metavar="MS,...")
+@click.option("--measured", is_flag=True, help="Build and time the plans; root.")
+@click.option("--layers", default=6, show_default=True, help="Of the measured model.")
+@click.option("--figure", "drawing", type=click.Path(path_type=Path), help="Where to draw what was measured.")
 def main(
     model: Path | None,
     target: Path | None,
@@ -55,8 +68,14 @@ def main(
     rate: float,
     time_limit: float,
     latencies: str,
+    measured: bool,
+    layers: int,
+    drawing: Path | None,
 ) -> None:
     """Print what single devices and the best group take, and which of them the plan is."""
+    if measured:
+        measure([float(each) / 1e3 for each in latencies.split(",")], layers, drawing)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder = model or model_directory(Path(scratch) / "model", TINYLLAMA)
         cluster = load_cluster(target or devices_file(Path(scratch) / "devices.json", BOARDS))
@@ -82,14 +101,20 @@ def main(
     sys.stdout.write(table(heads, rows, WORDS) + "\n")
 
 
-def with_links(cluster: Cluster, latency_s: float, rate: float) -> Cluster:
-    """`cluster` with that latency, and that rate if it is not 0, on every link."""
+def measure(latencies_s: Sequence[float], layers: int, drawing: Path | None) -> None:
+    """Time both plans at each latency, print a table, draw it."""
+    if reason := why_not(delayed=True):
+        raise SystemExit(reason)
 
-    def changed(link: Link) -> Link:
-        return Link(rate or link.bytes_per_s, latency_s)
+    def tell(text: str) -> None:
+        click.echo(text, err=True)
 
-    links = {way: changed(link) for way, link in cluster.links.items()}
-    return replace(cluster, default_link=changed(cluster.default_link), links=links)
+    shop = Workshop(CACHE / "crossing", layers, "f16", MEMORY_BYTES, RATE, Request(128, 16), tell)
+    settings = shop.settings(latencies_s)
+    sys.stdout.write(table(HEADS, [each.row for each in settings], WORDS_MEASURED) + "\n")
+    if drawing:
+        drawing.write_text(figure(curves(settings), "latency of the link one way, ms", "a request, s"))
+    sys.exit(not all(each.is_right for each in settings))
 
 
 def row(latency_ms: float, single: Plan, best: Plan, new_tokens: int) -> Sequence[str]:
