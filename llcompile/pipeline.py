@@ -77,8 +77,8 @@ class Planned:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """The plan's stages of several devices, with the pieces of their blocks."""
-        return self.sharding.groups(self.plan.stages)
+        """The plan's stages of several devices and its divisions, with the pieces of their blocks."""
+        return self.sharding.groups((*self.plan.stages, *self.plan.divisions))
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
     )
     left = partition.settled(travel, exact, plan.wires)
     sharding, spare = replace(sharding, precision=plan.precision), partition.Spare(options.spare)
-    described = bundle.graph_record(dataflow, plan.wires, sharding.groups(plan.stages))
+    plan = partition.with_divisions(plan, costs, left, cluster, wishes, spare, sharding.costs)
+    groups = sharding.groups((*plan.stages, *plan.divisions))
+    described = bundle.graph_record(dataflow, plan.wires, groups)
     plan = partition.with_spares(plan, costs, left, cluster, wishes, described, spare, sharding.costs)
     return Planned(model, dataflow, cluster, costs, plan)
 
@@ -293,7 +295,12 @@ def write(
         programs=programs,
         described=described,
         envelope=partition.envelope(
-            held, planned.costs, planned.cluster, planned.plan.stages, planned.sharding.costs
+            held,
+            planned.costs,
+            planned.cluster,
+            planned.plan.stages,
+            planned.sharding.costs,
+            planned.plan.divisions,
         ),
         pack=pack,
         pages=explain.pages,

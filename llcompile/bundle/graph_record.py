@@ -65,6 +65,7 @@ def _group(group: Group, graph: Graph, ids: Mapping[str, int]) -> schema.GraphGr
         all_reduce=stage.all_reduce,
         root=stage.root,
         blocks=tuple(_group_block(group, graph.blocks[block], ids) for block in stage.blocks),
+        division=stage.division,
     )
 
 

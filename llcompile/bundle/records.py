@@ -48,6 +48,7 @@ def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.
             for b in graph.blocks
         ),
         spares=dict(plan.spares),
+        divisions=stage_records(plan.divisions),
         envelope=tuple(_move(move) for move in plan.moves),
         notes=plan.notes,
         portion=plan.portion,
@@ -77,6 +78,7 @@ def stage_records(stages: Iterable[Stage]) -> tuple[schema.StageRecord, ...]:
             window=s.window,
             all_reduce=s.all_reduce,
             root=s.root,
+            division=s.division,
         )
         for s in stages
     )

@@ -58,9 +58,10 @@ def placed_blocks(
         found.append(Placed(block.id, f"block-{block.id:03d}", block, template, made[template.id]))
     for group in (group for group in groups if device in group.stage.devices):
         for number, *pieces in group.pieces(group.stage.devices.index(device)):
-            ids = shard_id(number, len(graph.blocks)), tail_id(number, len(graph.blocks))
-            for id, kind, piece in zip(ids, ("shard", "tail"), pieces, strict=True):
-                name, own = f"block-{number:03d}-{kind}", made[piece.template.id]
+            at = number, len(graph.blocks), group.stage.division
+            for id, kind, piece in zip((shard_id(*at), tail_id(*at)), ("shard", "tail"), pieces, strict=True):
+                which = f"-{group.stage.division}" if group.stage.division else ""
+                name, own = f"block-{number:03d}-{kind}{which}", made[piece.template.id]
                 found.append(Placed(id, name, graph.blocks[number], piece.template, own, piece.cuts))
     return tuple(sorted(found, key=lambda placed: placed.id))
 

@@ -112,10 +112,11 @@ def _check_slice(device: str, record: schema.Slice, manifest: schema.Manifest) -
         yield "devices differ from the manifest's programs"
     yield from slice_faults(record)
     count = len(record.graph.blocks)
-    run = {b for stage in record.stages if device in stage.devices for b in held_ids(stage, count)}
+    stages = (*record.stages, *manifest.plan.divisions)
+    run = {b for stage in stages if device in stage.devices for b in held_ids(stage, count)}
     held = {block.id for block in record.blocks}
     if held != run | set(manifest.plan.spares.get(device, ())):
-        yield "its blocks are not those of the plan's stages and spares"
+        yield "its blocks are not those of the plan's stages, divisions and spares"
     missing = set(loaded_blocks(record.program.instructions)) - held
     if missing:
         yield f"its program loads block {min(missing)}, which it lacks"

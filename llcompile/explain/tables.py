@@ -64,6 +64,8 @@ def plan_text(record: schema.PlanRecord, measured: Measured | None = None) -> Re
         parts.append(_transmissions(record))
     if record.spares:
         parts.append(_spares(record))
+    if record.divisions:
+        parts.append(_divisions(record))
     if record.envelope:
         parts.append(_envelope(record))
     if record.unused:
@@ -128,6 +130,13 @@ def _spares(record: schema.PlanRecord) -> Table:
     for name, blocks in sorted(record.spares.items()):
         size = sum(block.weights_bytes for block in record.blocks if block.id in set(blocks))
         table.add_row(name, block_ranges(blocks), human_bytes(size))
+    return table
+
+
+def _divisions(record: schema.PlanRecord) -> Table:
+    table = _table("pieces held for", "blocks")
+    for stage in record.divisions:
+        table.add_row(device_words(stage), stage_words(record, stage))
     return table
 
 

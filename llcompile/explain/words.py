@@ -122,12 +122,16 @@ def event_words(move: schema.MoveRecord) -> str:
     return f"{move.device} {_EVENTS[move.event]}"
 
 
+def _by_shares(stage: schema.StageRecord) -> str:
+    """`pi`, or of a group `pi+phone by 60:40`."""
+    shares = ":".join(f"{100 * share:.0f}" for share in stage.shares)
+    return f"{'+'.join(stage.devices)} by {shares}" if len(stage.devices) > 1 else stage.lead
+
+
 def move_words(record: schema.PlanRecord, move: schema.MoveRecord) -> str:
     """What is done about it: the stages that run then, or why the model cannot go on."""
     if not move.possible:
         return f"the model cannot go on: {move.reason}"
     if move.stages == record.stages:
         return "stays as it is"
-    return ", ".join(
-        f"{'+'.join(stage.devices)} {block_ranges(range(*stage.blocks))}" for stage in move.stages
-    )
+    return ", ".join(f"{_by_shares(stage)} {block_ranges(range(*stage.blocks))}" for stage in move.stages)

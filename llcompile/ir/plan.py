@@ -93,7 +93,8 @@ class Stage:
     """Blocks start..stop-1 on `devices`, in the order of their ranks, with `shares` summing to 1.
 
     `window` is the number of blocks in memory at once; 0: all. Of several devices, a group, `all_reduce` says how they
-    sum, `root` the rank that sums for a star.
+    sum, `root` the rank that sums for a star, and `division` which of the ways to cut its blocks it is that devices
+    hold: 0 the plan's own.
     """
 
     devices: tuple[str, ...]
@@ -103,6 +104,7 @@ class Stage:
     window: int = 0
     all_reduce: AllReduceKind | None = None
     root: int = 0
+    division: int = 0
 
     @classmethod
     def on(cls, device: str, start: int, stop: int) -> Stage:
@@ -173,9 +175,9 @@ class Plan:
     cached, `chunk_s` a piece of the prompt from end to end, `slowest_chunk_s` each further one in the slowest device
     or link; a piece is of `portion` rows, None: a chunk. The objective was for `prompt_tokens` and `new_tokens`
     (latency), or `sequences` at once (throughput). `problem` is the solved MIP in MPS text, so that it can be solved
-    again; `spare_problem` that which chose `spares`, the blocks that devices hold and do not run. `moves`: what would
-    be done with them. `notes`: what was looked at and
-    what was not, a sentence each.
+    again; `spare_problem` that which chose `spares`, the blocks that devices hold and do not run. `divisions`: other
+    ways to cut a group's blocks, of which they hold the pieces. `moves`: what would be done with both. `notes`: what
+    was looked at and what was not, a sentence each.
     """
 
     status: PlanStatus
@@ -203,6 +205,7 @@ class Plan:
     moves: tuple[Move, ...] = ()
     notes: tuple[str, ...] = ()
     portion: int | None = None
+    divisions: tuple[Stage, ...] = ()
 
     def stage_of(self, block: int) -> Stage:
         """The stage that has `block`."""
@@ -220,10 +223,11 @@ class Plan:
     @property
     def held(self) -> Mapping[str, tuple[int, ...]]:
         """The whole blocks on each device's disk, run or spare, ascending; by name. A device that only takes part in a
-        group has none; one that neither runs nor holds anything is left out."""
+        group, or may, has none; one that neither runs nor holds anything is left out."""
         run = {
             device: [b for stage in self.stages_of(device) if not stage.is_group for b in stage.blocks]
             for device in self.devices
         }
-        names = sorted({*run, *self.spares})
+        pieced = {name for stage in self.divisions for name in stage.devices}
+        names = sorted({*run, *self.spares, *pieced})
         return {name: tuple(sorted({*run.get(name, ()), *self.spares.get(name, ())})) for name in names}

@@ -15,7 +15,7 @@ from llcompile.partition.planner import plan
 from llcompile.partition.portions import plan_portions
 from llcompile.partition.programs import device_programs
 from llcompile.partition.solver import resolve
-from llcompile.partition.spares import Spare, with_spares
+from llcompile.partition.spares import Spare, with_divisions, with_spares
 from llcompile.partition.windows import parse_window, plan_with_windows
 from llcompile.partition.wires import plan_wire, settled
 
@@ -38,5 +38,6 @@ __all__ = [
     "request_of",
     "resolve",
     "settled",
+    "with_divisions",
     "with_spares",
 ]

@@ -10,6 +10,7 @@ from llcompile.ir.plan import BlockCost, ShardCosts, Stage
 from llcompile.partition.evaluate import cut_of, decode_seconds, held_costs, prefill_seconds
 from llcompile.partition.streaming import streamed, window_on
 from llrun import schema
+from llrun.programs.groups import shard_id, tail_id
 
 
 def envelope(
@@ -18,11 +19,13 @@ def envelope(
     cluster: Cluster,
     stages: Sequence[Stage] = (),
     pieces: ShardCosts | None = None,
+    divisions: Sequence[Stage] = (),
 ) -> schema.Envelope:
-    """The envelope of devices that hold the blocks `held`, by name, and of `stages` the pieces of their groups; seconds
-    are those the plan was made with, weights in memory. What streams of a device's stages does so in any others."""
-    names = sorted(held)
-    cut = {name: [*_pieces(stages, name, len(costs), pieces)] for name in names}
+    """The envelope of devices that hold the blocks `held`, by name, and the pieces of the groups of `stages` and of
+    `divisions`; seconds are those the plan was made with, weights in memory. What streams of a device's stages does so
+    in any others."""
+    names, grouped = sorted(held), (*stages, *divisions)
+    cut = {name: [*_pieces(grouped, name, len(costs), pieces)] for name in names}
     return schema.Envelope(
         devices={
             name: _device(
@@ -48,12 +51,12 @@ def envelope(
 
 
 def _pieces(stages: Sequence[Stage], name: str, count: int, pieces: ShardCosts | None) -> Iterator[BlockCost]:
-    """Shards and tails on a device, by the ids that they have there: of block b of `count` count + 2b, and one more."""
+    """Shards and tails on a device, by the ids that they have there."""
     for stage in (stage for stage in stages if stage.is_group and name in stage.devices):
         rank = stage.devices.index(name)
         for block, each in zip(stage.blocks, cut_of(stage, pieces), strict=True):
-            yield replace(each.shards[rank], block=count + 2 * block)
-            yield replace(each.tails[rank], block=count + 2 * block + 1)
+            yield replace(each.shards[rank], block=shard_id(block, count, stage.division))
+            yield replace(each.tails[rank], block=tail_id(block, count, stage.division))
 
 
 def _streams(

@@ -32,7 +32,7 @@ def moves(
     noticed. A slow device is left as it is where a move would save less than LEAST_GAIN of a token. `spares` False: the
     user wanted none.
     """
-    known = envelope(plan.held, costs, cluster, plan.stages, pieces)
+    known = envelope(plan.held, costs, cluster, plan.stages, pieces, plan.divisions)
     placement = Placement(graph, known, cluster.head, plan.shapes, Rates(), frozenset(plan.held))
     return tuple(
         _lost(placement, plan, scenario, placed, spares)
@@ -68,9 +68,12 @@ def _half(placement: Placement, plan: Plan, device: str) -> Move:
 
 def records(stages: Sequence[Stage]) -> tuple[StageRecord, ...]:
     return tuple(
-        StageRecord(s.devices, s.shares, (s.start, s.stop), s.window, s.all_reduce, s.root) for s in stages
+        StageRecord(s.devices, s.shares, (s.start, s.stop), s.window, s.all_reduce, s.root, s.division)
+        for s in stages
     )
 
 
 def _stages(stages: Sequence[StageRecord]) -> tuple[Stage, ...]:
-    return tuple(Stage(s.devices, s.shares, *s.blocks, s.window, s.all_reduce, s.root) for s in stages)
+    return tuple(
+        Stage(s.devices, s.shares, *s.blocks, s.window, s.all_reduce, s.root, s.division) for s in stages
+    )

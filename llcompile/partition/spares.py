@@ -10,11 +10,12 @@ from llcompile.ir.cluster import Cluster
 from llcompile.ir.plan import BlockCost, Flow, Plan, ShardCosts
 from llcompile.partition.clock import Clock
 from llcompile.partition.disk import file_bytes
+from llcompile.partition.divisions import answer_by, choose_divisions
 from llcompile.partition.evaluate import held_costs
 from llcompile.partition.holding import Held, choose, options_of
 from llcompile.partition.moves import moves
 from llcompile.partition.options import PlanOptions
-from llcompile.partition.problem import Problem
+from llcompile.partition.problem import INFINITY, Problem
 from llcompile.partition.scenarios import Placed, Scenario, blocks_of, could_run, placements, scenarios
 from llrun.schema import GraphRecord
 
@@ -56,7 +57,8 @@ def choose_spares(
     pieces: ShardCosts | None = None,
 ) -> Spares:
     """The whole blocks that each device holds. A device that stands by holds all that it could run, whatever `spare`
-    says. What a device has of a group's blocks is beside these, and helps nobody when a member is lost.
+    says. What a device has of a group's blocks is beside these; what the plan's divisions answer as well, whole blocks
+    are not held for.
 
     Same input, same spares, unless `options.time_limit_s` ends a search. Raises CompileError as `choose` does.
     """
@@ -66,7 +68,8 @@ def choose_spares(
     must = {d.name: frozenset(blocks_of(d.name, plan.stages)) for d in cluster.devices}
     clock = Clock(options.time_limit_s)
     answers = tuple((s, placements(s, plan.stages, clock)) for s in scenarios(problem, plan.stages))
-    held, text = _chosen(problem, plan.tpot_s, answers, must, spare, clock)
+    better = tuple((s, _quicker(s, placed, plan)) for s, placed in answers)
+    held, text = _chosen(problem, plan.tpot_s, better, must, spare, clock)
     filled = {
         device.name: _filled(problem, number, held[device.name])
         if device.standby or spare is Spare.ALL
@@ -76,16 +79,39 @@ def choose_spares(
     return Spares({d.name: filled[d.name] for d in cluster.devices if filled[d.name]}, text, answers)
 
 
+def _quicker(scenario: Scenario, placed: Sequence[Placed], plan: Plan) -> tuple[Placed, ...]:
+    """Those of `placed` that are quicker than what the plan's divisions give."""
+    by_division = answer_by(scenario, plan.stages, plan.divisions)
+    least = by_division.tpot_s if by_division else INFINITY
+    return tuple(each for each in placed if each.tpot_s < least)
+
+
 def _beside_pieces(
     plan: Plan, costs: Sequence[BlockCost], cluster: Cluster, pieces: ShardCosts | None
 ) -> Cluster:
     """The cluster with the room that the files of pieces leave on disks."""
-    grouped = [stage for stage in plan.stages if stage.is_group]
+    grouped = [*(stage for stage in plan.stages if stage.is_group), *plan.divisions]
     files = {
         d.name: sum(map(file_bytes, held_costs(grouped, d.name, costs, pieces))) for d in cluster.devices
     }
     devices = tuple(replace(d, other_bytes=d.other_bytes + files[d.name]) for d in cluster.devices)
     return replace(cluster, devices=devices)
+
+
+def with_divisions(
+    plan: Plan,
+    costs: Sequence[BlockCost],
+    flows: Sequence[Flow],
+    cluster: Cluster,
+    options: PlanOptions,
+    spare: Spare,
+    pieces: ShardCosts | None,
+) -> Plan:
+    """`plan` with the other ways to cut its group's blocks that devices hold the pieces of."""
+    if spare is Spare.NONE:
+        return plan
+    everything = spare is Spare.ALL
+    return replace(plan, divisions=choose_divisions(plan, costs, flows, cluster, options, everything, pieces))
 
 
 def with_spares(
@@ -99,13 +125,15 @@ def with_spares(
     pieces: ShardCosts | None = None,
 ) -> Plan:
     """`plan` with the spares that `choose_spares` chooses, and what would be done with them. `graph` has the plan's
-    groups."""
+    groups and divisions."""
     chosen = choose_spares(plan, costs, flows, cluster, options, spare, pieces)
     spares = {
         name: tuple(b for b in blocks if b not in blocks_of(name, plan.stages))
         for name, blocks in chosen.held.items()
     }
-    nothing = {d.name: STANDS_EMPTY for d in cluster.standing_by() if not spares.get(d.name)}
+    holding = {name for stage in plan.divisions for name in stage.devices}
+    holding |= {name for name, blocks in spares.items() if blocks}
+    nothing = {d.name: STANDS_EMPTY for d in cluster.standing_by() if d.name not in holding}
     held = replace(
         plan,
         unused={**plan.unused, **nothing},

@@ -16,9 +16,14 @@ from llrun.schema import AllReduceKind
 
 
 def planned_as(
-    model: Model, graph: Graph, options: pipeline.BuildOptions, stages: Sequence[Stage]
+    model: Model,
+    graph: Graph,
+    options: pipeline.BuildOptions,
+    stages: Sequence[Stage],
+    divisions: Sequence[Stage] = (),
 ) -> pipeline.Planned:
-    """What the planner says of `model`, but with `stages`, their memory and what travels between them."""
+    """What the planner says of `model`, but with `stages`, their memory and what travels between them, and with
+    `divisions`."""
     found = pipeline.plan_graph(
         model, graph, load_cluster(options.target), replace(options, spare="none", wire="f32")
     )
@@ -36,6 +41,7 @@ def planned_as(
         unused={d.name: "" for d in found.cluster.devices if d.name not in loads},
         transmissions=transmissions(stages, flows, pieces),
         spares={},
+        divisions=tuple(divisions),
         moves=(),
     )
     return replace(found, plan=plan)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +36,27 @@ def grouped(blocks: Graph, shares: Sequence[float], kind: str) -> tuple[Stage, .
     return Stage.on("d0", 0, 1), middle, Stage.on("d0", last, last + 1)
 
 
-def build(folder: Path, family: str, quant: str, shares: Sequence[float], kind: str) -> Path:
-    """A bundle of the family for one device (no shares) or with a group of all others."""
+def build(
+    folder: Path,
+    family: str,
+    quant: str,
+    shares: Sequence[float],
+    kind: str,
+    others: Sequence[Sequence[str]] = (),
+) -> Path:
+    """A bundle of the family for one device (no shares) or with a group of all others; `others`: for which devices its
+    blocks are cut as well, evenly."""
     folder.mkdir()
     directory, model = loaded(family)
     target = harness.devices_json(folder / "devices.json", 1 + len(shares))
     options, blocks = harness.options(directory, target, quant), graph.build_graph(model)
     last = len(blocks.blocks)
     stages = grouped(blocks, shares, kind) if shares else (Stage.on("d0", 0, last),)
-    planned = planned_as(model, blocks, options, stages)
+    divisions = [
+        replace(group(names, [1 / len(names)] * len(names), 1, last - 1, kind), division=number)
+        for number, names in enumerate(others, 1)
+    ]
+    planned = planned_as(model, blocks, options, stages, divisions)
     compiled = pipeline.compile_targets(planned, folder)
     pipeline.write(planned, compiled, folder / "bundle")
     assert verify(folder / "bundle") == []
@@ -68,6 +84,22 @@ def test_greedy_tokens_equal_transformers(
         assert result["tokens"] == reference_greedy(directory, ids, NEW_TOKENS)
     expected = reference_logits(directory, PROMPTS[1])
     assert error(harness.logits(bundle, PROMPTS[1]), expected) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["direct", "ring"])
+def test_a_group_goes_on_without_a_member_that_is_killed(tmp_path: Path, kind: str) -> None:
+    """The lead is killed in the middle of an answer: the others go on by halves, from pieces that they hold for that,
+    and the tokens are still those of transformers."""
+    others = [["d2", "d3"], ["d1", "d3"]]
+    bundle = build(tmp_path / "group", "llama", "f32", (0.5, 0.2, 0.3), kind, others)
+    files = {path.name for path in (bundle / "devices/d3/weights").iterdir()}
+    assert {f"block-001-shard{which}.safetensors" for which in ("", "-1", "-2")} <= files
+    command = [sys.executable, "-m", "tests.e2e.losing", str(bundle), "d1", "5", str(NEW_TOKENS)]
+    done = subprocess.run([*command, json.dumps(PROMPTS[1])], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["moves"] == [{"reason": "lost", "devices": [["d0"], ["d2", "d3"], ["d0"]]}]
+    assert found["tokens"] == reference_greedy(loaded("llama")[0], PROMPTS[1], NEW_TOKENS)
 
 
 def test_weights_of_four_bits(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import isfinite, prod
 
-from llrun.schema import CacheArray, EnvelopeDevice, Slice
+from llrun.programs.groups import ids_end
+from llrun.schema import CacheArray, EnvelopeDevice, GraphRecord, Slice
 
 MOST_FIGURE = 1 << 50  # of seconds, bytes, bytes a second
 
@@ -16,7 +17,7 @@ def envelope_faults(record: Slice) -> Iterator[str]:
     for name in sorted(record.devices.keys() ^ envelope.devices.keys()):
         yield f"device {name[:40]!r} is in its envelope or among its devices, not in both"
     for name, device in envelope.devices.items():
-        yield from _device(name, device, len(record.graph.blocks))
+        yield from _device(name, device, record.graph)
     pairs = [(link.source, link.destination) for link in envelope.links]
     names = sorted(envelope.devices)
     if sorted(pairs) != [(a, b) for a in names for b in names if a != b]:
@@ -30,10 +31,11 @@ def envelope_faults(record: Slice) -> Iterator[str]:
             yield f"the envelope's blocks of {record.device} are not those of its slice"
 
 
-def _device(name: str, device: EnvelopeDevice, blocks: int) -> Iterator[str]:
+def _device(name: str, device: EnvelopeDevice, graph: GraphRecord) -> Iterator[str]:
     ids = [block.id for block in device.blocks]
-    if ids != sorted(set(ids)) or any(id >= 3 * blocks for id in ids):
-        yield f"device {name[:40]!r} of the envelope: its blocks are not in order, or not of the graph's {blocks}"
+    if ids != sorted(set(ids)) or any(id >= ids_end(graph) for id in ids):
+        count = len(graph.blocks)
+        yield f"device {name[:40]!r} of the envelope: its blocks are not in order, or not of the graph's {count}"
     streamed = list(device.streamed)
     if streamed != sorted(set(streamed) & set(ids)) or not 0 <= device.ring <= len(streamed):
         yield f"device {name[:40]!r} of the envelope: what streams is not in order, not there, or fewer than its ring"

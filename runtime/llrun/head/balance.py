@@ -8,7 +8,7 @@ had to be left before: that it is as slow as it was then, for twice as long afte
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -224,10 +224,10 @@ def used(stages: Sequence[StageRecord]) -> frozenset[str]:
     return devices_of(stages)
 
 
-def counts(stages: Sequence[StageRecord]) -> Counter[str]:
-    """How many blocks each device has a part in."""
-    found = Counter[str]()
+def counts(stages: Sequence[StageRecord]) -> Mapping[str, float]:
+    """How many blocks each device has, of a group's its share; of devices that have none 0."""
+    found: dict[str, float] = defaultdict(float)
     for stage in stages:
-        for name in stage.devices:
-            found[name] += len(range(*stage.blocks))
+        for name, share in zip(stage.devices, stage.shares, strict=True):
+            found[name] += share * len(range(*stage.blocks))
     return found

@@ -45,14 +45,26 @@ class Move:
 
 def in_words(move: Move, before: Sequence[StageRecord]) -> str:
     """One line on a move that was made while tokens went on: which blocks went where, why, and what it took."""
-    then, now = owners_of(before), owners_of(move.stages)
+    then, now = _shared(before), _shared(move.stages)
     ways: dict[tuple[str, str], set[int]] = defaultdict(set)
-    for block, owner in now.items():
-        if then.get(block) != owner:
-            ways[then.get(block, "nowhere"), owner].add(block)
+    for block, (names, shares) in now.items():
+        had, was = then.get(block, ("nowhere", ""))
+        if had != names:
+            ways[had, names].add(block)
+        elif was != shares:
+            ways[f"{names} by {was}", shares].add(block)
     went = ", ".join(f"{spans(blocks)} from {a} to {b}" for (a, b), blocks in sorted(ways.items()))
     copied = f", {move.moved_bytes / 1e6:.1f} MB of caches copied" if move.moved_bytes else ""
     return f"Blocks moved, {_why(move)}: {went}; {move.pause_s * 1000:.0f} ms without a token{copied}"
+
+
+def _shared(stages: Sequence[StageRecord]) -> dict[int, tuple[str, str]]:
+    """[block]: who runs it, and with which shares."""
+    shares = {block: s.shares for s in stages for block in range(*s.blocks)}
+    return {
+        block: (names, ":".join(f"{100 * share:.0f}" for share in shares[block]))
+        for block, names in owners_of(stages).items()
+    }
 
 
 def _why(move: Move) -> str:

@@ -10,7 +10,7 @@ from functools import cached_property
 from llrun.programs.due import Due, Teams, due_of
 from llrun.programs.effects import Effects, all_effects
 from llrun.programs.graph import check_graph
-from llrun.programs.groups import block_of, shard_id, tail_id
+from llrun.programs.groups import block_of, ids_end, shard_id, tail_id
 from llrun.schema import DeviceProgram, GraphBlock, GraphRecord, Rows, TransmissionRecord
 
 Programs = Mapping[str, DeviceProgram]
@@ -98,7 +98,7 @@ class _Cluster:
                     yield from self._pieces(block, counts, verb)
                 elif whole[block] != 1:
                     yield f"block {block} is {verb} {whole[block]} times"
-            for stranger in sorted(piece for piece in whole if piece >= 3 * count):
+            for stranger in sorted(piece for piece in whole if piece >= ids_end(self.graph)):
                 yield f"block {stranger} is {verb}, the graph has {count}"
         sums = Counter((device, does.makes) for device, does in done if does.calls and does.runs is None)
         for (device, makes), due in self.teams.sums.items():
@@ -116,10 +116,10 @@ class _Cluster:
         for device in self.programs:
             if counts[device, block]:
                 yield f"block {block} is {verb} whole on {device}, and in pieces on {', '.join(team.devices)}"
-            times, due = counts[device, shard_id(block, count)], int(device in team.devices)
+            times, due = counts[device, shard_id(block, count, team.division)], int(device in team.devices)
             if times != due:
                 yield f"{device}'s shard of block {block} is {verb} {times} times"
-            times = counts[device, tail_id(block, count)]
+            times = counts[device, tail_id(block, count, team.division)]
             tails += times
             if times > due:
                 yield f"the tail of block {block} is {verb} {times} times on {device}"

@@ -6,7 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llrun.programs.effects import Effects
-from llrun.programs.groups import block_of, shard_id, shard_run, sum_runs, tail_id, tail_run
+from llrun.programs.groups import (
+    block_of,
+    division_of,
+    ids_end,
+    shard_id,
+    shard_run,
+    sum_runs,
+    tail_id,
+    tail_run,
+)
 from llrun.schema import GraphBlock, GraphGroup, GraphRecord, GroupBlock, Run
 
 
@@ -35,13 +44,14 @@ class Teams:
     def of(cls, graph: GraphRecord, effects: Mapping[str, Sequence[Effects]]) -> Teams:
         """The groups that programs with these effects are of. Of groups of the same devices, the one most of whose runs
         are there."""
-        count, devices = len(graph.blocks), dict[int, set[str]]()
+        count, devices, divisions = len(graph.blocks), dict[int, set[str]](), dict[int, set[int]]()
         made: dict[int, set[tuple[str, tuple[int, ...], tuple[int, ...]]]] = {}
         for device, done in effects.items():
             for does in done:
                 piece = does.runs if does.runs is not None else does.loads
-                if piece is not None and count <= piece < 3 * count:
+                if piece is not None and count <= piece < ids_end(graph):
                     devices.setdefault(block_of(piece, count), set()).add(device)
+                    divisions.setdefault(block_of(piece, count), set()).add(division_of(piece, count))
                 if does.calls:
                     for tensor in does.uses:
                         made.setdefault(tensor, set()).add((device, does.uses, does.makes))
@@ -49,7 +59,10 @@ class Teams:
         sums: dict[tuple[str, tuple[int, ...]], Due] = {}
         for block, names in sorted(devices.items()):
             fits = [
-                (g, c) for g in graph.groups for c in g.blocks if c.block == block and names <= {*g.devices}
+                (g, c)
+                for g in graph.groups
+                for c in g.blocks
+                if c.block == block and names <= {*g.devices} and divisions[block] == {g.division}
             ]
             if not fits:
                 continue
@@ -71,11 +84,13 @@ def due_of(graph: GraphRecord, teams: Teams, device: str, piece: int) -> Due | N
     group, cut = teams.groups.get(number), teams.cuts.get(number)
     if group is None or cut is None or device not in group.devices:
         return None
-    if piece == shard_id(number, count):
-        run, words = shard_run(graph, cut, group.devices.index(device)), f"the shard of block {number}"
+    rank, division = group.devices.index(device), group.division
+    if piece == shard_id(number, count, division):
+        run, words = shard_run(graph, cut, rank, division), f"the shard of block {number}"
+    elif piece == tail_id(number, count, division):
+        run, words = tail_run(graph, cut, division), f"the tail of block {number}"
     else:
-        assert piece == tail_id(number, count)
-        run, words = tail_run(graph, cut), f"the tail of block {number}"
+        return None
     return Due(words, run.template, run.inputs, run.outputs, graph.blocks[number])
 
 
@@ -90,7 +105,7 @@ def _found(
     made: Mapping[int, set[tuple[str, tuple[int, ...], tuple[int, ...]]]],
 ) -> tuple[int, int]:
     """How many of a group's sums and tails of a block are run as it would, and then: how few devices it has."""
-    tail = tail_run(graph, cut)
+    tail = tail_run(graph, cut, group.division)
     due = [(group.devices[rank], run.inputs, run.outputs) for rank, run in _sums(graph, group, cut)]
     due += [(name, tail.inputs, tail.outputs) for name in group.devices]
     return sum(each in made.get(each[1][0], ()) for each in due), -len(group.devices)

@@ -77,7 +77,7 @@ def _holder(rated: Rated, stages: Stages, number: int, name: str) -> Iterator[st
     pieces = rated.pieces(stage, name)
     missing = [piece for piece in pieces if piece not in held]
     if is_group(stage) and stage.devices.index(name) in finishers(rated.graph, stages, number):
-        last = tail_id(stage.blocks[1] - 1, count)
+        last = tail_id(stage.blocks[1] - 1, count, stage.division)
         missing += [last] if last not in held and last not in pieces else []
     if missing and is_group(stage):
         yield f"{name} does not hold its pieces of block {block_of(missing[0], count)}"

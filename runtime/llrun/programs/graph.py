@@ -47,6 +47,7 @@ def _groups(graph: GraphRecord) -> Iterator[str]:
     taken = {tensor for block in graph.blocks for tensor in (*block.inputs, *block.outputs)}
     taken |= {graph.input_ids, graph.position_ids, graph.logits}
     taken |= {*graph.positions.inputs, *graph.positions.outputs} if graph.positions else set()
+    cut = set[tuple[str, int, int]]()
     for group in graph.groups:
         name, count = f"the group {', '.join(group.devices)}", len(group.devices)
         if count < 2 or len(set(group.devices)) < count:
@@ -55,8 +56,14 @@ def _groups(graph: GraphRecord) -> Iterator[str]:
             yield f"{name} has the shares {list(group.shares)}, not one between 0 and 1 for each"
         elif abs(sum(group.shares) - 1) > SHARES_OFF:
             yield f"{name} has shares that sum to {sum(group.shares)}, not to 1"
+        if group.division >= len(graph.groups):
+            yield f"{name} has the division {group.division} of {len(graph.groups)}"
         if group.root >= count:
             yield f"{name} has the root {group.root}, a device of it has a rank below {count}"
+        again = {(device, each.block, group.division) for device in group.devices for each in group.blocks}
+        if not cut.isdisjoint(again):
+            yield f"{name} has pieces that another group has too: its division is {group.division}"
+        cut |= again
         numbers = [each.block for each in group.blocks]
         if numbers != sorted(set(numbers)):
             yield f"{name} has its blocks not in order"

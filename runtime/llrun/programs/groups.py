@@ -1,7 +1,8 @@
 """How a group computes a block: what each of its devices runs of it, and what they tell each other.
 
 A device's piece of block b has an id of its own: its shard B + 2b, the tail B + 2b + 1, B being the number of the
-graph's blocks. So a stage's pieces are one range of ids, as a single device's blocks are.
+graph's blocks, and 2dB more in division d of the block. So a stage's pieces are one range of ids, as a single device's
+blocks are.
 """
 
 from __future__ import annotations
@@ -15,19 +16,29 @@ from llrun.schema import AllReduceKind, GraphBlock, GraphGroup, GraphRecord, Gro
 SumWay = tuple[int, int, int]  # tensor, rank that sends, rank that receives
 
 
-def shard_id(block: int, count: int) -> int:
+def shard_id(block: int, count: int, division: int = 0) -> int:
     """The id of a shard of `block`; `count`: the number of the graph's blocks."""
-    return count + 2 * block
+    return count + 2 * (division * count + block)
 
 
-def tail_id(block: int, count: int) -> int:
+def tail_id(block: int, count: int, division: int = 0) -> int:
     """The id of the tail of `block`; `count`: the number of the graph's blocks."""
-    return count + 2 * block + 1
+    return shard_id(block, count, division) + 1
 
 
 def block_of(piece: int, count: int) -> int:
     """The block that an id is of: its own, its shard's or its tail's."""
-    return piece if piece < count else (piece - count) // 2
+    return piece if piece < count else (piece - count) // 2 % max(count, 1)
+
+
+def division_of(piece: int, count: int) -> int:
+    """The division that an id of a piece is of."""
+    return (piece - count) // max(2 * count, 1)
+
+
+def ids_end(graph: GraphRecord) -> int:
+    """No block and no piece has this id or a greater one."""
+    return len(graph.blocks) * (3 + 2 * max((group.division for group in graph.groups), default=0))
 
 
 def is_group(stage: StageRecord) -> bool:
@@ -38,13 +49,15 @@ def is_group(stage: StageRecord) -> bool:
 def held_ids(stage: StageRecord, count: int) -> range:
     """The ids of what each device of a stage runs: whole blocks, or of each the shard and the tail."""
     start, stop = stage.blocks
-    return range(shard_id(start, count), shard_id(stop, count)) if is_group(stage) else range(start, stop)
+    if not is_group(stage):
+        return range(start, stop)
+    return range(shard_id(start, count, stage.division), shard_id(stop, count, stage.division))
 
 
 def same_group(stage: StageRecord, group: GraphGroup) -> bool:
     """Whether the stage's devices work together as the group does."""
-    here = stage.devices, stage.shares, stage.all_reduce, stage.root
-    return here == (group.devices, group.shares, group.all_reduce, group.root)
+    here = stage.devices, stage.shares, stage.all_reduce, stage.root, stage.division
+    return here == (group.devices, group.shares, group.all_reduce, group.root, group.division)
 
 
 def group_blocks(graph: GraphRecord, stage: StageRecord) -> Mapping[int, GroupBlock] | None:
@@ -135,23 +148,23 @@ def sum_ways(kind: AllReduceKind, root: int, each: GroupBlock, ends: Collection[
             assert_never(kind)
 
 
-def shard_run(graph: GraphRecord, each: GroupBlock, rank: int) -> Run:
-    """The call of a rank's shard of a block."""
+def shard_run(graph: GraphRecord, each: GroupBlock, rank: int, division: int) -> Run:
+    """The call of a rank's shard of a block in a division."""
     return Run(
         template=each.shards[rank],
-        block=shard_id(each.block, len(graph.blocks)),
+        block=shard_id(each.block, len(graph.blocks), division),
         inputs=each.inputs,
         outputs=(each.partials[rank],),
         rows=graph.blocks[each.block].rows,
     )
 
 
-def tail_run(graph: GraphRecord, each: GroupBlock) -> Run:
-    """The call of a block's tail."""
+def tail_run(graph: GraphRecord, each: GroupBlock, division: int) -> Run:
+    """The call of a block's tail in a division."""
     block = graph.blocks[each.block]
     return Run(
         template=each.tail,
-        block=tail_id(each.block, len(graph.blocks)),
+        block=tail_id(each.block, len(graph.blocks), division),
         inputs=(*total_of(each), *each.tail_inputs),
         outputs=block.outputs,
         rows=block.rows,
@@ -172,10 +185,10 @@ def group_runs(
     assert stage.all_reduce is not None
     for number in range(*stage.blocks):
         each, block = blocks[number], graph.blocks[number]
-        yield shard_run(graph, each, rank)
+        yield shard_run(graph, each, rank, stage.division)
         yield from (run for who, run in sum_runs(stage.all_reduce, stage.root, each, block) if who == rank)
         if rank in ends or number < stage.blocks[1] - 1:
-            yield tail_run(graph, each)
+            yield tail_run(graph, each, stage.division)
 
 
 def stage_sums(

@@ -6,7 +6,7 @@ of dynamic programming, without the sets that make it exact.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -86,16 +86,4 @@ def fastest(question: Question) -> list[int]:
 
 def among(question: Question, workers: list[int]) -> Question:
     """The question with these workers alone."""
-    kept = [HEAD, *sorted(workers)]
-    pairs = np.ix_(kept, kept)
-    return replace(
-        question,
-        names=tuple(question.names[device] for device in kept),
-        seconds=question.seconds[kept],
-        stored=question.stored[kept],
-        active=question.active[kept],
-        there=question.there[kept],
-        free=question.free[kept],
-        latency_s=question.latency_s[pairs],
-        byte_s=question.byte_s[pairs],
-    )
+    return question.among([HEAD, *sorted(workers)])

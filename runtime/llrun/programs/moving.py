@@ -46,10 +46,11 @@ def recut(before: Stages, after: Stages) -> set[int]:
     return {block for block in old.keys() | new.keys() if before and old.get(block) != new.get(block)}
 
 
-def _grouped(stages: Stages) -> Mapping[int, tuple[tuple[str, ...], tuple[float, ...]]]:
-    """[block]: the devices and shares of the group that runs it, where one does: who has which part of its caches."""
+def _grouped(stages: Stages) -> Mapping[int, tuple[tuple[str, ...], tuple[float, ...], int]]:
+    """[block]: the devices, shares and division of the group that runs it, where one does: who has which part of its
+    caches."""
     return {
-        block: (stage.devices, stage.shares)
+        block: (stage.devices, stage.shares, stage.division)
         for stage in stages
         if is_group(stage)
         for block in range(*stage.blocks)

@@ -10,6 +10,7 @@ from llrun.programs.moving import Cost, cost_of_change
 from llrun.programs.question import question
 from llrun.programs.rated import LinkRate, Rated, Rates, Stages
 from llrun.programs.search import search
+from llrun.programs.together import stages_with
 from llrun.schema import Slice, StageRecord
 
 __all__ = ["Cost", "LinkRate", "Placement", "Rates", "Stages"]
@@ -53,22 +54,24 @@ class Placement(Rated):
         With `to_come`, the tokens still to be produced, it is the least of TPOT x to_come and of the seconds that it
         takes to change from `before` to them, charged block by block as if one moved after the other. Old and new
         blocks are in memory at once, unless devices of `before` are `lost`: then all stands still, and there is no
-        need to hold on to anything. Single devices alone are looked for; a group of `before` stays where that is as
-        good, all told. Exact with up to search.EXACT_WORKERS workers that hold something; with more, the
-        best of those looked at.
+        need to hold on to anything. Of single devices, exact with up to search.EXACT_WORKERS workers that hold
+        something; with more, the best of those looked at. Then one group of the graph at a time is looked at as one
+        more device; all that can be are compared by what they take all told, ties to `before`, then to single devices.
         """
         asked = question(self, before, held, to_come, lost)
         runs = search(asked) if asked else []
-        found = tuple(StageRecord.on(*run) for run in runs) or None
-        return tuple(before) if self._stays(before, found, held, to_come) else found
+        found = [tuple(StageRecord.on(*run) for run in runs)] if runs else []
+        if any(map(is_group, before)) and not self.faults(before):
+            found.insert(0, tuple(before))
+        for group in self.graph.groups:
+            stages = stages_with(self, group, asked, before, to_come, lost) if asked else None
+            if stages and not self.faults(stages, () if lost else before):
+                found.append(stages)
 
-    def _stays(self, before: Stages, found: Stages | None, held: Sequence[int], to_come: float) -> bool:
-        """Whether `before` has a group, which is never looked for, still can be, and is as good as what was found."""
-        if not any(map(is_group, before)) or self.faults(before):
-            return False
-        if found is None:
-            return True
-        then_s, now_s = self.predict(found), self.predict(before)
-        if to_come > 0:
-            return now_s * to_come <= then_s * to_come + self.cost(before, found, held).seconds
-        return now_s <= then_s
+        def total_s(stages: Stages) -> float:
+            token_s = self.predict(stages)
+            if not (before and to_come > 0):
+                return token_s
+            return token_s * to_come + self.cost(before, stages, held, lost).seconds
+
+        return min(found, key=total_s, default=None) if len(found) > 1 else next(iter(found), None)

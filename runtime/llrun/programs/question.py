@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 
@@ -40,7 +40,8 @@ class Question:
 
     `stored`, `active` [device, block]: bytes of weights and caches, and of activations. `there` [device, block]: blocks
     that stay in memory until the change is done. `free` [device]: bytes for all of these. `alone`: of the head if it
-    runs everything. `latency_s`, `byte_s` [from, to]; `flows`: in the order of production.
+    runs everything. `latency_s`, `byte_s` [from, to]; `flows`: in the order of production. `limit` [device, start]: no
+    stage that begins there has a greater stop.
     """
 
     names: tuple[str, ...]
@@ -53,6 +54,7 @@ class Question:
     latency_s: Floats
     byte_s: Floats
     flows: tuple[Flow, ...]
+    limit: Ints
 
     @property
     def blocks(self) -> int:
@@ -91,13 +93,18 @@ class Question:
     @cached_property
     def last(self) -> Ints:
         """[device, start]: the greatest stop of a worker's stage that begins there; `start` itself: there is none."""
+        return np.pad(np.minimum(self.stops, self.limit), ((0, 0), (0, 1)))
+
+    @property
+    def stops(self) -> Ints:
+        """[device, start]: the same by what is held and fits alone."""
         starts = np.arange(self.blocks)
-        stops = np.zeros((self.devices, self.blocks + 1), np.int64)
+        stops = np.zeros((self.devices, self.blocks), np.int64)
         for device in range(self.devices):
             # Row: start, column: last block. What fits and what is held stays so when the stop comes nearer.
             right = self._fits(device, self._ranges(device)) & (self._gaps(device) == 0)
             right[:, -1] = right[0, :] = False  # the ends are the head's
-            stops[device, :-1] = starts + right.sum(axis=1)
+            stops[device] = starts + right.sum(axis=1)
         return stops
 
     def _ranges(self, device: int) -> tuple[Ints, Ints]:
@@ -142,6 +149,22 @@ class Question:
         """Whether the head can run everything."""
         needs = int(self.stored[HEAD].sum()) + int(self.active[HEAD].max(initial=0))
         return bool(self.held[HEAD].all()) and needs <= self.alone
+
+    def among(self, kept: Sequence[int]) -> Question:
+        """The question with these devices alone, the head first."""
+        pairs = np.ix_(kept, kept)
+        return replace(
+            self,
+            names=tuple(self.names[device] for device in kept),
+            seconds=self.seconds[kept],
+            stored=self.stored[kept],
+            active=self.active[kept],
+            there=self.there[kept],
+            free=self.free[kept],
+            latency_s=self.latency_s[pairs],
+            byte_s=self.byte_s[pairs],
+            limit=self.limit[kept],
+        )
 
 
 def picoseconds(seconds: Floats) -> Ints:
@@ -200,6 +223,7 @@ def question(
         latency_s=np.array([[link.latency_s if link else 0.0 for link in row] for row in links]),
         byte_s=np.array([[1 / link.bytes_per_s if link else 0.0 for link in row] for row in links]),
         flows=tuple(Flow(c.producer, c.consumers, c.row_bytes) for c in rated.crossings),
+        limit=np.full(shape, shape[1], np.int64),
     )
 
 

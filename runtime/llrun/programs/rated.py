@@ -143,7 +143,7 @@ class Rated:
 
     def _turn(self, stage: StageRecord) -> Turn:
         if is_group(stage):
-            return Turn("", [(self._together(stage, TOKEN), 0.0)])
+            return Turn("", [(self.together_s(stage, TOKEN), 0.0)])
         name, held = stage.lead, self.blocks.get(stage.lead, {})
         return Turn(
             name,
@@ -187,11 +187,11 @@ class Rated:
     def _stage_s(self, stage: StageRecord, rows: int, every: bool = False) -> float:
         """Seconds of a token or of a chunk. `every`: without the blocks that only a prompt's last chunk runs."""
         if is_group(stage):
-            return self._together(stage, rows, every)
+            return self.together_s(stage, rows, every)
         blocks = (b for b in range(*stage.blocks) if not (every and self._last_row_only(b)))
         return sum(self._seconds(stage.lead, block, rows) for block in blocks)
 
-    def _together(self, stage: StageRecord, rows: int, every: bool = False) -> float:
+    def together_s(self, stage: StageRecord, rows: int, every: bool = False) -> float:
         """Seconds of a group: of each block the slowest shard, the sum, and the slowest tail."""
         sums, count, total = self.sums(stage), len(self.graph.blocks), 0.0
         if stage.all_reduce is None or len(sums) < len(range(*stage.blocks)):
@@ -200,10 +200,13 @@ class Rated:
             if every and self._last_row_only(block):
                 continue
             size = part.wire_bytes * (1 if self._last_row_only(block) else rows)
-            total += max(self._seconds(name, shard_id(block, count), rows) for name in stage.devices)
+            total += max(
+                self._seconds(name, shard_id(block, count, stage.division), rows) for name in stage.devices
+            )
             total += sum_seconds(stage.all_reduce, stage.devices, stage.root, size, self._delay)
             total += max(
-                self._seconds(name, tail_id(block, count), rows) for name in self._tails(stage, block)
+                self._seconds(name, tail_id(block, count, stage.division), rows)
+                for name in self._tails(stage, block)
             )
         return total
 
@@ -211,7 +214,7 @@ class Rated:
         """Who is to run a block's tail: of the last one, who holds it, and the lead."""
         if block < stage.blocks[1] - 1:
             return stage.devices
-        tail = tail_id(block, len(self.graph.blocks))
+        tail = tail_id(block, len(self.graph.blocks), stage.division)
         return tuple(n for n in stage.devices if n == stage.lead or tail in self.blocks.get(n, ()))
 
     def _delay(self, source: str, destination: str) -> tuple[float, float]:

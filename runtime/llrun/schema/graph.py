@@ -35,7 +35,8 @@ class GroupBlock(Strict, frozen=True):
     and so on, of a direct exchange none. `tail`: the tail's template, which takes the last of `sums`, or where there is
     none all partials in the order of ranks, and then `tail_inputs`; it makes the block's outputs.
 
-    On a device the shard of block b has the id B + 2b, the tail B + 2b + 1, B being the number of the graph's blocks.
+    On a device the shard of block b has the id B + 2b, the tail B + 2b + 1, B being the number of the graph's blocks;
+    of division d of the block 2dB more.
     """
 
     block: Size
@@ -47,15 +48,17 @@ class GroupBlock(Strict, frozen=True):
     tail_inputs: tuple[Size, ...]
 
 
-class GraphGroup(Strict, frozen=True):
+class GraphGroup(Strict, frozen=True, omit_defaults=True):
     """The blocks that `devices` can compute together with these `shares`, ascending. Sums are made by the template
-    `sum_N`, which adds N tensors in the order of its arguments."""
+    `sum_N`, which adds N tensors in the order of its arguments. A block may be cut in several ways, one of which is in
+    use at a time: each is a `division` with a number of its own."""
 
     devices: tuple[str, ...]
     shares: tuple[float, ...]
     all_reduce: AllReduceKind
     root: Size
     blocks: tuple[GroupBlock, ...]
+    division: Size = 0
 
 
 class GraphRecord(Strict, frozen=True, omit_defaults=True):

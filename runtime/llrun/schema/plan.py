@@ -17,7 +17,7 @@ from llrun.schema.values import (
 class StageRecord(Strict, frozen=True, omit_defaults=True):
     """Blocks start..stop-1 (`blocks`) on `devices`, in the order of their ranks, with `shares` that sum to 1. `window`:
     blocks in memory at once, 0: all. Of several devices, a group, `all_reduce` says how they sum; `root`: the rank that
-    sums for a star."""
+    sums for a star; `division`: which of the ways to cut its blocks it is that devices hold, 0 the plan's."""
 
     devices: tuple[str, ...]
     shares: tuple[float, ...]
@@ -25,6 +25,7 @@ class StageRecord(Strict, frozen=True, omit_defaults=True):
     window: Size
     all_reduce: AllReduceKind | None = None
     root: Size = 0
+    division: Size = 0
 
     @classmethod
     def on(cls, device: str, start: int, stop: int) -> StageRecord:
@@ -90,7 +91,7 @@ class PlanRecord(Strict, frozen=True):
     and `slowest_chunk_s`, the slowest device or link, for each after the first. `tpot_s` is with a full context. No
     wall-clock figure is in a bundle: `solve_s` is 0 there. `spares`: blocks that a device holds and does not run.
     `envelope`: what would be done for each device that is lost or slow. `notes`: what was looked at and what was not,
-    a sentence each.
+    a sentence each. `divisions`: other ways to cut the blocks of a group, of which devices hold the pieces.
     """
 
     status: PlanStatus
@@ -117,3 +118,4 @@ class PlanRecord(Strict, frozen=True):
     envelope: tuple[MoveRecord, ...]
     notes: tuple[str, ...] = ()
     portion: Positive | None = None
+    divisions: tuple[StageRecord, ...] = ()

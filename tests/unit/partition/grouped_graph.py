@@ -15,18 +15,20 @@ from tests.unit.partition.cut import PARTIAL
 
 
 def with_groups(graph: Graph, stages: Sequence[Stage]) -> GraphRecord:
-    """The record of `graph` with the groups of `stages`; a part of a sum has PARTIAL bytes."""
-    record = graph_record(graph)
+    """The record of `graph` with the groups of `stages`, divisions of the same blocks among them; a part of a sum has
+    PARTIAL bytes."""
+    record, ids = graph_record(graph), dict[str, int]()
     tensors, groups = list(record.tensors), []
     for stage in (stage for stage in stages if stage.is_group):
         blocks = []
         for b in stage.blocks:
             partials = [partial_name(b, rank) for rank in range(len(stage.devices))]
             sums = [sum_name(b, number) for number in range(_sums(stage))]
-            ids = {name: len(tensors) + i for i, name in enumerate((*partials, *sums))}
-            tensors += [
-                Tensor(id=i, name=n, dtype="float32", shape=(1, -1, PARTIAL // 4)) for n, i in ids.items()
-            ]
+            for name in (*partials, *sums):
+                if name not in ids:
+                    ids[name] = len(tensors)
+                    shape = (1, -1, PARTIAL // 4)
+                    tensors.append(Tensor(id=ids[name], name=name, dtype="float32", shape=shape))
             blocks.append(
                 GroupBlock(
                     block=b,
@@ -42,7 +44,7 @@ def with_groups(graph: Graph, stages: Sequence[Stage]) -> GraphRecord:
         groups.append(
             GraphGroup(
                 devices=stage.devices, shares=stage.shares, all_reduce=stage.all_reduce, root=stage.root,
-                blocks=tuple(blocks),
+                blocks=tuple(blocks), division=stage.division,
             )
         )  # fmt: skip
     return msgspec.structs.replace(record, tensors=tuple(tensors), groups=tuple(groups))

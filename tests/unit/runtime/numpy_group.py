@@ -1,7 +1,8 @@
 """The numpy model with some of its blocks cut for a group: real cuts, whose sums depend on the order of their terms.
 
 Of a mixing block a rank has some columns of what is cached, and the rows of the matrix that they meet; the tail is the
-rest. Of the trimming block it has some columns. Each device of a group holds its pieces, `spares` whole blocks.
+rest. Of the trimming block it has some columns. Each device of a group holds its pieces, `spares` whole blocks, and of
+`others`, divisions of the same blocks, its pieces too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -42,7 +44,8 @@ TRIM, HIDDEN = BLOCKS - 2, (1, -1, WIDTH)
 
 @dataclass(frozen=True)
 class Group:
-    """`edges`: where the columns of each rank begin and end; `blocks`: half open. `wire`: how activations travel."""
+    """`edges`: where the columns of each rank begin and end; `blocks`: half open. `wire`: how activations travel.
+    `division`: its number among the ways to cut the blocks."""
 
     devices: tuple[str, ...]
     kind: AllReduceKind
@@ -50,6 +53,7 @@ class Group:
     edges: tuple[int, ...] = (0, 6, 16)
     blocks: tuple[int, int] = (1, BLOCKS - 1)
     wire: WireFormat = WireFormat.F32
+    division: int = 0
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
@@ -67,6 +71,7 @@ class Group:
             window=0,
             all_reduce=self.kind,
             root=self.root,
+            division=self.division,
         )
 
     def partial(self, block: int, rank: int) -> int:
@@ -123,6 +128,7 @@ def graph(*groups: Group) -> GraphRecord:
                 all_reduce=group.kind,
                 root=group.root,
                 blocks=tuple(group.block(block) for block in range(*group.blocks)),
+                division=group.division,
             )
             for group in groups
         ),
@@ -188,17 +194,17 @@ def trim_tail(*given: np.ndarray) -> np.ndarray:
     return numpy_model.trim(add(*parts), skip)
 
 
-def library(group: Group, **replaced: object) -> Library:
-    """The model's functions, and those of the group's pieces and sums."""
+def library(group: Group, *others: Group, **replaced: object) -> Library:
+    """The model's functions, and those of the groups' pieces and sums."""
     whole = numpy_model.library(**replaced)
     kinds: dict[str, object] = {
         "t1_tail": mix_tail,
         "t2_tail": trim_tail,
         "sum_2": add,
-        f"sum_{group.count}": add,
+        **{f"sum_{each.count}": add for each in (group, *others)},
     }
     batches = {}
-    for a, b in zip(group.edges, group.edges[1:], strict=False):
+    for a, b in (pair for each in (group, *others) for pair in pairwise(each.edges)):
         kinds |= {f"t1_{a}_{b}": mix_part(a, b), f"t2_{a}_{b}": trim_part(a, b)}
         batches[f"t1_{a}_{b}_batch"] = by_rows(mix_part(a, b))
     kinds |= {name: function for name, function in replaced.items() if name in kinds}
@@ -214,14 +220,14 @@ def pieces(group: Group, device: str) -> list[BlockEntry]:
     """What a device of the group holds of its blocks."""
     if device not in group.devices:
         return []
-    rank, found = group.devices.index(device), []
+    rank, found, first = group.devices.index(device), [], BLOCKS * (1 + 2 * group.division)
     width = group.edges[rank + 1] - group.edges[rank]
     cache = CacheArray(dtype="float32", shape=(1, CONTEXT, width), token_axes=(1,))
     for block in range(*group.blocks):
         cut, caches = group.block(block), (cache,) if block in MIXERS else ()
         for id, template, own in (
-            (BLOCKS + 2 * block, cut.shards[rank], caches),
-            (BLOCKS + 2 * block + 1, cut.tail, ()),
+            (first + 2 * block, cut.shards[rank], caches),
+            (first + 2 * block + 1, cut.tail, ()),
         ):
             file = f"weights/{id}.safetensors"
             found.append(BlockEntry(id=id, template=template, file=file, params=(), caches=own))
@@ -229,22 +235,30 @@ def pieces(group: Group, device: str) -> list[BlockEntry]:
 
 
 def blocks_of(
-    name: str, devices: Sequence[str], group: Group, spares: Mapping[str, Iterable[int]]
+    name: str,
+    devices: Sequence[str],
+    group: Group,
+    spares: Mapping[str, Iterable[int]],
+    others: Sequence[Group] = (),
 ) -> list[BlockEntry]:
     """What a device holds: the head its own blocks, each what it is to spare, and its pieces."""
     own = set(spares.get(name, ())) | (
         {*range(group.blocks[0]), *range(group.blocks[1], BLOCKS)} if name == devices[0] else set()
     )
     whole = numpy_model.record(name, list(devices)).blocks
-    return [*(block for block in whole if block.id in own), *pieces(group, name)]
+    cut = [piece for each in (group, *others) for piece in pieces(each, name)]
+    return [*(block for block in whole if block.id in own), *cut]
 
 
-def envelope(devices: Sequence[str], group: Group, spares: Mapping[str, Iterable[int]]) -> Envelope:
+def envelope(
+    devices: Sequence[str], group: Group, spares: Mapping[str, Iterable[int]], others: Sequence[Group] = ()
+) -> Envelope:
     """As the whole model's, of what is held; a piece takes its share of what the block takes."""
     whole = numpy_model.envelope(list(devices))
 
     def each(block: BlockEntry, name: str) -> EnvelopeBlock:
-        share = group.shares[group.devices.index(name)] if block.id >= BLOCKS else 1.0
+        cut = (group, *others)[(block.id - BLOCKS) // (2 * BLOCKS)] if block.id >= BLOCKS else None
+        share = cut.shares[cut.devices.index(name)] if cut else 1.0
         rows = sum(int(np.prod(cache.shape)) * 4 for cache in block.caches)
         seconds = share if block.id < BLOCKS or block.id % 2 == BLOCKS % 2 else 0.01
         return EnvelopeBlock(
@@ -252,7 +266,7 @@ def envelope(devices: Sequence[str], group: Group, spares: Mapping[str, Iterable
             decode_s=seconds * 1e-3, chunk_s=seconds * 4e-3,
         )  # fmt: skip
 
-    held = {name: blocks_of(name, devices, group, spares) for name in devices}
+    held = {name: blocks_of(name, devices, group, spares, others) for name in devices}
     return msgspec.structs.replace(
         whole,
         devices={
@@ -267,14 +281,15 @@ def record(
     devices: Sequence[str],
     group: Group,
     spares: Mapping[str, Iterable[int]] | None = None,
+    others: Sequence[Group] = (),
     **changes: object,
 ) -> Slice:
     """The slice of a device where the head has both ends and the group what is between."""
-    spares, whole = spares or {}, graph(group)
+    spares, whole = spares or {}, graph(group, *others)
     planned = changes.pop("stages", stages(devices[0], group))
     sent = transmissions(whole, planned)
     program = write_programs(whole, planned, sent, 1).get(name) or idle_program(name, 1)
-    blocks = tuple(blocks_of(name, devices, group, spares))
+    blocks = tuple(blocks_of(name, devices, group, spares, others))
     files = ("lib/model.so", "lib/libtvm_runtime.so", *(block.file for block in blocks))
     return numpy_model.record(
         name,
@@ -283,7 +298,7 @@ def record(
             "graph": whole,
             "stages": planned,
             "transmissions": sent,
-            "envelope": envelope(devices, group, spares),
+            "envelope": envelope(devices, group, spares, others),
             "blocks": blocks,
             "program": program,
             "files": {file: FileEntry(size_bytes=1 << 20, sha256="") for file in files},
@@ -295,18 +310,20 @@ def record(
 class Pieces(numpy_model.Parts):
     """Where blocks and pieces come from."""
 
-    def __init__(self, group: Group, device: str) -> None:
+    def __init__(self, groups: Sequence[Group], device: str) -> None:
         super().__init__()
-        self._rank = group.devices.index(device) if device in group.devices else 0
-        self._group = group
+        self._groups, self._device = groups, device
 
     def _arrays(self, block: int) -> tuple[np.ndarray, ...]:
         if block < BLOCKS:
             return numpy_model.weights()[block]
-        number, tail = divmod(block - BLOCKS, 2)
+        division, piece = divmod(block - BLOCKS, 2 * BLOCKS)
+        number, tail = divmod(piece, 2)
         if tail or number not in MIXERS:
             return ()
-        start, stop = self._group.edges[self._rank : self._rank + 2]
+        group = self._groups[division]
+        rank = group.devices.index(self._device)
+        start, stop = group.edges[rank : rank + 2]
         return (np.ascontiguousarray(numpy_model.weights()[number][0][start:stop]),)
 
     def memory_bytes(self, block: int) -> int:
@@ -325,11 +342,13 @@ def device(
     group: Group,
     spares: Mapping[str, Iterable[int]] | None = None,
     functions: Library | None = None,
+    others: Sequence[Group] = (),
     **changes: object,
 ) -> Device:
     """A device with what its program runs in memory."""
-    described, parts = record(name, devices, group, spares, **changes), Pieces(group, name)
-    installed, library_of = install(described), functions or library(group)
+    described = record(name, devices, group, spares, others, **changes)
+    parts = Pieces((group, *others), name)
+    installed, library_of = install(described), functions or library(group, *others)
     store = BlockStore(
         described, parts, library_of.wrap, parts.read(sorted(installed.blocks), lambda done, total: None)
     )

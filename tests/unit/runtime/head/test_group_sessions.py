@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy_group
 import numpy_model
 import pytest
 from numpy_group import Group, split
-from numpy_group_worker import spares_of
+from numpy_group_worker import others_of, spares_of
 from test_survival import HERE, Processes, answers, prompt
 
 from llrun.errors import RunError
@@ -27,23 +28,25 @@ NAMES = ["head", "anna", "bert"]
 
 
 class Members(Processes):
-    """Workers of a group as processes; `spares`: who holds which blocks whole, as numpy_group_worker reads it."""
+    """Workers of a group as processes; `spares`: who holds which blocks whole, `others`: divisions that are held, as
+    numpy_group_worker reads them."""
 
-    def __init__(self, names: list[str], group: Group, spares: str = "") -> None:
+    def __init__(self, names: list[str], group: Group, spares: str = "", others: str = "") -> None:
         super().__init__(names)
-        self.group, self.spares = group, spares
+        self.group, self.spares, self.others = group, spares, others
 
     def start(self, name: str) -> None:
         listen = self.addresses.get(name, "127.0.0.1:0")
         command = [sys.executable, str(HERE / "numpy_group_worker.py"), name, ",".join(self.names), listen]
-        command += [",".join(self.group.devices), str(self.group.kind), self.spares]
+        command += [",".join(self.group.devices), str(self.group.kind), self.spares, self.others]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert process.stdout
         self.running[name] = process
         self.addresses[name] = process.stdout.readline().strip()
 
     def session(self, **balancing: object) -> Session:
-        head = numpy_group.device("head", self.names, self.group, spares_of(self.spares))
+        others = others_of(self.others, self.group)
+        head = numpy_group.device("head", self.names, self.group, spares_of(self.spares), others=others)
         return Session(head, Tcp(), self.addresses, 20.0, self.notes.append, Balancing("off", **balancing))
 
 
@@ -51,8 +54,8 @@ class Members(Processes):
 def members() -> Iterator[Callable[..., Members]]:
     started: list[Members] = []
 
-    def start(names: list[str], group: Group, spares: str = "") -> Members:
-        found = Members(names, group, spares)
+    def start(names: list[str], group: Group, spares: str = "", others: str = "") -> Members:
+        found = Members(names, group, spares, others)
         started.append(found)
         for name in names[1:]:
             found.start(name)
@@ -112,6 +115,49 @@ def test_a_lost_member_s_blocks_go_to_who_holds_them_whole(members, lost):
         StageRecord.on("head", 6, 7),
     )
     assert any(f"device {lost} was lost" in note and f"1-5 to {other}" in note for note in devices.notes)
+
+
+@pytest.mark.parametrize("kind", AllReduceKind)
+@pytest.mark.parametrize("lost", ["anna", "cora"])
+def test_a_group_goes_on_without_a_lost_member_where_the_others_hold_pieces_for_that(members, kind, lost):
+    names = [*NAMES, "cora"]
+    group = split(["anna", "bert", "cora"], kind)
+    devices = members(names, group, "", "bert,cora;anna,cora;anna,bert")
+    prompts = [prompt(5 + 9 * i, i) for i in range(2)]
+    with devices.session() as session:
+        found = answers(session, prompts, 30, {20: lambda: devices.kill(lost)})
+        (move,) = session.moves
+    assert found == [numpy_model.greedy(ids, 30) for ids in prompts]
+    assert (move.reason, move.device) == (MoveReason.LOST, lost)
+    assert [stage.devices for stage in move.stages] == [
+        ("head",), tuple(name for name in group.devices if name != lost), ("head",),
+    ]  # fmt: skip
+    assert move.computed_again > 0
+
+
+def test_a_slow_member_is_given_less_by_the_default_and_the_text_goes_on(cluster):
+    """bert takes 1 ms for each of its ten columns; 14 of 16 are anna's then. Nothing is copied."""
+    group = split(["anna", "bert"], DIRECT, blocks=(1, 6))
+    less = Group(("anna", "bert"), DIRECT, edges=(0, 14, 16), blocks=(1, 6), division=1)
+
+    def slow(start: int, stop: int):
+        part = numpy_group.mix_part(start, stop)
+        return lambda *given: time.sleep((stop - start) * 1e-3) or part(*given)
+
+    functions = numpy_group.library(group, less, t1_6_16=slow(6, 16), t1_14_16=slow(14, 16))
+    parts = {name: numpy_group.device(name, NAMES, group, others=[less]) for name in NAMES}
+    parts["bert"] = numpy_group.device("bert", NAMES, group, functions=functions, others=[less])
+    devices, notes, ids = cluster(NAMES, parts), list[str](), prompt(9, 3)
+    with Session(
+        devices.parts["head"], Tcp(), devices.addresses, 20.0, notes.append, Balancing("auto")
+    ) as session:
+        found = answers(session, [ids], 200, {})
+        (move,) = session.moves
+    assert found == [numpy_model.greedy(ids, 200)]
+    assert (move.reason, move.device, move.moved_bytes) == (MoveReason.SLOW, "bert", 0)
+    assert move.stages == (StageRecord.on("head", 0, 1), less.stage(), StageRecord.on("head", 6, 7))
+    assert move.computed_again > 0
+    assert any("1-5 from anna+bert by 38:62 to 88:12" in note for note in notes)
 
 
 @pytest.mark.parametrize("kind", AllReduceKind)

@@ -13,6 +13,11 @@ from llrun.requests.request import Handle, Request
 from llrun.schema import StageRecord
 
 BEFORE = (StageRecord.on("laptop", 0, 4), StageRecord.on("pi", 4, 9), StageRecord.on("laptop", 9, 10))
+GROUP = ("pi", "old")
+SHARED = [
+    (BEFORE[0], StageRecord(GROUP, shares, (4, 9), 0, "direct", 0, number), BEFORE[2])
+    for number, shares in enumerate([(0.5, 0.5), (0.25, 0.75)])
+]
 AFTER = (StageRecord.on("laptop", 0, 6), StageRecord.on("old", 6, 9), StageRecord.on("laptop", 9, 10))
 MOVE = Move(17, 3, MoveReason.LOST, "pi", AFTER, 0.0312, 0, 40, 5.0)
 
@@ -37,6 +42,12 @@ MOVE = Move(17, 3, MoveReason.LOST, "pi", AFTER, 0.0312, 0, 40, 5.0)
 )
 def test_a_move_in_a_line(changes, words):
     assert in_words(replace(MOVE, **changes), BEFORE) == words
+
+
+def test_shares_that_move_in_a_line():
+    made = replace(MOVE, reason=MoveReason.SLOW, stages=SHARED[1])
+    words = "Blocks moved, as they are faster there: 4-8 from pi+old by 50:50 to 25:75; 31 ms without a token"
+    assert in_words(made, SHARED[0]) == words
 
 
 def test_a_request_has_the_moves_that_it_saw_at_its_own_tokens(capsys):
