@@ -10,10 +10,10 @@ import pytest
 from msgspec.structs import replace as change
 from shared.policy_hours import CHUNK, CONTEXT, TO_COME, Session, envelope, flapping, graph, some, steady
 
-from llrun.head.balance import Doubt, Memory, Trial, counts, decide, rebalance, used
+from llrun.head.balance import Doubt, Memory, Trial, counts, decide, rebalance, relieved, used
 from llrun.head.view import Event, EventKind, SequenceView, View, view_of
 from llrun.programs.placement import Placement, Rates
-from llrun.schema import Shapes, StageRecord
+from llrun.schema import AllReduceKind, Shapes, StageRecord
 
 NAMES = ["head", "anna", "bert"]
 RECORD = numpy_model.record("head", NAMES)
@@ -238,3 +238,15 @@ def test_supposing_and_leaving_out():
     for wrong in (lambda: seen.without("zoe"), lambda: seen.supposing({"zoe": 2.0})):
         with pytest.raises(ValueError, match="zoe is not a device of this bundle; it has anna, bert, head"):
             wrong()
+
+
+def test_of_a_group_a_device_has_its_share():
+    """So less of the same blocks relieves it, and one that gets more is looked back at."""
+    even, less = (
+        (StageRecord(("head", "pi"), shares, (1, 5), 0, AllReduceKind.DIRECT),)
+        for shares in ((0.5, 0.5), (0.75, 0.25))
+    )
+    assert counts(even) == {"head": 2.0, "pi": 2.0}
+    assert counts((*less, StageRecord.on("head", 5, 7))) == {"head": 5.0, "pi": 1.0}
+    assert relieved(even, less) == ["pi"]
+    assert relieved(less, even) == ["head"]
