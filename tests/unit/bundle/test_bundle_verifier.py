@@ -217,7 +217,7 @@ def test_a_slice_without_a_block_that_its_program_loads(bundle: Path) -> None:
     replace_slice(bundle, "pi", blocks=())
     said = [
         "the envelope's blocks of pi are not those of its slice",
-        "its blocks are not those of the plan's stages and spares",
+        "its blocks are not those of the plan's stages, divisions and spares",
         "its program loads block 1, which it lacks",
     ]
     assert verify(bundle) == [f"devices/pi/slice.json: {fault}" for fault in said]
@@ -235,7 +235,7 @@ def test_spares_that_the_slices_do_not_have(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     claimed = msgspec.structs.replace(manifest.plan, spares={"laptop": (2,)})
     reseal(bundle, msgspec.structs.replace(manifest, plan=claimed))
-    said = "devices/laptop/slice.json: its blocks are not those of the plan's stages and spares"
+    said = "devices/laptop/slice.json: its blocks are not those of the plan's stages, divisions and spares"
     assert said in verify(bundle)
 
 
