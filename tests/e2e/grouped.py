@@ -22,8 +22,7 @@ def planned_as(
     stages: Sequence[Stage],
     divisions: Sequence[Stage] = (),
 ) -> pipeline.Planned:
-    """What the planner says of `model`, but with `stages`, their memory and what travels between them, and with
-    `divisions`."""
+    """What the planner says of `model`, but with `stages`, their memory, what travels between them, and `divisions`."""
     found = pipeline.plan_graph(
         model, graph, load_cluster(options.target), replace(options, spare="none", wire="f32")
     )

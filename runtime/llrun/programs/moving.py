@@ -47,8 +47,7 @@ def recut(before: Stages, after: Stages) -> set[int]:
 
 
 def _grouped(stages: Stages) -> Mapping[int, tuple[tuple[str, ...], tuple[float, ...], int]]:
-    """[block]: the devices, shares and division of the group that runs it, where one does: who has which part of its
-    caches."""
+    """[block]: devices, shares and division of the group that runs it, if any: who has which part of its caches."""
     return {
         block: (stage.devices, stage.shares, stage.division)
         for stage in stages

@@ -15,8 +15,7 @@ from tests.unit.partition.cut import PARTIAL
 
 
 def with_groups(graph: Graph, stages: Sequence[Stage]) -> GraphRecord:
-    """The record of `graph` with the groups of `stages`, divisions of the same blocks among them; a part of a sum has
-    PARTIAL bytes."""
+    """The record of `graph` with the groups of `stages`, divisions among them; a part of a sum has PARTIAL bytes."""
     record, ids = graph_record(graph), dict[str, int]()
     tensors, groups = list(record.tensors), []
     for stage in (stage for stage in stages if stage.is_group):
