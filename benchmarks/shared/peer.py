@@ -32,6 +32,10 @@ BUILDS = {
         ("-DGGML_NATIVE=ON",),
         ("llama-bench", "llama-quantize", "llama-batched-bench", "llama-perplexity"),
     ),
+    "build-rpc": (
+        ("-DGGML_NATIVE=ON", "-DGGML_RPC=ON"),
+        ("llama-bench", "llama-quantize", "ggml-rpc-server"),
+    ),
     "build-avx2": (("-DGGML_NATIVE=OFF", *_AVX2, "-DGGML_AVX512=OFF"), ("llama-bench",)),
 }
 
@@ -64,21 +68,21 @@ def source() -> Path:
     return folder / "vendor" / "llama.cpp"
 
 
-def weights(quant: str) -> Path:
-    """The TinyLlama-1.1B shape with random weights, quantised by llama-quantize as it does by default."""
+def weights(quant: str, folder: str = "build") -> Path:
+    """The TinyLlama-1.1B shape with random weights, quantised as the llama-quantize of a build does it by default."""
     half = CACHE / "tinyllama-F16.gguf"
     if not half.is_file():
         write_random(half, TINYLLAMA)
     wanted = CACHE / f"tinyllama-{FORMATS[quant]}.gguf"
     if not wanted.is_file():
-        quantise(half, wanted, FORMATS[quant])
+        quantise(half, wanted, FORMATS[quant], folder=folder)
     return wanted
 
 
-def quantise(given: Path, wanted: Path, format: str, *options: str) -> None:
+def quantise(given: Path, wanted: Path, format: str, *options: str, folder: str = "build") -> None:
     """llama-quantize, written beside its place and renamed."""
     partial = wanted.with_suffix(".partial")
-    run([built("build") / "llama-quantize", *options, given, partial, format])
+    run([built(folder) / "llama-quantize", *options, given, partial, format])
     partial.rename(wanted)
 
 

@@ -28,7 +28,15 @@ def test_a_command_starts(path: Path, tmp_path: Path) -> None:
 
 def test_what_is_shared_is_no_command() -> None:
     # A device's side of counting, which runs in the emulated system; a head that is told what to ask;
-    # devices of a group that do nothing but add; a head that is asked for logits again and again.
-    scripts = {"arm_calls.py", "driver.py", "sum_chain.py", "bare_sums.py", "asked_bits.py"}
+    # devices of a group that do nothing but add; a head that is asked for logits again and again; a process of another
+    # program that has no command for it.
+    scripts = {
+        "arm_calls.py",
+        "driver.py",
+        "sum_chain.py",
+        "bare_sums.py",
+        "asked_bits.py",
+        "tpi_llm_program.py",
+    }
     for path in (BENCHMARKS / "shared").glob("*.py"):
         assert ("__main__" in path.read_text()) == (path.name in scripts), path
