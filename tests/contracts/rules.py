@@ -17,7 +17,7 @@ FILE_LINES, FUNCTION_LINES = 400, 60
 HOMES: dict[str, tuple[str, ...]] = {
     "click": ("llcompile/cli.py", "runtime/llrun"),
     "huggingface_hub": ("llcompile/frontend",),
-    "jinja2": ("llcompile/explain",),
+    "jinja2": ("llcompile/explain", "runtime/llrun/requests/rendering.py"),
     "msgspec": ("llcompile/bundle", "llcompile/explain/measured.py", "runtime/llrun"),
     "networkx": ("llcompile/graph",),
     "numpy": ("llcompile", "runtime/llrun"),

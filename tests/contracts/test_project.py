@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).parents[2]
 PRODUCT = ("llcompile", "runtime/llrun")
 EVERYTHING = (*PRODUCT, "scripts", "tests", "benchmarks", "examples")
 AROUND = ("benchmarks", "docs", "examples", "scripts", "targets", "templates", "tests")
+HEAD_NEEDS = {"jinja2", "tokenizers"}
 RUNTIME_NEEDS = {"apache-tvm-ffi", "click", "msgspec", "numpy", "typing-extensions"}
 
 
@@ -156,7 +157,9 @@ def test_the_runtime_needs_nothing_heavy() -> None:
     optional = [
         text for text in importlib.metadata.distribution("llrun").requires or () if "extra ==" in text
     ]
-    assert [Requirement(text).name for text in optional] == ["tokenizers"]
+    names = {Requirement(text).name for text in optional}
+    assert "tokenizers" in names
+    assert names <= HEAD_NEEDS
 
 
 @pytest.mark.parametrize("target", ["help", "setup", "demo", "test", "lint", "clean"])
