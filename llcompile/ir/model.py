@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,8 @@ class WeightSource:
     `shape` is the shape the graph uses. `path`, `offset` (absolute, bytes) and `dtype` (f32 | f16 | bf16) say where
     the stored bytes are; with `transpose` the file holds the matrix the other way round (GPT-2's Conv1D) and
     `shape` is the one after transposing. `path` is None for random weights: then `init` (normal | ones | zeros)
-    and `std` say how to draw them, seeded by (seed, name).
+    and `std` say how to draw them, seeded by (seed, name). `rows_before`, `rows_after`: where it is a part of the
+    tensor, the rows that lie before and behind it there.
     """
 
     name: str
@@ -24,6 +25,18 @@ class WeightSource:
     transpose: bool = False
     init: str = "normal"
     std: float = 0.02
+    rows_before: int = 0
+    rows_after: int = 0
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows of the whole tensor."""
+        return self.rows_before + self.shape[0] + self.rows_after
+
+    def part(self, start: int, stop: int) -> WeightSource:
+        """Its rows start..stop-1."""
+        before, after = self.rows_before + start, self.rows_after + self.shape[0] - stop
+        return replace(self, shape=(stop - start, *self.shape[1:]), rows_before=before, rows_after=after)
 
 
 @dataclass(frozen=True)

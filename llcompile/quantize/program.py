@@ -27,10 +27,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """`steps` in order; `constants`: the template's own tensors."""
+    """`steps` in order; `constants`: the template's own tensors; `reads`: what they need that none of them makes."""
 
     steps: tuple[Step, ...]
     constants: Mapping[str, Array]
+    reads: frozenset[str]
 
 
 def program(template: Template, outputs: Collection[str]) -> Program:
@@ -46,7 +47,8 @@ def program(template: Template, outputs: Collection[str]) -> Program:
             unread = frozenset(node.output) - needed
             kept.append(_step(node, model, computed, spent | unread))
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    return Program(tuple(reversed(kept)), constants)
+    made = {name for step in kept for name in step.outputs}
+    return Program(tuple(reversed(kept)), constants, frozenset(needed) - made)
 
 
 def _step(node: onnx.NodeProto, model: onnx.ModelProto, computed: bool, spent: frozenset[str]) -> Step:

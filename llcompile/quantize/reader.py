@@ -29,6 +29,7 @@ def read_rows(source: WeightSource, start: int, stop: int, seed: int = 0) -> Flo
     """
     shape = (stop - start, *source.shape[1:])
     width = prod(source.shape[1:])
+    start, stop = source.rows_before + start, source.rows_before + stop
     if source.path is None:
         return random_flat(source, seed, start * width, stop * width).reshape(shape)
     if source.dtype not in _STORED:
@@ -68,7 +69,7 @@ def cut_shape(shape: tuple[int, ...], cut: WeightCut) -> tuple[int, ...]:
 
 def _read_columns(source: WeightSource, start: int, stop: int) -> npt.NDArray[Any]:
     """Columns start..stop-1 of the stored (K, N) matrix, transposed: (stop - start, K), stored dtype."""
-    columns, rows = source.shape
+    columns, rows = source.stored_rows, source.shape[1]
     dtype = _STORED[source.dtype]
     band = np.empty((rows, stop - start), dtype)
     if stop - start == columns:
@@ -101,7 +102,7 @@ def _fill(source: WeightSource, descriptor: int, view: memoryview, offset: int) 
         count = os.preadv(descriptor, [view[done:]], offset + done)
         if count == 0:
             item = _STORED[source.dtype].itemsize
-            end = source.offset + prod(source.shape) * item
+            end = source.offset + source.stored_rows * prod(source.shape[1:]) * item
             raise CompileError(
                 "Q101",
                 f"{source.path} is truncated: tensor {source.name} ends at byte {end}, the file at byte "

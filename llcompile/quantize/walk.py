@@ -70,35 +70,44 @@ class Walk:
             names = [spec.name for spec in positions.outputs]
             inputs = {spec.name: tensors[spec.name] for spec in positions.inputs}
             tensors |= self._run_program(program(positions, names), inputs, None)
-        last = {name: block.id for block in self.graph.blocks for name in block.inputs}
-        programs: dict[tuple[str, tuple[str, ...]], Program] = {}
-        for block in self.graph.blocks:
+        steps = list(zip(self.graph.blocks, self._programs(), strict=True))
+        last = {name: block.id for block, todo in steps for name in self._reads(block, todo)}
+        for block, todo in steps:
             alive = {name for name in (*tensors, *block.outputs) if last.get(name, -1) > block.id}
-            self._run_block(block, alive.union(self.wanted), tensors, programs)
+            self._run_block(block, todo, alive.union(self.wanted), tensors)
         return tensors
 
+    def _programs(self) -> list[Program]:
+        """What must run of each block for what is wanted and for the inputs of products in it and behind it."""
+        needed, found = set(self.wanted), list[Program]()
+        known: dict[tuple[str, tuple[str, ...]], Program] = {}
+        for block in reversed(self.graph.blocks):
+            template = self.graph.templates[block.template]
+            pairs = zip(template.outputs, block.outputs, strict=True)
+            key = template.id, tuple(spec.name for spec, name in pairs if name in needed)
+            if key not in known:
+                known[key] = program(template, key[1])
+            needed |= self._reads(block, known[key])
+            found.append(known[key])
+        return found[::-1]
+
+    def _reads(self, block: Block, todo: Program) -> set[str]:
+        """The tensors of the graph that `todo`, of `block`, needs."""
+        pairs = zip(self.graph.templates[block.template].inputs, block.inputs, strict=True)
+        return {name for spec, name in pairs if spec.name in todo.reads}
+
     def _run_block(
-        self,
-        block: Block,
-        alive: Collection[str],
-        tensors: dict[str, Tensor],
-        programs: dict[tuple[str, tuple[str, ...]], Program],
+        self, block: Block, todo: Program, alive: Collection[str], tensors: dict[str, Tensor]
     ) -> None:
         """Replace in `tensors` what only `block` reads by what it makes: those in `alive`."""
         template = self.graph.templates[block.template]
-        own = {
-            name: spec.name
-            for spec, name in zip(template.outputs, block.outputs, strict=True)
-            if name in alive
-        }
-        key = template.id, tuple(own.values())
-        if key not in programs:
-            programs[key] = program(template, own.values())
-        inputs = {spec.name: tensors[name] for spec, name in zip(template.inputs, block.inputs, strict=True)}
+        pairs = zip(template.inputs, block.inputs, strict=True)
+        inputs = {spec.name: tensors[name] for spec, name in pairs if name in tensors}
         for name in tensors.keys() - alive:
             del tensors[name]
-        made = self._run_program(programs[key], inputs, block)
-        tensors |= {name: made[own_name] for name, own_name in own.items()}
+        made = self._run_program(todo, inputs, block)
+        outputs = zip(template.outputs, block.outputs, strict=True)
+        tensors |= {name: made[spec.name] for spec, name in outputs if name in alive}
 
     def _run_program(
         self, todo: Program, values: dict[str, Tensor], block: Block | None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llcompile.ir.errors import CompileError
 from llcompile.ir.model import WeightSource
 from llcompile.quantize import read_rows
 from llcompile.quantize.synthetic import CHUNK
-from tests.unit.quantize.checkpoint import matrix, store, stored_bytes
+from tests.unit.quantize.checkpoint import LEADING, matrix, store, stored_bytes
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
@@ -31,6 +33,22 @@ def test_rows_of_every_dtype_both_ways_round(
     assert np.array_equal(got, expected[slice(*rows)])
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+def test_a_part_of_a_tensor_has_its_rows(tmp_path: Path, transpose: bool) -> None:
+    values = matrix(11, 13)
+    part = store(tmp_path / "w.bin", values, "f32", transpose).part(2, 9)
+    assert (part.shape, part.stored_rows) == ((7, 13), 11)
+    assert np.array_equal(read_rows(part, 0, 7), values[2:9])
+    assert np.array_equal(read_rows(part.part(1, 6), 2, 4), values[5:7])
+
+
+def test_a_part_of_a_file_that_is_too_short_names_where_the_tensor_ends(tmp_path: Path) -> None:
+    part = store(tmp_path / "w.bin", matrix(11, 13)).part(2, 9)
+    os.truncate(tmp_path / "w.bin", LEADING + 8 * 13 * 4)
+    with pytest.raises(CompileError, match=f"ends at byte {LEADING + 11 * 13 * 4}, the file at byte"):
+        read_rows(part, 0, 7)
+
+
 def test_vectors(tmp_path: Path) -> None:
     values = matrix(1, 9)[0]
     source = store(tmp_path / "w.bin", values)
@@ -39,6 +57,11 @@ def test_vectors(tmp_path: Path) -> None:
 
 def random_source(shape: tuple[int, ...], name: str = "w", **changes: object) -> WeightSource:
     return WeightSource(name, shape, "f32", **changes)  # type: ignore[arg-type]
+
+
+def test_a_part_of_a_random_tensor_is_drawn_as_the_whole() -> None:
+    source = random_source((300, 1001))
+    assert np.array_equal(read_rows(source.part(37, 205), 3, 9, seed=5), read_rows(source, 40, 46, seed=5))
 
 
 def test_random_weights_do_not_depend_on_how_many_rows_are_asked_for() -> None:
