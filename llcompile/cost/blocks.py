@@ -36,7 +36,8 @@ def block_costs(
             costs[key] = template_cost(
                 graph.templates[block.template], precision, shapes, block.last_row_only, portion
             )
-        result.append(replace(costs[key], block=block.id))
+        of_output = graph.output_blocks > 1 and block.id >= graph.output_start
+        result.append(replace(costs[key], block=block.id, of_output=of_output))
     return tuple(result)
 
 
@@ -106,14 +107,15 @@ def flows(
     """Every activation that one block makes and others read, in order of production; consumers ascending. They travel
     as `wire`, those that can. Of a chunk's rows a prompt fills `portion`, None: all.
 
-    Neither what a device computes from positions nor token ids nor logits: the first is never sent, the
-    others stay on the head. A tensor that only last-row blocks read travels as one row in prefill.
+    Neither what a device computes from positions nor token ids nor logits, whole or in pieces: the first is never sent,
+    the others stay on the head, whose pieces of the output head are one consumer. A tensor that only last-row blocks
+    read travels as one row in prefill.
     """
     last_row = {block.id for block in graph.blocks if block.last_row_only}
     result = []
-    for block in graph.blocks:
+    for block in graph.blocks[: graph.output_start]:
         for name in block.outputs:
-            consumers = graph.consumers(name)
+            consumers = tuple(dict.fromkeys(min(each, graph.output_start) for each in graph.consumers(name)))
             if consumers:
                 rows = 1 if last_row.issuperset(consumers) else chunk
                 spec = graph.tensors[name]

@@ -10,7 +10,16 @@ import onnx
 from onnx import helper, numpy_helper
 
 from llcompile.dataflow.canonical import Canonical, normalize_layers
-from llcompile.dataflow.nodes import ATTENTION, EMBEDDING, INPUT_IDS, LINEAR, Dataflow, Node
+from llcompile.dataflow.nodes import (
+    ATTENTION,
+    EMBEDDING,
+    INPUT_IDS,
+    LINEAR,
+    POSITION_IDS,
+    Dataflow,
+    Node,
+    read_program,
+)
 from llcompile.ir.graph import CacheSpec, Template, TensorSpec, WeightParam
 
 
@@ -44,6 +53,14 @@ def make_template(
         attention_flops=sum(_context_flops(node, specs) for node in form.nodes),
         activation_bytes=_peak_bytes(form, specs),
     )
+
+
+def template_flow(template: Template) -> Dataflow:
+    """The nodes of `template`; its inputs but for ids are given."""
+    flow = read_program(template.onnx)
+    given = {spec.name: spec for spec in template.inputs if spec.name not in (INPUT_IDS, POSITION_IDS)}
+    weights = {weight.name: weight.shape for weight in template.weights}
+    return Dataflow(flow.nodes, flow.constants, weights, flow.header, given)
 
 
 def _canonical_names(form: Canonical, output_names: Sequence[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ def check_graph(graph: Graph) -> list[str]:
         *_check_crossing(graph),
         *_check_last_rows(graph),
         *_check_positions(graph),
+        *_check_output(graph),
     ]
 
 
@@ -155,3 +156,12 @@ def _check_positions(graph: Graph) -> Iterator[str]:
     for spec in template.outputs:
         if graph.tensors.get(spec.name) != spec:
             yield f"positions tensor {spec.name} is not in tensors as the positions template makes it"
+
+
+def _check_output(graph: Graph) -> Iterator[str]:
+    """What the pieces of the output head make is read by none but them."""
+    if not 0 < graph.output_blocks <= max(1, len(graph.blocks) - 1):
+        yield f"{graph.output_blocks} blocks are said to make {LOGITS}, of {len(graph.blocks)}"
+    for block in graph.blocks[graph.output_start :]:
+        if graph.templates.get(block.template) and graph.templates[block.template].caches:
+            yield f"block {block.id} makes {LOGITS} and has a cache"

@@ -91,12 +91,19 @@ class Graph:
     also the positions tensors, `input_ids`, `position_ids` and `logits`. `positions` is the template of what is
     computed from `position_ids` alone and used by more than one block (rotary tables): run on each device that
     needs it, never sent; None when there is no such thing. Its outputs bear the graph's tensor names.
+    `output_blocks`: so many blocks at the end make the logits together, each a piece of them, and are one device's.
     """
 
     blocks: tuple[Block, ...]
     templates: Mapping[str, Template]
     tensors: Mapping[str, TensorSpec]
     positions: Template | None
+    output_blocks: int = 1
+
+    @property
+    def output_start(self) -> int:
+        """The first of the blocks that make the logits."""
+        return len(self.blocks) - self.output_blocks
 
     def producer(self, tensor: str) -> int | None:
         """Id of the block that makes `tensor`; None for model inputs and positions tensors."""

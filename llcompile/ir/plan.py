@@ -23,7 +23,8 @@ class BlockCost:
     `activation_bytes`: peak of a prefill chunk. `decode_bytes`: weights and cache read for one token at full
     context. `prefill_flops`, `prefill_bytes`: a prompt's portion of a chunk. `weights_bytes` are those in memory; of
     them `streamed_bytes` come from disk for every token and every chunk. `table_bytes`: others, which stay on disk, and
-    of which rows are read. `last_row_only`: it runs for a prompt's last row alone, not with every chunk.
+    of which rows are read. `last_row_only`: it runs for a prompt's last row alone, not with every chunk. `of_output`:
+    it is one of several that make the logits, all of them the head's.
     """
 
     block: int
@@ -37,6 +38,12 @@ class BlockCost:
     streamed_bytes: int = 0
     table_bytes: int = 0
     last_row_only: bool = False
+    of_output: bool = False
+
+
+def output_start(costs: Sequence[BlockCost]) -> int:
+    """The first of the blocks that make the logits: the last one, or the first of several."""
+    return next((number for number, cost in enumerate(costs) if cost.of_output), len(costs) - 1)
 
 
 @dataclass(frozen=True)

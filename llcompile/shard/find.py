@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from onnx import numpy_helper
 
-from llcompile.dataflow.nodes import ATTENTION, INPUT_IDS, LINEAR, POSITION_IDS, Dataflow, Node, read_program
+from llcompile.dataflow.nodes import ATTENTION, LINEAR, Dataflow, Node
 from llcompile.dataflow.shapes import infer_specs
+from llcompile.dataflow.templates import template_flow
 from llcompile.ir.graph import Template, TensorSpec
 from llcompile.ir.shard import Piece
 from llcompile.shard.operators import Known
@@ -85,14 +86,6 @@ def find(template: Template) -> Split:
         raise CannotCut("no matrix multiplies what other matrices make")
     total, terms = _sum_of([product.node for product in products], flow, template)
     return Split(template, flow, specs, known, products, total, terms)
-
-
-def template_flow(template: Template) -> Dataflow:
-    """The nodes of `template`; its inputs but for ids are given."""
-    flow = read_program(template.onnx)
-    given = {spec.name: spec for spec in template.inputs if spec.name not in (INPUT_IDS, POSITION_IDS)}
-    weights = {weight.name: weight.shape for weight in template.weights}
-    return Dataflow(flow.nodes, flow.constants, weights, flow.header, given)
 
 
 def _last_products(flow: Dataflow) -> list[Node]:

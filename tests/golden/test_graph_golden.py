@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llcompile.dataflow.nodes import Dataflow, read_dataflow
-from llcompile.graph import build_graph
+from llcompile.graph import build_graph, output_in_pieces
 from llcompile.graph.printer import print_dataflow
 from llcompile.graph.simplify import DropDeadNodes, MergePositionArithmetic
 from llcompile.ir.printer import print_graph
@@ -30,6 +30,13 @@ def compare(text: str, name: str) -> None:
 @pytest.mark.parametrize(("name", "layer"), [("llama", sequential), ("neox", parallel)])
 def test_printed_graph(name: str, layer: object) -> None:
     compare(print_graph(build_graph(decoder(2, layer))), f"graph_{name}.txt")  # type: ignore[arg-type]
+
+
+def test_output_in_pieces() -> None:
+    model = decoder(1, vocab=400)
+    before = build_graph(model)
+    after = output_in_pieces(model, before)[1]
+    compare(f"{print_graph(before)}\n---\n\n{print_graph(after)}", "graph_output_in_pieces.txt")
 
 
 def wasteful() -> Dataflow:

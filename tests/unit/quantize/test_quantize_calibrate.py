@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llcompile.graph import build_graph
+from llcompile.graph import build_graph, output_in_pieces
 from llcompile.ir.graph import Block, Graph
+from llcompile.ir.model import WeightSource
 from llcompile.quantize import calibrate, random_sequences, sequences_of
 from llcompile.quantize.calibrate import factors_of
 from llcompile.quantize.operators import erf
-from llcompile.quantize.walk import Ids, Walk
+from llcompile.quantize.walk import Ids, Walk, finite_rows
 from tests.models import FAMILIES, VOCAB, loaded, prompt, reference_logits
 from tests.unit.quantize.checkpoint import Floats
 
@@ -89,6 +90,29 @@ def test_factors_are_those_of_what_is_multiplied(tmp_path: Path) -> None:
     expected = factors_of(normed.astype(np.float32))
     assert np.allclose(found.spread[0], expected[:128], atol=1e-4)
     assert np.allclose(found.importance[0], expected[128], rtol=1e-4)
+
+
+def test_pieces_of_the_output_head_get_its_factors_and_are_not_multiplied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, whole, sequences = loaded("llama")[1], graph_of("llama"), ids(40, 80)
+    cut_model, cut = output_in_pieces(model, whole)
+    assert cut.output_blocks > 2
+    expected = calibrate(whole, model.weights, sequences, tmp_path / "whole").factors(whole.blocks[-1], 1)
+    read = list[str]()
+
+    def told(source: WeightSource, start: int, stop: int) -> Floats:
+        read.append(source.name)
+        return finite_rows(source, start, stop)
+
+    monkeypatch.setattr("llcompile.quantize.walk.finite_rows", told)
+    found = calibrate(cut, cut_model.weights, sequences, tmp_path / "cut")
+    assert "lm_head.weight" not in read
+    assert expected is not None
+    for block in cut.blocks[cut.output_start :]:
+        factors = found.factors(block, len(block.weights) - 1)
+        assert factors is not None
+        assert np.array_equal(factors.spread, expected.spread)
 
 
 def walked_norm(family: str, block: Block) -> Floats:
