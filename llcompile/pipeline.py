@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -110,13 +110,15 @@ def make_plan(options: BuildOptions, trace: Trace) -> Planned:
     with trace.stage("plan"):
         planned = plan_graph(model, dataflow, cluster, options)
         trace.plan(lambda: print_planned(planned.plan, planned.costs))
+        if planned.graph is not dataflow:
+            trace.program("output-in-pieces", print_graph(planned.graph))
         if planned.groups:
             trace.program("pieces", print_groups(planned.groups))
     return planned
 
 
 def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOptions) -> Planned:
-    """Decide which device computes which blocks of `dataflow`."""
+    """Decide which device computes which blocks of `dataflow`, whose output head is in pieces where blocks stream."""
     cluster = with_tokenizer(cluster, model.tokenizer_bytes)
     context = context_of(options, model)
     precision, shapes = Precision.of(options.quant, options.cache), Shapes(context, min(CHUNK, context))
@@ -136,11 +138,19 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
         time_limit_s=options.time_limit,
     )
     sharding = Sharding(dataflow, precision, shapes)
-    plan = _best_plan(dataflow, cluster, options, wishes, sharding)
+
+    @cache
+    def in_pieces() -> tuple[Model, Graph]:
+        return graph.output_in_pieces(model, dataflow)
+
+    plan = _best_plan(dataflow, cluster, options, wishes, sharding, lambda: in_pieces()[1])
     travel, exact = (
         cost.flows(dataflow, shapes.chunk, wire) for wire in (plan.precision.wire, WireFormat.F32)
     )
     left = partition.settled(travel, exact, plan.wires)
+    if plan.stages[-1].stop != len(dataflow.blocks):
+        model, dataflow = in_pieces()
+        costs, sharding = cost.block_costs(dataflow, precision, shapes), Sharding(dataflow, precision, shapes)
     sharding, spare = replace(sharding, precision=plan.precision), partition.Spare(options.spare)
     plan = partition.with_divisions(plan, costs, left, cluster, wishes, spare, sharding.costs)
     groups = sharding.groups((*plan.stages, *plan.divisions))
@@ -155,8 +165,10 @@ def _best_plan(
     options: BuildOptions,
     wishes: partition.PlanOptions,
     sharding: Sharding,
+    in_pieces: Callable[[], Graph],
 ) -> Plan:
-    """The best of the plans for the formats and for the pieces of a prompt that are worth a look."""
+    """The best of the plans for the formats and for the pieces of a prompt that are worth a look. `in_pieces`: the
+    graph with several blocks for the output head, which plans with windows are then made of."""
     window, devices = partition.parse_window(options.window), len(cluster.at_work().devices)
 
     def make(wire: WireFormat, portion: int | None, limit_s: float) -> Plan:
@@ -165,7 +177,11 @@ def _best_plan(
         costs = cost.block_costs(dataflow, precision, shapes, portion)
         flows = cost.flows(dataflow, shapes.chunk, wire, portion)
         pieces = replace(sharding, precision=precision, portion=portion).costs
-        return partition.plan_with_windows(costs, flows, cluster, asked, window, pieces)
+
+        def output_in_pieces() -> tuple[BlockCost, ...]:
+            return cost.block_costs(in_pieces(), precision, shapes, portion)
+
+        return partition.plan_with_windows(costs, flows, cluster, asked, window, pieces, output_in_pieces)
 
     def in_portions(wire: WireFormat, limit_s: float) -> Plan:
         asked = replace(wishes, time_limit_s=limit_s)

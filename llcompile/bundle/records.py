@@ -10,7 +10,7 @@ import msgspec
 
 from llcompile.ir.graph import Graph
 from llcompile.ir.model import Model
-from llcompile.ir.plan import BlockCost, Move, Plan, Stage, Transmission
+from llcompile.ir.plan import BlockCost, Move, Plan, Stage, Transmission, output_start
 from llrun import schema
 
 
@@ -34,7 +34,7 @@ def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.
         chunk_s=plan.chunk_s,
         slowest_chunk_s=plan.slowest_chunk_s,
         stages=stage_records(plan.stages),
-        devices={name: _load(plan, name) for name in plan.devices},
+        devices={name: _load(plan, name, output_start(costs)) for name in plan.devices},
         unused=dict(plan.unused),
         transmissions=transmission_records(plan.transmissions),
         blocks=tuple(
@@ -98,8 +98,9 @@ def transmission_records(transmissions: Iterable[Transmission]) -> tuple[schema.
     )
 
 
-def _load(plan: Plan, name: str) -> schema.LoadRecord:
-    load, middle = plan.devices[name], range(1, plan.stages[-1].stop - 1)
+def _load(plan: Plan, name: str, output: int) -> schema.LoadRecord:
+    """`output`: the block at which the output head begins."""
+    load, middle = plan.devices[name], range(1, output)
     return schema.LoadRecord(
         weights_bytes=load.weights_bytes,
         kv_bytes=load.kv_bytes,

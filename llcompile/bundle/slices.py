@@ -99,9 +99,10 @@ def device_infos(cluster: Cluster, plan: Plan) -> dict[str, schema.DeviceInfo]:
     }
 
 
-def max_payload_bytes(graph: schema.GraphRecord, chunk: int) -> int:
-    """Bytes of the largest message of a whole chunk, wherever blocks are cut apart; 1 when there is none."""
-    made = {tensor for block in graph.blocks for tensor in block.outputs}
+def max_payload_bytes(graph: schema.GraphRecord, chunk: int, output_blocks: int = 1) -> int:
+    """Bytes of the largest message of a whole chunk, wherever blocks are cut apart; 1 when there is none. What the last
+    `output_blocks` make, pieces of the logits, stays where it is."""
+    made = {tensor for block in graph.blocks[: len(graph.blocks) - output_blocks] for tensor in block.outputs}
     moved = made & {tensor for block in graph.blocks for tensor in block.inputs}
     for group in graph.groups:
         moved.update(tensor for each in group.blocks for tensor in (*each.partials, *each.sums))
@@ -124,8 +125,10 @@ def make_slice(
     envelope: schema.Envelope,
     blocks: Sequence[Placed],
     files: Mapping[str, schema.FileEntry],
+    output_blocks: int,
 ) -> schema.Slice:
-    """The slice of `device`, its identity and digest still empty."""
+    """The slice of `device`, its identity and digest still empty. `output_blocks`: of the graph, those that make the
+    logits."""
     return schema.Slice(
         schema=schema.SCHEMA,
         digest="",
@@ -142,6 +145,6 @@ def make_slice(
         envelope=envelope,
         blocks=tuple(block_entry(b) for b in blocks),
         program=programs[device],
-        max_payload_bytes=max_payload_bytes(graph, model.shapes.chunk),
+        max_payload_bytes=max_payload_bytes(graph, model.shapes.chunk, output_blocks),
         files=dict(files),
     )

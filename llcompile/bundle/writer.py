@@ -77,6 +77,7 @@ class Contents:
     runtime_libraries: Mapping[str, Path]
     tokenizer: tuple[Path, ...]
     disk_bytes: Mapping[str, int]
+    output_blocks: int
 
 
 def write_bundle(
@@ -122,6 +123,7 @@ def write_bundle(
         runtime_libraries=runtime_libraries,
         tokenizer=tuple(Path(p) for p in model.tokenizer_files),
         disk_bytes={d.name: d.disk_bytes for d in cluster.devices if d.disk_bytes is not None},
+        output_blocks=graph.output_blocks,
     )
     _check_names(contents)
     with staged(out) as folder:
@@ -207,6 +209,7 @@ def _write_records(files: FileSet, contents: Contents, described: schema.GraphRe
             contents.envelope,
             contents.placed[name],
             slice_files(files.entries, name),
+            contents.output_blocks,
         )
         for name in contents.devices
     }

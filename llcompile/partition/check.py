@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from llcompile.ir.cluster import Cluster
-from llcompile.ir.plan import BlockCost, Flow, Plan, ShardCosts
+from llcompile.ir.plan import BlockCost, Flow, Plan, ShardCosts, output_start
 from llcompile.partition.disk import file_bytes, room_bytes
 from llcompile.partition.evaluate import evaluate, held_costs, memory
 from llcompile.partition.options import PlanOptions
@@ -25,7 +25,8 @@ def check_plan(
     pieces: ShardCosts | None = None,
 ) -> list[str]:
     """Every violation of what a plan promises; empty when there is none."""
-    shape = [*_check_stages(plan, len(costs), cluster), *_check_groups(plan, len(costs), pieces)]
+    stages = _check_stages(plan, len(costs), output_start(costs), cluster)
+    shape = [*stages, *_check_groups(plan, len(costs), pieces)]
     if shape:
         return shape
     return [
@@ -36,7 +37,7 @@ def check_plan(
     ]
 
 
-def _check_stages(plan: Plan, blocks: int, cluster: Cluster) -> Iterator[str]:
+def _check_stages(plan: Plan, blocks: int, output: int, cluster: Cluster) -> Iterator[str]:
     names = [device.name for device in cluster.devices]
     for number, stage in enumerate(plan.stages):
         if not stage.devices or not set(stage.devices) <= set(names):
@@ -55,6 +56,9 @@ def _check_stages(plan: Plan, blocks: int, cluster: Cluster) -> Iterator[str]:
     if any(end != (cluster.head,) for end in ends):
         words = " and ".join("+".join(end) for end in ends)
         yield f"the first and the last stage are on {words}, not on the head {cluster.head}"
+    elif plan.stages[-1].start > output:
+        have = f"the head {cluster.head} has them from {plan.stages[-1].start} on"
+        yield f"blocks {output} to {blocks - 1} make the logits, {have}"
     for a, b in pairwise(plan.stages):
         if a.devices == b.devices:
             yield f"{', '.join(a.devices)} has two stages in a row"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.plan import BlockCost, ShardCosts, Stage
 from llcompile.partition.evaluate import cut_of, decode_seconds, held_costs, prefill_seconds
-from llcompile.partition.streaming import streamed, window_on
+from llcompile.partition.streaming import ends, streamed, window_on
 from llrun import schema
 from llrun.programs.groups import shard_id, tail_id
 
@@ -65,7 +65,7 @@ def _streams(
     """Ids of what streams on a device, in order, and how many of them are in memory at once."""
     mine = [stage for stage in stages if stage.devices == (name,)]
     run = [*held_costs(mine, name, costs, None), *cut]
-    stream = streamed(window_on(stages, name), run, (0, len(costs) - 1))
+    stream = streamed(window_on(stages, name), run, ends(costs))
     return tuple(run[number].block for number in stream.numbers), stream.ring
 
 

@@ -25,7 +25,7 @@ from itertools import pairwise
 from llcompile.ir.cluster import Cluster, Device
 from llcompile.ir.plan import BlockCost, Flow, PieceCosts, ShardCosts, Stage
 from llcompile.partition.options import PlanOptions
-from llcompile.partition.streaming import as_streamed, streamed, weights_in_memory, window_on
+from llcompile.partition.streaming import as_streamed, ends, streamed, weights_in_memory, window_on
 from llcompile.partition.transmissions import Message, messages
 from llrun.programs.sums import sum_seconds
 from llrun.programs.turns import Turn, token_seconds
@@ -115,7 +115,7 @@ def memory(
     needs = {}
     for name in names:
         blocks = held_costs(stages, name, costs, pieces)
-        stream = streamed(window_on(stages, name), blocks, (0, len(costs) - 1))
+        stream = streamed(window_on(stages, name), blocks, ends(costs))
         weights, cache = weights_in_memory(stream, blocks), sum(b.cache_bytes for b in blocks)
         working = max(b.activation_bytes for b in blocks) + buffers + cluster.device(name).runtime_bytes
         needs[name] = Memory(weights, cache, weights + cache + working + parts[name])
@@ -142,10 +142,10 @@ def streaming_costs(
     """The costs where `stages` have some blocks stream; of a group with a window all pieces are taken to."""
     if not any(stage.window for stage in stages):
         return costs, pieces
-    changed, ends = list(costs), (0, len(costs) - 1)
+    changed, never = list(costs), ends(costs)
     for name in dict.fromkeys(stage.lead for stage in stages if not stage.is_group):
         held = held_costs([stage for stage in stages if stage.devices == (name,)], name, costs, None)
-        for number in streamed(window_on(stages, name), held, ends).numbers:
+        for number in streamed(window_on(stages, name), held, never).numbers:
             changed[held[number].block] = as_streamed(held[number])
     windows = {block: stage.window for stage in stages if stage.is_group for block in stage.blocks}
 
@@ -211,7 +211,7 @@ def _rings(stages: Sequence[Stage], costs: Sequence[BlockCost]) -> Mapping[str, 
     found = {}
     for name in dict.fromkeys(stage.lead for stage in stages if not stage.is_group):
         held = held_costs([stage for stage in stages if stage.devices == (name,)], name, costs, None)
-        found[name] = streamed(window_on(stages, name), held, (0, len(costs) - 1)).ring
+        found[name] = streamed(window_on(stages, name), held, ends(costs)).ring
     return found
 
 

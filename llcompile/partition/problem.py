@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from llcompile.ir.cluster import Cluster, Device, Link
-from llcompile.ir.plan import BlockCost, Flow, ShardCosts, Stage
+from llcompile.ir.plan import BlockCost, Flow, ShardCosts, Stage, output_start
 from llcompile.partition.disk import file_bytes, room_bytes
 from llcompile.partition.evaluate import TOKEN_WEIGHT, decode_seconds, in_flight_bytes, prefill_seconds
 from llcompile.partition.groups import Group
@@ -67,6 +67,11 @@ class Problem:
     @property
     def blocks(self) -> int:
         return len(self.costs)
+
+    @cached_property
+    def output(self) -> int:
+        """The first of the blocks that make the logits."""
+        return output_start(self.costs)
 
     @cached_property
     def devices(self) -> tuple[Device, ...]:
@@ -205,7 +210,7 @@ class Problem:
     @property
     def least_file(self) -> int:
         """Bytes of the smallest file of a block that a worker may have."""
-        return min((self.on_disk([(b, b + 1)]) for b in range(1, self.blocks - 1)), default=0)
+        return min((self.on_disk([(b, b + 1)]) for b in range(1, self.output)), default=0)
 
     def fits(self, device: int, ranges: Sequence[tuple[int, int]]) -> bool:
         """Whether memory and disk of a device hold blocks together, in a plan of several devices."""
@@ -245,18 +250,20 @@ class Problem:
 
     @cached_property
     def owners(self) -> tuple[int | None, ...]:
-        """[block]: the device it is pinned to; the ends are the head's in any case."""
+        """[block]: the device it is pinned to; the ends are the head's in any case, all that makes logits with them."""
         numbers = {device.name: d for d, device in enumerate(self.devices)}
         owners: list[int | None] = [None] * self.blocks
         for pin in self.options.pins:
             owners[pin.start : pin.stop] = [numbers[pin.device]] * (pin.stop - pin.start)
-        owners[0] = owners[-1] = HEAD
+        owners[0] = HEAD
+        owners[self.output :] = [HEAD] * (self.blocks - self.output)
         return tuple(owners)
 
     @cached_property
     def kept(self) -> frozenset[int]:
-        """The blocks that no worker may ever hold: those of --keep."""
-        return frozenset(b for pin in self.options.pins if pin.keep for b in range(pin.start, pin.stop))
+        """The blocks that no worker may ever hold: those of --keep, and all that make logits."""
+        asked = (b for pin in self.options.pins if pin.keep for b in range(pin.start, pin.stop))
+        return frozenset([*asked, *range(self.output, self.blocks)])
 
     def holds(self, device: int, ranges: Sequence[tuple[int, int]], limit: float = INFINITY) -> bool:
         """Whether blocks fit on a device together and keep it busy for no more than `limit` seconds."""

@@ -18,12 +18,14 @@ Counts = Mapping[str, int]
 Cost = Callable[[tuple[Stage, ...]], float]  # of stages, infinite where they cannot be
 
 
-def best_rounds(stages: tuple[Stage, ...], cost: Cost, late: Callable[[], bool]) -> tuple[Stage, ...]:
+def best_rounds(
+    stages: tuple[Stage, ...], cost: Cost, late: Callable[[], bool], output: int = 1
+) -> tuple[Stage, ...]:
     """The best stages that were found, `stages` themselves where nothing is better. A plan with a group has one round.
 
-    `late`: whether to look no further.
+    `late`: whether to look no further. `output`: blocks of the output head.
     """
-    counts = middle_counts(stages)
+    counts = middle_counts(stages, output)
     if any(stage.is_group for stage in stages) or len(counts) < 2:
         return stages
     best, least = stages, cost(stages)
@@ -31,7 +33,7 @@ def best_rounds(stages: tuple[Stage, ...], cost: Cost, late: Callable[[], bool])
     for rounds in ROUNDS:
         if late() or rounds > max(counts.values()):
             break
-        found = in_rounds(counts, rounds, stages[0].lead)
+        found = in_rounds(counts, rounds, stages[0].lead, output)
         if (now := cost(found)) < least:
             best, least, chosen = found, now, rounds
     for step in STEPS:
@@ -39,31 +41,32 @@ def best_rounds(stages: tuple[Stage, ...], cost: Cost, late: Callable[[], bool])
         while improved and not late():
             improved = False
             for other in _exchanged(counts, step):
-                found = in_rounds(other, chosen, stages[0].lead)
+                found = in_rounds(other, chosen, stages[0].lead, output)
                 if (now := cost(found)) < least * (1 - 1e-9):
                     best, least, counts, improved = found, now, other, True
                     break
     return best
 
 
-def middle_counts(stages: Sequence[Stage]) -> Counts:
-    """How many blocks between the model's ends each device has, in the order of first runs."""
-    last, counts = stages[-1].stop - 1, dict[str, int]()
+def middle_counts(stages: Sequence[Stage], output: int = 1) -> Counts:
+    """How many blocks between embedding and output head each device has, in the order of first runs. `output`: blocks
+    of the output head."""
+    first, counts = stages[-1].stop - output, dict[str, int]()
     for stage in stages:
-        middle = sum(0 < block < last for block in stage.blocks)
+        middle = sum(0 < block < first for block in stage.blocks)
         counts[stage.lead] = counts.get(stage.lead, 0) + middle
     return {name: count for name, count in counts.items() if count}
 
 
-def in_rounds(counts: Counts, rounds: int, head: str) -> tuple[Stage, ...]:
+def in_rounds(counts: Counts, rounds: int, head: str, output: int = 1) -> tuple[Stage, ...]:
     """Stages in which every device has its blocks in so many runs of about equal length, one round after the other; the
-    model's first and last block are the head's."""
+    model's first block and the `output` last ones are the head's."""
     runs: list[tuple[str, int]] = [(head, 1)]
     for number in range(rounds):
         for name, count in counts.items():
             runs.append((name, count * (number + 1) // rounds - count * number // rounds))
     stages, start = list[Stage](), 0
-    for name, length in (*runs, (head, 1)):
+    for name, length in (*runs, (head, output)):
         if stages and stages[-1].lead == name:
             stages[-1] = Stage.on(name, stages[-1].start, start + length)
         elif length:

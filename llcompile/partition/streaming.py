@@ -22,8 +22,14 @@ def window_on(stages: Sequence[Stage], name: str) -> int:
     return max((stage.window for stage in stages if name in stage.devices), default=0)
 
 
+def ends(costs: Sequence[BlockCost]) -> tuple[int, ...]:
+    """The blocks of the model that never stream: the embedding, and an output head of one block."""
+    last = len(costs) - 1
+    return (0,) if costs[last].of_output else (0, last)
+
+
 def streamed(window: int, held: Sequence[BlockCost], ends: Collection[int]) -> Streamed:
-    """What streams of `held`, in the order in which it runs: `ends`, the model's first and last block, never do."""
+    """What streams of `held`, in the order in which it runs: `ends`, blocks of the model, never do."""
     middle = [number for number, cost in enumerate(held) if cost.block not in ends]
     return Streamed(*ring_of(middle, window))
 

@@ -5,21 +5,22 @@ every block between the model's ends came from disk for each token: it takes nex
 gives up that of a smallest window, and a block takes at least its bytes over the disk's rate. Then each device's
 window is made as wide as its memory allows; of a group the pieces of blocks count as blocks. That is done again with
 what each device then had to stream of its blocks, and the best of these plans is taken; then it is cut into rounds
-(rounds.py) where that is faster. What is left out: such plans are not proven to be the best; a group has one run of
-blocks, as every device has with --pin and --keep; and the bound of a plan with windows is what the blocks take at
-least, wherever they are.
+(rounds.py) where that is faster. An output head that is larger than any block of a layer is several blocks in such
+plans, which stream as others do; in the search they are one, as nobody but the head may have any. What is left out:
+such plans are not proven to be the best; a group has one run of blocks, as every device has with --pin and --keep; and
+the bound of a plan with windows is what the blocks take at least, wherever they are.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 
 from llcompile.ir.cluster import Cluster, Device
 from llcompile.ir.errors import INFEASIBLE, CompileError
-from llcompile.ir.plan import BlockCost, Flow, PieceCosts, Plan, ShardCosts, Stage
+from llcompile.ir.plan import BlockCost, Flow, PieceCosts, Plan, ShardCosts, Stage, output_start
 from llcompile.partition.clock import Clock
 from llcompile.partition.disk import file_bytes, room_bytes
 from llcompile.partition.evaluate import Figures, evaluate, held_costs, in_flight_bytes, memory
@@ -29,7 +30,7 @@ from llcompile.partition.problem import HEAD, Problem
 from llcompile.partition.refusal import size
 from llcompile.partition.rounds import best_rounds
 from llcompile.partition.search import least_seconds
-from llcompile.partition.streaming import as_streamed, streamed, window_on
+from llcompile.partition.streaming import as_streamed, ends, streamed, window_on
 from llcompile.partition.transmissions import transmissions
 from llrun.programs.ring import AHEAD, places
 from llrun.schema import PlanStatus
@@ -67,16 +68,22 @@ def plan_with_windows(
     options: PlanOptions,
     window: int | None,
     shard_costs: ShardCosts | None = None,
+    in_pieces: Callable[[], Sequence[BlockCost]] | None = None,
 ) -> Plan:
     """`plan`, with `window` blocks of a device in memory at once: None: windows where nothing fits without, OFF: never.
 
-    Raises CompileError as `plan` does: P201 (exit 3) when nothing fits.
+    `in_pieces`: the costs with several blocks for the output head, which plans with windows are then made of. Raises
+    CompileError as `plan` does: P201 (exit 3) when nothing fits.
     """
     if window == OFF:
         return plan(costs, flows, cluster, options, shard_costs)
-    problem = Problem(tuple(costs), tuple(flows), cluster.at_work(), options, shard_costs)
+
+    def problem() -> Problem:
+        cut = in_pieces() if in_pieces else costs
+        return Problem(tuple(cut), tuple(flows), cluster.at_work(), options, shard_costs)
+
     if window is not None:
-        return _planned(problem, cluster, window, wider=False)
+        return _planned(problem(), cluster, window, wider=False)
     clock = Clock(options.time_limit_s)
     try:
         return plan(costs, flows, cluster, options, shard_costs)
@@ -87,7 +94,7 @@ def plan_with_windows(
     for narrowest in NARROWEST if len(costs) > 2 else ():
         left = replace(options, time_limit_s=max(_LEAST_S, clock.left_s))
         try:
-            return _planned(replace(problem, options=left), cluster, narrowest, wider=True)
+            return _planned(replace(problem(), options=left), cluster, narrowest, wider=True)
         except CompileError as error:
             if error.code != _NO_PLAN:
                 raise
@@ -154,8 +161,9 @@ def _once(
     less = _with_less_memory(problem, cluster, window, token, careful)
     reckoned = replace(less, devices=tuple(_reckoned(d, shares.get(d.name, 1.0)) for d in less.devices))
     pieces = streaming_pieces(problem.pieces, token)
-    made = plan(streaming(problem.costs, token), problem.flows, reckoned, problem.options, pieces)
-    stages = made.stages
+    costs = _output_as_one(streaming(problem.costs, token))
+    made = plan(costs, problem.flows, reckoned, problem.options, pieces)
+    stages = (*made.stages[:-1], replace(made.stages[-1], stop=problem.blocks))
     for devices in dict.fromkeys(stage.devices for stage in stages):
         stages = _opened(problem, stages, devices, window, wider)
     return _with_stages(problem, made, stages)
@@ -177,7 +185,8 @@ def _in_rounds(problem: Problem, made: Plan, window: int, wider: bool, clock: Cl
 
     if problem.options.pins:
         return made  # a block would go from the device that it is pinned to
-    best = best_rounds(made.stages, cost, lambda: clock.beyond(SHARPEN))
+    output = problem.blocks - problem.output
+    best = best_rounds(made.stages, cost, lambda: clock.beyond(SHARPEN), output)
     return made if best == made.stages else _with_stages(problem, made, known[best])
 
 
@@ -225,18 +234,38 @@ def _streamed_shares(made: Plan, costs: Sequence[BlockCost]) -> Mapping[str, flo
     found = {}
     for name in made.devices:
         held = held_costs([s for s in made.stages if s.devices == (name,)], name, costs, None)
-        stream = streamed(window_on(made.stages, name), held, (0, len(costs) - 1))
-        middle = sum(cost.weights_bytes for cost in held if 0 < cost.block < len(costs) - 1)
+        stream = streamed(window_on(made.stages, name), held, ends(costs))
+        middle = sum(cost.weights_bytes for cost in held if cost.block not in ends(costs))
         if middle:
             found[name] = sum(held[number].weights_bytes for number in stream.numbers) / middle
     return found
 
 
 def streaming(costs: Sequence[BlockCost], token: int) -> tuple[BlockCost, ...]:
-    """The costs of a model of which all but the ends stream. `token`: bytes that each is left, so that none comes for
+    """The costs of a model of which all streams that may. `token`: bytes that each is left, so that none comes for
     nothing, nor all for the buffers that a head alone needs not."""
-    middle = (replace(as_streamed(cost), weights_bytes=token) for cost in costs[1:-1])
-    return (*costs[:1], *middle, *costs[1:][-1:])
+    never = ends(costs)
+    return tuple(
+        cost if cost.block in never else replace(as_streamed(cost), weights_bytes=token) for cost in costs
+    )
+
+
+def _output_as_one(costs: Sequence[BlockCost]) -> tuple[BlockCost, ...]:
+    """The costs with one block for the output head, which takes what its pieces take together."""
+    start = output_start(costs)
+    whole, *others = costs[start:]
+    for piece in others:
+        whole = replace(
+            whole,
+            weights_bytes=whole.weights_bytes + piece.weights_bytes,
+            activation_bytes=max(whole.activation_bytes, piece.activation_bytes),
+            decode_flops=whole.decode_flops + piece.decode_flops,
+            decode_bytes=whole.decode_bytes + piece.decode_bytes,
+            prefill_flops=whole.prefill_flops + piece.prefill_flops,
+            prefill_bytes=whole.prefill_bytes + piece.prefill_bytes,
+            streamed_bytes=whole.streamed_bytes + piece.streamed_bytes,
+        )
+    return (*costs[:start], replace(whole, of_output=False))
 
 
 def streaming_pieces(pieces: ShardCosts | None, token: int) -> ShardCosts | None:
@@ -257,18 +286,24 @@ def streaming_pieces(pieces: ShardCosts | None, token: int) -> ShardCosts | None
 
 
 def _with_less_memory(problem: Problem, cluster: Cluster, window: int, token: int, careful: bool) -> Cluster:
-    """The cluster without the memory that a window takes of each device; of a head that has no room for one, without
-    all that the ends of the model leave."""
-    last = problem.blocks - 1
-    beside = problem.free[HEAD] - problem.needed([(0, 1), (last, last + 1)])
-    sizes = [cost.weights_bytes for cost in problem.costs[1:last]]
-    ring = min(window, AHEAD + 1, len(sizes))
-    parts = (sizes, sizes[1:], sizes[:-1]) if careful else (sizes,)
-    taken = max(places(part, min(ring, len(part))).size_bytes for part in parts)
-    taken += (window - ring) * max(sizes, default=0) - token * len(sizes)
+    """The cluster without the memory that a window takes of each device; of a head that has no room for one beside the
+    model's ends, without all that they leave."""
+    never = ends(problem.costs)
+    beside = problem.free[HEAD] - problem.needed([(block, block + 1) for block in never])
+    middle = [cost.weights_bytes for cost in problem.costs[1 : problem.output]]
+    pieces = [cost.weights_bytes for cost in problem.costs[problem.output :] if cost.block not in never]
+
+    def taken(sizes: Sequence[int]) -> int:
+        ring = min(window, AHEAD + 1, len(sizes))
+        parts = (sizes, sizes[1:], sizes[:-1]) if careful else (sizes,)
+        room = max(places(part, min(ring, len(part))).size_bytes for part in parts)
+        kept = min(window, len(sizes)) - ring
+        return room + kept * max(sizes, default=0) - token * len(sizes)
+
+    of_worker, of_output, of_both = taken(middle), taken(pieces), taken([*middle, *pieces])
 
     def left(device: Device) -> Device:
-        less = max(0, min(taken, beside)) if device.name == cluster.head else taken
+        less = max(0, of_output, min(of_both, beside)) if device.name == cluster.head else of_worker
         return replace(device, memory_bytes=max(1, device.memory_bytes - less))
 
     return replace(cluster, devices=tuple(map(left, cluster.devices)))
@@ -278,9 +313,9 @@ def _opened(
     problem: Problem, stages: tuple[Stage, ...], devices: tuple[str, ...], window: int, wider: bool
 ) -> tuple[Stage, ...]:
     """`stages` with the window of `devices`, which share some of them. Raises CompileError P201 where none fits."""
-    ends = (0, problem.blocks - 1)
+    never = ends(problem.costs)
     mine = held_costs([s for s in stages if s.devices == devices], devices[0], problem.costs, problem.pieces)
-    count = sum(cost.block not in ends for cost in mine)
+    count = sum(cost.block not in never for cost in mine)
 
     def made(width: int) -> tuple[Stage, ...]:
         chosen = width if width < count else 0

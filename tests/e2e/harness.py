@@ -59,12 +59,15 @@ class CompiledModel:
         planned = pipeline.plan_graph(self.model, self.graph, cluster, options)
         sequences = pipeline.calibration_sequences(options, self.model, None)
         with tempfile.TemporaryDirectory() as scratch:
+            folder, compiled = Path(scratch), self.compiled
+            if planned.graph is not self.graph:  # its output head is in pieces
+                compiled = pipeline.compile_targets(planned, folder)
             calibration = (
-                quantize.calibrate(self.graph, self.model.weights, sequences, Path(scratch))
+                quantize.calibrate(planned.graph, planned.model.weights, sequences, folder / "factors")
                 if sequences
                 else None
             )
-            pipeline.write(planned, self.compiled, out, calibration=calibration)
+            pipeline.write(planned, compiled, out, calibration=calibration)
         return planned
 
 

@@ -54,3 +54,20 @@ def layered(layers: int, parallel: bool = False) -> Graph:
     tensors = {name: TensorSpec(name, spec.dtype, spec.shape) for name, spec in names.items()}
     tensors |= {spec.name: spec for spec in (IDS, POSITIONS, *POSITIONS_TEMPLATE.outputs, LOGITS)}
     return Graph(tuple(blocks), templates, tensors, POSITIONS_TEMPLATE)
+
+
+def with_pieces(graph: Graph, count: int) -> Graph:
+    """The graph with `count` blocks that each make a piece of the logits, the last one of them all."""
+    head, piece = graph.blocks[-1], TensorSpec("piece", "float32", (1, "n", 32))
+    names = [f"logits.{number}" for number in range(count - 1)]
+    first, last = len(graph.templates) - 1, len(graph.templates)
+    templates = {id: each for id, each in graph.templates.items() if id != head.template}
+    templates[f"t{first}"] = template(f"t{first}", (ROW,), piece)
+    templates[f"t{last}"] = template(f"t{last}", (ROW, *(piece for _ in names)), LOGITS)
+    pieces = [
+        Block(head.id + number, f"t{first}", head.inputs, (name,), (), last_row_only=True)
+        for number, name in enumerate(names)
+    ]
+    joined = Block(head.id + count - 1, f"t{last}", (*head.inputs, *names), ("logits",), (), True)
+    tensors = {**graph.tensors, **{name: TensorSpec(name, piece.dtype, piece.shape) for name in names}}
+    return Graph((*graph.blocks[:-1], *pieces, joined), templates, tensors, graph.positions, count)

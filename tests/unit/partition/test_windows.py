@@ -7,15 +7,18 @@ from dataclasses import replace
 
 import pytest
 
+from llcompile.bundle import graph_record
 from llcompile.ir.cluster import Cluster, Link
 from llcompile.ir.errors import CompileError
 from llcompile.ir.plan import BlockCost, Plan, Stage
-from llcompile.partition import envelope, parse_window, plan_with_windows
+from llcompile.partition import envelope, parse_window, plan_with_windows, with_spares
 from llcompile.partition.check import check_plan
 from llcompile.partition.evaluate import decode_seconds, evaluate, memory
 from llcompile.partition.options import Pin
+from llcompile.partition.spares import Spare
 from llrun.programs.ring import weights_bytes
 from tests.unit.partition.cases import OPTIONS, chain, cost, device
+from tests.unit.partition.graphs import layered, with_pieces
 
 PAGE = 4096
 BIG, SMALL = 8 * PAGE, 2 * PAGE
@@ -176,3 +179,75 @@ def test_a_device_that_can_keep_most_of_its_blocks_gets_more() -> None:
     runs = {stage.lead: len(stage.blocks) for stage in made.stages}
     assert runs["w0"] > runs.get("w1", 0)
     assert made.tpot_s <= planned(where, 2).tpot_s
+
+
+# An output head of three pieces, each as large as the largest block of a layer.
+PIECES = (*COSTS[:11], *(replace(cost(b, BIG), of_output=True) for b in (11, 12, 13)))
+WHOLE = (*COSTS[:11], cost(11, 3 * BIG))
+
+
+def in_pieces(where: Cluster, window: int | None, **wishes: object) -> Plan:
+    options = replace(OPTIONS, **wishes)
+    made = plan_with_windows(WHOLE, FLOWS, where, options, window, None, lambda: PIECES)
+    costs = PIECES if made.stages[-1].stop == len(PIECES) else WHOLE
+    assert check_plan(made, costs, FLOWS, where, options) == []
+    return made
+
+
+def test_an_output_head_in_pieces_streams_and_stays_on_the_head() -> None:
+    head = PAGE + 2 * BIG + BESIDE  # it lacks a third of the output head
+    where = cluster(head, 10**6)
+    made = in_pieces(where, None)
+    assert [(s.lead, s.start, s.stop, s.window) for s in made.stages] == [
+        ("h", 0, 1, 2),
+        ("w0", 1, 11, 0),
+        ("h", 11, 14, 2),
+    ]
+    assert made.devices["h"].peak_bytes == head
+    described = envelope({"h": (0, 11, 12, 13)}, PIECES, where, made.stages).devices["h"]
+    assert (described.streamed, described.ring) == ((11, 12, 13), 2)
+    with pytest.raises(CompileError, match="no feasible plan") as caught:
+        in_pieces(where, 0)
+    assert caught.value.code == "P201"
+
+
+def test_pieces_are_one_block_where_nothing_streams() -> None:
+    made = in_pieces(cluster(PAGE + 3 * BIG + BESIDE, 10**6), None)
+    assert (made.stages[-1].stop, {stage.window for stage in made.stages}) == (12, {0})
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 9])
+def test_a_head_with_layers_and_pieces_has_one_ring_for_both(window: int) -> None:
+    made = in_pieces(cluster(10**6), window)
+    (stage,) = made.stages
+    assert stage.window == window
+    described = envelope({"h": range(14)}, PIECES, cluster(10**6), made.stages).devices["h"]
+    assert len(described.streamed) == 13 - window + described.ring
+    assert {11, 12, 13} & set(described.streamed)
+    assert weights_bytes(described, range(14)) == made.devices["h"].weights_bytes
+
+
+def test_others_hold_no_piece_of_the_output_head_and_none_is_pinned_elsewhere() -> None:
+    where = cluster(PAGE + 2 * BIG + BESIDE, 10**6, 10**6)
+    made = in_pieces(where, None, use_all=True)
+    full = with_spares(
+        made, PIECES, FLOWS, where, OPTIONS, graph_record(with_pieces(layered(5), 3)), Spare.ALL
+    )
+    held = {b for name, blocks in full.held.items() if name != "h" for b in blocks}
+    assert held == set(range(1, 11))
+    moved = (stage for move in full.moves for stage in move.stages if stage.lead != "h")
+    assert all(stage.stop <= 11 for stage in moved)
+    away = replace(made, stages=(*made.stages[:-1], Stage.on("w1", 11, 12), Stage.on("h", 12, 14)))
+    assert "blocks 11 to 13 make the logits, the head h has them from 12 on" in check_plan(
+        away, PIECES, FLOWS, where, OPTIONS
+    )
+
+
+def test_rounds_end_before_the_pieces_of_the_output_head() -> None:
+    memory_bytes = BESIDE + 14 * 100 + 4 * BIG
+    slow = cluster(PAGE + 3 * BIG + BESIDE, memory_bytes, memory_bytes, disk=1e6)
+    costs = (*LONG[:25], *(replace(cost(b, BIG), of_output=True) for b in range(25, 29)))
+    made = plan_with_windows(LONG, chain(26), slow, OPTIONS, 3, None, lambda: costs)
+    leads = [stage.lead for stage in made.stages]
+    assert min(leads.count("w0"), leads.count("w1")) > 1
+    assert (made.stages[-1].lead, made.stages[-1].start, made.stages[-1].stop) == ("h", 25, 29)
