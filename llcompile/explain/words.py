@@ -15,16 +15,23 @@ def summary(record: schema.PlanRecord) -> str:
     """Two sentences: what the plan is, and how fast it should be."""
     devices = len(record.devices)
     weights = sum(block.weights_bytes for block in record.blocks)
-    optimal = record.status == "optimal"
-    best = "the best plan of those looked at" if record.notes else "the best plan"
-    quality = best if optimal else f"a plan within {record.gap:.1%} of the best possible"
     return (
         f"{len(record.blocks)} blocks, {human_bytes(weights)} of {record.precision.weights} weights, on {devices} "
-        f"device{'s' if devices != 1 else ''} with a context of {record.shapes.context} tokens: {quality}. "
+        f"device{'s' if devices != 1 else ''} with a context of {record.shapes.context} tokens: {_quality(record)}. "
         f"Predicted: first token {human_seconds(record.ttft_s)} after a prompt of {record.prompt_tokens} tokens, "
         f"then one every {human_seconds(record.tpot_s)} ({_rate(record.tpot_s)}) with {record.shapes.context} tokens "
         "in the cache."
     )
+
+
+def _quality(record: schema.PlanRecord) -> str:
+    """What is proven of the plan. Where blocks stream that is little: the bound is one of plans whose blocks do not."""
+    if record.status == "optimal":
+        return "the best plan of those looked at" if record.notes else "the best plan"
+    if any(stage.window for stage in record.stages):
+        least = f"no plan takes less than {1 - record.gap:.1%} of its time"
+        return f"the best of the plans looked at whose weights stream from disk ({least})"
+    return f"a plan within {record.gap:.1%} of the best possible"
 
 
 def _rate(tpot_s: float) -> str:

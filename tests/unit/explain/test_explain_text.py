@@ -119,6 +119,17 @@ def test_a_plan_that_is_not_proven_best_says_how_far_it_may_be() -> None:
     assert "a plan within 12.5% of the best possible" in text
 
 
+def test_a_plan_with_windows_says_what_of_its_time_no_plan_saves() -> None:
+    """Its bound is that of plans with all in memory: how far it is from the best is not known."""
+    stages = (*RECORD.stages[:1], msgspec.structs.replace(RECORD.stages[1], window=2), *RECORD.stages[2:])
+    text = " ".join(
+        rendered(msgspec.structs.replace(RECORD, stages=stages, status="feasible", gap=0.96)).split()
+    )
+    least = "no plan takes less than 4.0% of its time"
+    assert f"the best of the plans looked at whose weights stream from disk ({least})" in text
+    assert "within" not in text
+
+
 def test_windows_and_shares() -> None:
     stage = schema.StageRecord(devices=("laptop", "pi"), shares=(0.75, 0.25), blocks=(0, 4), window=2)
     text = rendered(msgspec.structs.replace(RECORD, stages=(stage,)))
