@@ -2,8 +2,9 @@
 
     python benchmarks/window.py [--quant q4] [--rates 0.4,1,2] [-r 3] [--memory/--no-memory]
 
-Needs root and control groups of version 1: the processes' reads are limited. The TinyLlama-1.1B shape with random
-weights. First its peak memory in f32 on four devices with a window of 2, against the plan and the unsplit model. Then,
+Needs root and control groups of version 1: the processes' reads and memory are limited. The TinyLlama-1.1B shape with
+random weights. First its peak memory in f32 on four devices with a window of 2, for 32,000 and for 128,256 tokens,
+against the plan and the unsplit model; each device has a hard limit of what the plan says. Then (not with --rates ""),
 on a head and a worker of one thread each, a token and a chunk of 128 tokens of prompt with all blocks in memory, and
 with windows, at each rate of the disk: seconds, and what of the loading was hidden.
 """
@@ -12,20 +13,25 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from shared import bounded
 from shared.bundles import CACHE, Device, Recipe, built
 from shared.disks import limited, why_not
+from shared.fleet import Fleet
 from shared.processes import run
 from shared.tables import table
 
 CHUNK, NEW = 128, 16
 LAST = 45  # the block that is the output head
 ENOUGH_BYTES = 6_000_000_000
+VOCABULARIES = {"tinyllama": 32_000, "tinyllama-128k": 128_256}
+SHARE = 0.1  # of the unsplit model, that a device may take at most
 WORDS = ("device", "disk", "window", "of")
 
 
@@ -60,15 +66,13 @@ class Line:
         return self.measured_s / max(self.loading_s, self.computing_s)
 
 
-def recipe(quant: str, workers: int, window: str, context: int) -> Recipe:
+def recipe(quant: str, workers: int, window: str, context: int, shape: str = "tinyllama") -> Recipe:
     """All blocks but the model's ends on the workers, in stages of whole layers."""
     names = [f"w{i}" for i in range(workers)]
     edges = [1 + 2 * ((LAST - 1) // 2 * i // workers) for i in range(workers + 1)]
     pins = [f"--pin={edges[i]}:{edges[i + 1]}={name}" for i, name in enumerate(names)]
     wishes = [*pins, "--window", window, "--spare", "none", "--context", str(context)]
-    return Recipe(
-        "tinyllama", quant, [Device(name, ENOUGH_BYTES) for name in ("head", *names)], options=wishes
-    )
+    return Recipe(shape, quant, [Device(name, ENOUGH_BYTES) for name in ("head", *names)], options=wishes)
 
 
 def planned(bundle: Path) -> Mapping[str, Any]:
@@ -76,20 +80,57 @@ def planned(bundle: Path) -> Mapping[str, Any]:
     return found
 
 
-def memory_rows() -> list[list[str]]:
-    """Each device's peak in f32 at a window of 2, a prompt of three chunks and a few tokens."""
-    bundle = built(recipe("f32", 3, "2", 512))
-    ids = ",".join(str(3 + i % 1000) for i in range(3 * CHUNK))
-    done = run([sys.executable, "-m", "llrun", bundle, "--local", "--prompt-ids", ids, "-n", "4", "--json"])
+@dataclass(frozen=True)
+class Held:
+    """Bytes of a device: the most that it took, what its control group counted at most, and what the plan says."""
+
+    name: str
+    peak: int
+    counted: int
+    due: int
+
+
+def held(shape: str) -> tuple[list[Held], int]:
+    """What each device takes in f32 at a window of 2, for a prompt of three chunks and a few tokens, under a limit of
+    what the plan says; and the bytes of the unsplit model."""
+    bundle = built(recipe("f32", 3, "2", 512, shape))
     plan = planned(bundle)["plan"]
-    whole = sum(block["weights_bytes"] for block in plan["blocks"])
-    rows = []
-    for name, figures in sorted(json.loads(done.stdout)["devices"].items()):
-        peak, due = figures["peak_memory_bytes"], plan["devices"][name]["peak_bytes"]
-        rows.append(
-            [name, f"{peak / 1e6:.0f}", f"{due / 1e6:.0f}", f"{peak / due:.2f}", f"{peak / whole:.1%}"]
-        )
-    return rows
+    due = {name: load["peak_bytes"] for name, load in sorted(plan["devices"].items())}
+    ids = ",".join(str(3 + i % 1000) for i in range(3 * CHUNK))
+    asked = ["--prompt-ids", ids, "-n", "4", "--json"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        bounded.Bounded(due) as places,
+        Fleet(bundle, places, Path(folder)) as fleet,
+    ):
+        fleet.start()
+        words = [sys.executable, "-m", "llrun", str(bundle / "devices/head"), *fleet.peers, *asked]
+        found = json.loads(run(places.command("head", words)).stdout)["devices"]
+        rows = [
+            Held(name, found[name]["peak_memory_bytes"], places.most_bytes(name), due[name]) for name in due
+        ]
+    return rows, sum(block["weights_bytes"] for block in plan["blocks"])
+
+
+def memory_tables() -> str:
+    """The devices' memory with both vocabularies, and the largest beside the largest."""
+    rows, fattest = list[list[str]](), list[int]()
+    for shape, vocabulary in VOCABULARIES.items():
+        found, whole = held(shape)
+        fattest.append(max(each.peak for each in found))
+        for each in found:
+            sizes = (each.peak, each.counted, each.due, round(SHARE * whole))
+            rows.append(
+                [
+                    f"{each.name}, {vocabulary:,} tokens",
+                    *(f"{size / 1e6:.0f}" for size in sizes),
+                    f"{each.peak / each.due:.2f}",
+                    f"{each.peak / whole:.1%}",
+                ]
+            )
+    heads = ["device", "peak, MB", "counted, MB", "plan and limit, MB", "10 % of the f32 model, MB"]
+    text = table([*heads, "peak / plan", "of the f32 model"], rows, WORDS)
+    return f"{text}\n\nlargest beside largest: {fattest[1] / fattest[0]:.2f}"
 
 
 def streamed(bundle: Path) -> list[Path]:
@@ -140,18 +181,19 @@ def row(line: Line) -> list[str]:
 @click.option("--memory/--no-memory", default=True, show_default=True)
 def main(quant: str, rates: str, windows: str, runs: int, memory: bool) -> None:
     """Measure the memory of devices with a window, and what of the reading is hidden."""
-    if reason := why_not():
+    if reason := why_not() or bounded.why_not():
         raise click.ClickException(reason)
     CACHE.mkdir(parents=True, exist_ok=True)
     if memory:
-        heads = ["device", "peak, MB", "plan, MB", "peak / plan", "of the f32 model"]
-        click.echo(table(heads, memory_rows(), WORDS) + "\n")
+        click.echo(memory_tables() + "\n")
     found = [
         line
         for window in map(int, windows.split(","))
-        for rate in map(float, rates.split(","))
+        for rate in map(float, filter(None, rates.split(",")))
         for line in lines(quant, window, rate * 1e9, runs)
     ]
+    if not found:
+        return
     heads = [
         "disk",
         "window",

@@ -14,10 +14,11 @@ from typing import Any
 from shared.ours import sources_digest
 from shared.peer import ROOT
 from shared.processes import run
-from shared.shapes import TINYLLAMA, model_directory
+from shared.shapes import TINYLLAMA, TINYLLAMA_128K, model_directory
 
 CACHE = ROOT / ".cache" / "balancing"
 EXAMPLE = ROOT / "examples" / "python-llama"
+SHAPES = {"tinyllama": TINYLLAMA, "tinyllama-128k": TINYLLAMA_128K}
 LOCAL_RATE, LOCAL_LATENCY_S = 1.0e9, 5e-5
 
 
@@ -57,7 +58,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a bundle is built of. `shape`: example (the small model that was trained) or tinyllama (random weights);
+    """What a bundle is built of. `shape`: example (the small model that was trained) or one of SHAPES (random weights);
     the first device is the head. `options`: more words for llcompile."""
 
     shape: str
@@ -72,8 +73,9 @@ class Recipe:
         """`llcompile build|plan` without the output's place; writes model and devices.json into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         model, drawn = EXAMPLE, []
-        if self.shape == "tinyllama":
-            model, drawn = model_directory(folder / "tinyllama", TINYLLAMA), ["--random-weights", "1"]
+        if self.shape in SHAPES:
+            model = model_directory(folder / self.shape, SHAPES[self.shape])
+            drawn = ["--random-weights", "1"]
         links = {"default": {"bytes_per_s": self.bytes_per_s, "latency_s": self.latency_s}}
         entries = [device.entry(5700 + i, self.target) for i, device in enumerate(self.devices)]
         cluster = {"schema": 1, "head": self.devices[0].name, "devices": entries, "links": links}

@@ -27,6 +27,8 @@ TINYLLAMA = {
     "eos_token_id": 2,
 }
 
+TINYLLAMA_128K = TINYLLAMA | {"vocab_size": 128256}
+
 LLAMA_70B = TINYLLAMA | {
     "vocab_size": 128256,
     "hidden_size": 8192,
