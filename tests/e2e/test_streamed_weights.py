@@ -29,7 +29,8 @@ WINDOWS = ("off", "2", "3")
 
 @pytest.fixture(scope="module", params=["q4", "f32"])
 def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By window: the worker has all blocks between the model's ends."""
+    """By window: the worker has all blocks between the model's ends. With a window of 2 one of the three pieces of the
+    output head streams, too."""
     folder = tmp_path_factory.mktemp("windows")
     model = save("llama", folder / "llama")
     compiled = harness.compile_model(model, folder / "compiled", request.param)
@@ -45,6 +46,8 @@ def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         planned = compiled.bundle(folder / window, load_cluster(target), wishes)
         widest = max(stage.window for stage in planned.plan.stages)
         assert widest == (0 if window == "off" else int(window))
+        assert planned.graph.output_blocks == (1 if window == "off" else 3)
+        assert planned.plan.stages[-1].window == (2 if window == "2" else 0)
     return {window: folder / window for window in WINDOWS}
 
 

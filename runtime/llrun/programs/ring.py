@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import gcd
 
 from llrun.schema import EnvelopeDevice
@@ -46,20 +47,31 @@ def ring_of(blocks: Sequence[int], window: int) -> tuple[tuple[int, ...], int]:
 
 def places(sizes: Sequence[int], ring: int) -> Places:
     """Where blocks of `sizes` lie of which any `ring` that follow each other are in memory at once: each on a page, and
-    as low as those allow that may still be there, from the second round on somewhere else where that is lower."""
+    as low as those allow that may still be there, from the second round on somewhere else where that is lower; or in
+    `ring` places by turns, each as large as what comes there, where that takes less."""
     padded = [-(-size // PAGE) * PAGE for size in sizes]
+    count = len(padded) * (ROUNDS // gcd(len(padded), ROUNDS)) if padded else 0
+    order = [padded[index % len(padded)] for index in range(count)]
+    return min(_lowest(order, ring), _by_turns(order, ring), key=lambda found: found.size_bytes)
+
+
+def _lowest(order: Sequence[int], ring: int) -> Places:
     starts: list[int] = []
-    for index in range(len(padded) * (ROUNDS // gcd(len(padded), ROUNDS)) if padded else 0):
-        size = padded[index % len(padded)]
+    for index, size in enumerate(order):
         start = 0
         near = range(max(0, index - ring + 1), index)
-        for low, high in sorted((starts[each], starts[each] + padded[each % len(padded)]) for each in near):
+        for low, high in sorted((starts[each], starts[each] + order[each]) for each in near):
             if start + size <= low:
                 break
             start = max(start, high)
         starts.append(start)
-    top = max((start + padded[i % len(padded)] for i, start in enumerate(starts)), default=0)
-    return Places(tuple(starts), top)
+    return Places(tuple(starts), max(map(sum, zip(starts, order, strict=True)), default=0))
+
+
+def _by_turns(order: Sequence[int], ring: int) -> Places:
+    widths = [max(order[turn::ring], default=0) for turn in range(ring)]
+    lows = [0, *accumulate(widths)]
+    return Places(tuple(lows[index % ring] for index in range(len(order))), lows[-1])
 
 
 def weights_bytes(device: EnvelopeDevice, blocks: Collection[int]) -> int:

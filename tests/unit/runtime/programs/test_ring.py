@@ -13,7 +13,9 @@ from llrun.schema import Slice, StageRecord
 PAGE, MIB = 4096, 1 << 20
 
 
-@pytest.mark.parametrize("sizes", [[5] * 7, [3, 9] * 5, [9, 3] * 4 + [9], [1, 2, 3, 4, 5], [7], [4, 4]])
+@pytest.mark.parametrize(
+    "sizes", [[5] * 7, [3, 9] * 5, [9, *[8] * 6, 7], [9, 3] * 4 + [9], [1, 2, 3, 4, 5], [7], [4, 4]]
+)
 @pytest.mark.parametrize("ring", [1, 2, 3])
 def test_blocks_that_follow_each_other_never_share_memory(sizes: list[int], ring: int) -> None:
     pages = [size * PAGE for size in sizes]
@@ -31,6 +33,9 @@ def test_what_a_ring_takes() -> None:
     assert places([5 * PAGE] * 7, 2).size_bytes == 10 * PAGE
     assert places([3 * PAGE, 9 * PAGE] * 5, 2).size_bytes == 12 * PAGE
     assert places([3 * PAGE, 9 * PAGE] * 5, 3).size_bytes == 24 * PAGE
+    # The first a little larger than the others, the last smaller, as pieces of an output head are.
+    assert places([9 * PAGE, *[8 * PAGE] * 6, 7 * PAGE], 2).size_bytes == 17 * PAGE
+    assert places([9 * PAGE, *[8 * PAGE] * 3, 7 * PAGE], 3).size_bytes <= 27 * PAGE
     assert places([5 * PAGE - 1], 1).size_bytes == 5 * PAGE
     assert places([], 0).size_bytes == 0
 
