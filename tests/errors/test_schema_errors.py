@@ -13,7 +13,7 @@ import pytest
 from llrun import schema
 
 OLD = Path(__file__).parents[1] / "fixtures/schema-1"
-SAID = "it has schema 1, this version reads schema 4: build the bundle again"
+SAID = "it has schema 1, this version reads schema 5: build the bundle again"
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_a_slice_with_another_map_than_the_plan_s(bundle: Path) -> None:
 
 def test_a_slice_that_is_no_slice(bundle: Path) -> None:
     replace_slice(bundle, "pi", schema=1)
-    assert verify(bundle)[0].startswith("devices/pi/slice.json: it has schema 1, this version reads schema 4")
+    assert verify(bundle)[0].startswith("devices/pi/slice.json: it has schema 1, this version reads schema 5")
 
 
 def test_a_device_without_a_slice(bundle: Path) -> None:
