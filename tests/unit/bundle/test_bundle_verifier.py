@@ -83,7 +83,7 @@ def test_a_missing_manifest_and_a_missing_bundle(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema": 4}', b"[" * 100_000, b"\0" * 64]
+    "text", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema": 5}', b"[" * 100_000, b"\0" * 64]
 )
 def test_a_manifest_that_is_something_else(bundle: Path, text: bytes) -> None:
     (bundle / "manifest.json").write_bytes(text)
