@@ -145,7 +145,7 @@ def rows(series: Series) -> list[list[str]]:
 def stages(bundle: Path) -> str:
     """A plan in a line."""
     found = [
-        f"{'+'.join(stage['devices'])} {stage['start']}-{stage['stop'] - 1}"
+        f"{'+'.join(stage['devices'])} {stage['blocks'][0]}-{stage['blocks'][1] - 1}"
         for stage in bundles.planned(bundle)["stages"]
     ]
     return f"{', '.join(found)}"
