@@ -41,6 +41,7 @@ _NEEDED = (
 )
 _LIBRARY = CACHE / "tpi-python"
 _PROGRAM = Path(__file__).with_name("tpi_llm_program.py")
+# Python is started with -P: beside the program lies a module that is called as TPI-LLM's package is.
 _PORTS = "29500", "29600"
 
 
@@ -50,7 +51,7 @@ def model(source: Path, devices: int) -> Path:
     if not (path / "model.safetensors").is_file():
         _write_checkpoint(path)
     if not (path / f"split-{devices}").is_dir():
-        words = [sys.executable, str(_PROGRAM), "split", str(path), str(devices)]
+        words = [sys.executable, "-P", str(_PROGRAM), "split", str(path), str(devices)]
         subprocess.run(words, check=True, stdout=sys.stderr, env={**os.environ, **_environment(source)})
     return path
 
@@ -124,7 +125,7 @@ def milliseconds(
 
         def words(rank: int) -> list[str]:
             figures = [path, rank, len(names), master, *_PORTS, prompt, new]
-            return [*set_variables, sys.executable, str(_PROGRAM), "generate", *map(str, figures)]
+            return [*set_variables, sys.executable, "-P", str(_PROGRAM), "generate", *map(str, figures)]
 
         for rank, name in enumerate(names[1:], 1):
             crew.start(name, words(rank), listens=False)
