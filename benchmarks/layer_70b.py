@@ -173,7 +173,7 @@ def simulated(plan: Plan, seconds: Mapping[Kind, float], rates: Mapping[str, flo
     streams: dict[str, tuple[int, ...]] = {}
     rings: dict[str, int] = {}
     for name, numbers in held.items():
-        middle = [number for number in numbers if number not in (0, len(blocks) - 1)]
+        middle = [number for number in numbers if number not in _ends(blocks)]
         streams[name], rings[name] = ring_of(middle, plan["devices"][name].get("window", 0))
 
     def cost(name: str, number: int) -> tuple[float, float]:
@@ -186,6 +186,12 @@ def simulated(plan: Plan, seconds: Mapping[Kind, float], rates: Mapping[str, flo
     ]
     travel_s = sum(LATENCY_S + sent["bytes"] / RATE for sent in plan["transmissions"]) if network else 0.0
     return token_seconds(turns, rings, travel_s)
+
+
+def _ends(blocks: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """Blocks that never stream: the embedding, and an output head that is one block and not several."""
+    layers = max(number for number, block in enumerate(blocks) if kind(block) == kind(blocks[2]))
+    return (0,) if layers < len(blocks) - 2 else (0, len(blocks) - 1)
 
 
 def _span(stage: Mapping[str, Any]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import io
 import struct
 
 import pytest
-from layer_70b import kind, simulated
+from layer_70b import simulated
 from peers import FIRST, FURTHER, Request
 from shared import distributed_llama, llama_rpc
 
@@ -51,40 +51,40 @@ def test_rates_become_milliseconds_of_the_request() -> None:
     assert Request(128, 32).of_rates({"pp128": 64.0, "tg32": 20.0}) == {FIRST: 2000.0, FURTHER: 50.0}
 
 
-def _plan(window: int) -> dict[str, object]:
-    """The ends on `a`; four blocks of 100 bytes on `b`."""
-    blocks = [{"weights_bytes": size, "ops": ["x"]} for size in (7, 100, 100, 100, 100, 50)]
-    stages = [
-        {"devices": [name], "start": start, "stop": stop}
-        for name, start, stop in (("a", 0, 1), ("b", 1, 5), ("a", 5, 6))
-    ]
+def _plan(window: int, head: tuple[int, ...] = (50,), at_head: int = 0) -> dict[str, object]:
+    """The ends on `a`, an output head in pieces of `head` bytes; four blocks of 100 bytes on `b`."""
+    blocks = [{"weights_bytes": size, "ops": ["layer"]} for size in (100, 100, 100, 100)]
+    pieces = [{"weights_bytes": size, "ops": ["output"]} for size in head]
+    places = (("a", 0, 1), ("b", 1, 5), ("a", 5, 5 + len(head)))
     return {
-        "blocks": blocks,
-        "stages": stages,
-        "devices": {"a": {"window": 0}, "b": {"window": window}},
+        "blocks": [{"weights_bytes": 7, "ops": ["embedding"]}, *blocks, *pieces],
+        "stages": [{"devices": [name], "start": start, "stop": stop} for name, start, stop in places],
+        "devices": {"a": {"window": at_head}, "b": {"window": window}},
         "transmissions": [{"bytes": 75}, {"bytes": 75}],
     }
 
 
+SECONDS = {(7, ("embedding",)): 0.0, (100, ("layer",)): 1.0, (50, ("output",)): 2.0}
+RATES = {"a": 10.0, "b": 10.0}
+
+
 def test_a_token_is_reckoned_from_measured_seconds() -> None:
-    plan = _plan(0)
-    seconds = {
-        kind(block): took for block, took in zip(plan["blocks"], (0.0, 1.0, 1.0, 1.0, 1.0, 2.0), strict=True)
-    }
-    assert simulated(plan, seconds, {"a": 1.0, "b": 1.0}, network=False) == pytest.approx(6.0)
-    assert simulated(plan, seconds, {"a": 1.0, "b": 1.0}, network=True) == pytest.approx(
-        6.0 + 2 * (0.001 + 75 / 3.75e7)
-    )
+    assert simulated(_plan(0), SECONDS, RATES, network=False) == pytest.approx(6.0)
+    travel_s = 2 * (0.001 + 75 / 3.75e7)
+    assert simulated(_plan(0), SECONDS, RATES, network=True) == pytest.approx(6.0 + travel_s)
 
 
 def test_blocks_from_disk_are_waited_for() -> None:
-    plan = _plan(3)
-    seconds = {
-        kind(block): took for block, took in zip(plan["blocks"], (0.0, 1.0, 1.0, 1.0, 1.0, 2.0), strict=True)
-    }
-    assert simulated(plan, seconds, {"a": 1.0, "b": 10.0}, network=False) == pytest.approx(
+    assert simulated(_plan(3), SECONDS, RATES, network=False) == pytest.approx(
         40.0
     )  # 400 bytes at 10 a second
+
+
+def test_an_output_head_streams_in_pieces_alone() -> None:
+    assert simulated(_plan(0, at_head=1), SECONDS, RATES, network=False) == pytest.approx(6.0)
+    # In a ring of one each of two pieces is read, 5 seconds, when the other has run, 2; the layers' 4 seconds hide.
+    plan = _plan(0, (50, 50), at_head=1)
+    assert simulated(plan, SECONDS, RATES, network=False) == pytest.approx(2 * (5.0 + 2.0))
 
 
 def test_a_plan_with_a_group_is_refused() -> None:
