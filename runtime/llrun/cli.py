@@ -25,6 +25,8 @@ Examples:
   llrun bundle/ --device pi                                  on the device named pi: a worker, until Ctrl-C
   llrun bundle/ --prompt 'import ' --temperature 0.8         on the head, once the workers listen
   llrun bundle/                                              on the head, at a terminal: a conversation
+  llrun bundle/ --system 'Answer in one word.'               the same, of a model with a chat template
+  llrun bundle/ --prompt 'import ' --raw                     continue text, though the model has a chat template
   llrun bundle/ --prompt-ids 1,2,3 --json                    token ids in, one JSON object out
   llrun bundle/ --session talk.session                       a conversation that goes on after this program was killed
   llrun bundle/ --prompt 'import ' --session run.session     killed, and given again: the answer goes on where it was
@@ -134,6 +136,21 @@ def _balanced(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _chatting(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of Chatting."""
+    for option in (
+        click.option("--keep-context", is_flag=True,
+                     help="Refuse a message for which the context has no room, instead of leaving out the oldest."),
+        click.option("--raw", is_flag=True, help="Continue text as it is, though the model has a chat template."),
+        click.option("--chat-template", metavar="FILE",
+                     help="Use this jinja2 template, not the model's own. Text is asked in it: --prompt, lines of"
+                     " standard input, and what is typed."),
+        click.option("--system", metavar="TEXT", help="The system's message, before any other."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def _common(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--timeout", type=float, default=120.0, show_default=True, metavar="S",
@@ -186,6 +203,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     help="Keep what is asked and each token in FILE, and go on with what it holds: the conversation, or with"
     " prompts the same run, its answers read where they are there.",
 )
+@_chatting
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 @_balanced
 @_common
@@ -193,12 +211,12 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
 def run(path: str, device: str | None, listen: str | None, announce: str | None,
         texts: tuple[str, ...], prompt_ids: tuple[str, ...], tokens: int | None, temperature: float,
         top_k: int, top_p: float, seed: int, stops: tuple[str, ...], session: str | None, as_json: bool, local: bool,
-        peers: tuple[str, ...], no_verify: bool, timeout: float,
-        rebalance: str, wait_s: float, mirror: bool) -> None:  # fmt: skip
+        peers: tuple[str, ...], no_verify: bool, timeout: float, rebalance: str, wait_s: float, mirror: bool,
+        system: str | None, chat_template: str | None, raw: bool, keep_context: bool) -> None:  # fmt: skip
     """Run a bundle, or one device's slice of it: the head answers prompts, a worker serves the head.
 
     Prompts come from --prompt or --prompt-ids, else line by line from standard input, else from a
-    conversation at the terminal.
+    conversation at the terminal. A model with a chat template is asked in it, a base model continues text.
 
     A device that is lost is replaced by those that hold its blocks, and the answer goes on as it would have been.
     """
@@ -209,6 +227,7 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
     from llrun.faces.local import Announcer, reasons_told
     from llrun.faces.printer import Wanted
     from llrun.faces.serving import serve
+    from llrun.faces.templated import AS_THE_MODEL, Chatting
     from llrun.faces.where import Where
     from llrun.requests.sampling import Sampling
     from llrun.wire.transport import Tcp
@@ -219,11 +238,20 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
         stored = _stored(path, device)
         wanted = Wanted(tokens, Sampling(temperature, top_k, top_p, seed), _checked_stops(stops))
         balancing = _balancing(rebalance, wait_s, mirror)
+        template = Path(chat_template) if chat_template is not None else None
+        chatting = Chatting(template, system, raw, keep_context)
         if stored.device != stored.record.head:
-            if texts or prompt_ids or local or session or balancing != _balancing():
+            if (
+                texts
+                or prompt_ids
+                or local
+                or session
+                or balancing != _balancing()
+                or chatting != AS_THE_MODEL
+            ):
                 raise RunError(
                     "R108",
-                    f"{stored.device} is a worker: prompts, --local, --session, --rebalance, --wait and"
+                    f"{stored.device} is a worker: prompts, chats, --local, --session, --rebalance, --wait and"
                     f" --mirror are for {stored.record.head}",
                 )
             serve(stored, listen, announcer, not no_verify, _peers(peers), Tcp(), console)
@@ -232,7 +260,8 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
         raise RunError("R108", f"{stored.device} is the head, which does not listen: --listen is for workers")
     where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
     given = Given(texts, [_ids(text) for text in prompt_ids])
-    answer_all(stored, where, wanted, given, as_json, console, balancing, Path(session) if session else None)
+    path_of_session = Path(session) if session else None
+    answer_all(stored, where, wanted, given, as_json, console, balancing, path_of_session, chatting)
 
 
 @llrun.command(epilog=BENCH_EXAMPLES, context_settings=SETTINGS)

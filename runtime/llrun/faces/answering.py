@@ -16,7 +16,8 @@ from llrun.faces.printer import Wanted
 from llrun.faces.prompts import Prompt, PromptRun
 from llrun.faces.recording import recording
 from llrun.faces.session_file import SessionFile
-from llrun.faces.tokenizer_files import has_chat_template, read_tokenizer
+from llrun.faces.templated import AS_THE_MODEL, PLAIN, Chatting, Written, written_by
+from llrun.faces.tokenizer_files import read_tokenizer
 from llrun.faces.where import Where, session_on
 from llrun.head.options import Balancing
 from llrun.requests.journal import Kind
@@ -43,24 +44,41 @@ def answer_all(
     console: Console,
     balancing: Balancing,
     path: Path | None,
+    chatting: Chatting = AS_THE_MODEL,
 ) -> None:
     """The head's work: every prompt given, or those on stdin, or a conversation at the terminal. `path`: the session
-    file that it goes on from, and adds to."""
+    file that it goes on from, and adds to. `chatting`: how texts are made into a chat."""
     if given.texts and given.ids:
         raise RunError("R108", "give --prompt or --prompt-ids, not both")
+    with written_by(stored, chatting, ids=bool(given.ids)) as template:
+        _answer(stored, where, wanted, given, as_json, console, balancing, path, Written(template, chatting))
+
+
+def _answer(
+    stored: StoredSlice,
+    where: Where,
+    wanted: Wanted,
+    given: Given,
+    as_json: bool,
+    console: Console,
+    balancing: Balancing,
+    path: Path | None,
+    written: Written,
+) -> None:
     tokenizer = tokenizer_for_ids(stored, wanted, console) if given.ids else read_tokenizer(stored)
     if wanted.stops and tokenizer is None:
         raise RunError(NO_TOKENIZER, "--stop needs a tokenizer, and this bundle has none")
     if not given.texts and not given.ids and at_terminal() and not as_json:
         with recording(path, stored.record, Kind.CONVERSATION, console) as file:
-            talk(stored, where, wanted, tokenizer, console, balancing, file)
+            talk(stored, where, wanted, tokenizer, console, balancing, file, written)
         return
-    prompts = prompts_of(given, tokenizer)
+    prompts = prompts_of(given, tokenizer, written)
     if not prompts:
         raise RunError("R103", "no prompt: give --prompt or --prompt-ids, or lines on standard input")
     check_prompts(prompts, wanted, stored.record.model)
     with recording(path, stored.record, Kind.PROMPTS, console) as file:
-        run = PromptRun(prompts, wanted, tokenizer, stored.record.model, console, file)
+        ends = written.ends(tokenizer)
+        run = PromptRun(prompts, wanted, tokenizer, stored.record.model, console, file, ends)
         turns = run.turns()
         answers, readings = run.read(turns), None
         if len(answers) < len(prompts):
@@ -93,17 +111,17 @@ def talk(
     console: Console,
     balancing: Balancing,
     file: SessionFile | None,
+    written: Written,
 ) -> None:
     """A conversation at the terminal, from starting the devices to the end of input."""
     if tokenizer is None:
         raise RunError(NO_TOKENIZER, "this bundle has no tokenizer to talk with: use --prompt-ids 1,2,3")
+    dialogue = written.dialogue(tokenizer, stored.record.model)
     with session_on(stored, where, console, balancing) as session:
-        if has_chat_template(stored):
-            console.note("The model has a chat template, which is not applied: lines are continued as text.")
-        chat(Scheduler(session), wanted, tokenizer, console, file)
+        chat(Scheduler(session), wanted, tokenizer, console, file, dialogue)
 
 
-def prompts_of(given: Given, tokenizer: Tokenizer | None) -> list[Prompt]:
+def prompts_of(given: Given, tokenizer: Tokenizer | None, written: Written = PLAIN) -> list[Prompt]:
     """The ids of all that is to be answered. Raises RunError R106 for text without a tokenizer."""
     if given.ids:
         return [Prompt(ids, _source("--prompt-ids", i, given.ids)) for i, ids in enumerate(given.ids)]
@@ -114,7 +132,7 @@ def prompts_of(given: Given, tokenizer: Tokenizer | None) -> list[Prompt]:
     prompts = []
     for source, text in texts:
         with _told_of(source):
-            prompts.append(Prompt(tokenizer.encode(text) if tokenizer else [], source))
+            prompts.append(Prompt(tokenizer.encode(written.asked(text)) if tokenizer else [], source))
     return prompts
 
 

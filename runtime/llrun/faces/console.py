@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from llrun.requests.request import Result
 
 MIB = 1 << 20
-PROMPT = "> "
+PROMPT, MORE = "> ", "... "
 # What a terminal keeps of a line that is read by lines; the rest it throws away unseen.
 TERMINAL_LINE_BYTES = 4095
 
@@ -84,15 +85,15 @@ class Console:
         finally:
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
-    def ask(self) -> str | None:
-        """A line of the user, None at the end of input.
+    def ask(self, prompt: str = PROMPT) -> str | None:
+        """A line of the user, or several that were pasted at once; None at the end of input.
 
         Raises RunError R107 for what is not text, or longer than the terminal lets through.
         """
         try:
             if self._edits():
-                return input(PROMPT)
-            click.echo(PROMPT, nl=False, err=not self._to_terminal)
+                return input(prompt)
+            click.echo(prompt, nl=False, err=not self._to_terminal)
             line = sys.stdin.readline()
         except EOFError:
             return None
@@ -118,6 +119,10 @@ class Console:
         except ImportError:  # a Python that was built without it
             return False
         readline.parse_and_bind("tab: self-insert")
+        if (
+            os.environ.get("TERM", "dumb") != "dumb"
+        ):  # one that tells what is pasted: lines of it are one message
+            readline.parse_and_bind("set enable-bracketed-paste on")
         return True
 
     def figures(self, result: Result) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from llrun.faces.console import Console
@@ -22,7 +22,8 @@ class Wanted:
 
 
 class Printer:
-    """Shows tokens as text, or as numbers when there is no tokenizer, and stops at a stop string."""
+    """Shows tokens as text, or as numbers when there is no tokenizer, and stops at a stop string, or at one of `ends`:
+    tokens that end an answer besides those of the model."""
 
     def __init__(
         self,
@@ -31,19 +32,21 @@ class Printer:
         prompt: Sequence[int],
         model: ModelInfo,
         console: Console,
+        ends: Collection[int] = (),
     ) -> None:
         self._stream = Stream(tokenizer, stops, prompt) if tokenizer else None
-        self._ends = frozenset(model.eos_token_ids)
+        self._stopping = frozenset(ends)
+        self._ends = self._stopping | frozenset(model.eos_token_ids)
         self._console = console
 
     def take(self, token: int) -> bool:
-        """Show what `token` adds; False when a stop string is complete."""
+        """Show what `token` adds; False when the answer ends with it."""
         if self._stream is None:
             self._console.show(f"{token} ")
             return True
         if token not in self._ends:
             self._console.show(self._stream.push(token))
-        return not self._stream.stopped
+        return not (self._stream.stopped or token in self._stopping)
 
     def finish(self) -> str | None:
         """Show what was held back; the whole text, None without a tokenizer."""

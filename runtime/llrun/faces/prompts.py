@@ -28,7 +28,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptRun:
-    """What all prompts of a run share. `file`: the session file, whose answers are shown and which is added to."""
+    """What all prompts of a run share. `file`: the session file, whose answers are shown and which is added to. `ends`:
+    tokens that end an answer besides the model's."""
 
     prompts: Sequence[Prompt]
     wanted: Wanted
@@ -36,6 +37,7 @@ class PromptRun:
     model: ModelInfo
     console: Console
     file: SessionFile | None
+    ends: frozenset[int] = frozenset()
 
     def turns(self) -> tuple[Turn, ...]:
         """What the file has of this run. Raises RunError R122 when it is another run's."""
@@ -48,7 +50,7 @@ class PromptRun:
 
     def read(self, turns: Sequence[Turn]) -> list[Answer]:
         """Show the answers that are whole."""
-        whole = [turn for turn in turns if is_whole(turn, self.tokenizer, self.model)]
+        whole = [turn for turn in turns if is_whole(turn, self.tokenizer, self.model, ends=self.ends)]
         if self.file and whole:
             self.console.note(
                 f"{self.file.path}: {len(whole)} of {len(self.prompts)} answers are read from it."
@@ -89,4 +91,4 @@ class PromptRun:
         return result, printer.finish()
 
     def _printer(self, ids: Sequence[int]) -> Printer:
-        return Printer(self.tokenizer, self.wanted.stops, ids, self.model, self.console)
+        return Printer(self.tokenizer, self.wanted.stops, ids, self.model, self.console, self.ends)

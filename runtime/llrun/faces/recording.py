@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from llrun.errors import RunError
 from llrun.faces.console import Console
 from llrun.faces.printer import Wanted
 from llrun.faces.session_file import SessionFile
-from llrun.requests.journal import OTHER_RUN, Asked, How, Kind, Turn, faults
+from llrun.requests.journal import OTHER_RUN, Asked, How, Kind, Message, Turn, faults
 from llrun.requests.request import Handle, Result, Sink, tokens_allowed
 from llrun.requests.stream import Stream
 from llrun.requests.tokenizer import Tokenizer
@@ -31,8 +32,9 @@ def recording(path: Path | None, record: Slice, kind: Kind, console: Console) ->
         yield file
 
 
-def asked_for(ids: Sequence[int], wanted: Wanted) -> Asked:
-    return Asked(tuple(ids), wanted.tokens, wanted.sampling, wanted.stops)
+def asked_for(ids: Sequence[int], wanted: Wanted, messages: Sequence[Mapping[str, Any]] = ()) -> Asked:
+    said = tuple(Message(message["role"], message["content"]) for message in messages)
+    return Asked(tuple(ids), wanted.tokens, wanted.sampling, wanted.stops, said)
 
 
 def wanted_by(asked: Asked) -> Wanted:
@@ -61,11 +63,13 @@ def how_it_ended(handle: Handle) -> How:
     return How.CANCELLED if handle.cancelled else How.DONE
 
 
-def is_whole(turn: Turn, tokenizer: Tokenizer | None, model: ModelInfo, used: int = 0) -> bool:
+def is_whole(
+    turn: Turn, tokenizer: Tokenizer | None, model: ModelInfo, used: int = 0, ends: Collection[int] = ()
+) -> bool:
     """Whether nothing is missing of the answer, be it that the run was cut off before it could say so. `used`: tokens
-    of the conversation before it."""
+    of the conversation before it. `ends`: tokens that end an answer besides the model's."""
     asked, tokens = turn.asked, turn.tokens
-    if turn.ended is not None or (tokens and tokens[-1] in model.eos_token_ids):
+    if turn.ended is not None or (tokens and tokens[-1] in (*model.eos_token_ids, *ends)):
         return True
     if len(tokens) >= tokens_allowed(len(asked.ids), asked.tokens, model, used):
         return True
@@ -75,6 +79,15 @@ def is_whole(turn: Turn, tokenizer: Tokenizer | None, model: ModelInfo, used: in
     for token in tokens:
         stream.push(token)
     return stream.stopped
+
+
+def text_of(turn: Turn, tokenizer: Tokenizer) -> str:
+    """The text of an answer, as it was shown."""
+    stream = Stream(tokenizer, turn.asked.stops, turn.asked.ids)
+    for token in turn.tokens:
+        stream.push(token)
+    stream.finish()
+    return stream.text
 
 
 def result_of(turn: Turn) -> Result:

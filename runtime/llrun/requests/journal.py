@@ -19,7 +19,8 @@ from llrun.requests.sampling import Sampling
 from llrun.schema import ModelInfo
 
 NO_JOURNAL, OTHER_BUNDLE, OTHER_RUN = "R120", "R121", "R122"
-VERSION = 1
+VERSION = 2
+READ = (1, VERSION)  # the first had no messages
 FIRST_BYTES = 1 << 16  # more than what is left of a first line
 DIGITS = 8
 
@@ -48,14 +49,24 @@ class Begun(msgspec.Struct, tag_field="is", tag="llrun session", frozen=True):
     kind: Kind
 
 
-class Asked(msgspec.Struct, tag_field="is", tag="asked", frozen=True, forbid_unknown_fields=True):
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What somebody said in a conversation that a chat template writes."""
+
+    role: str
+    content: str
+
+
+class Asked(
+    msgspec.Struct, tag_field="is", tag="asked", frozen=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """A request: its token ids, `tokens` to produce (None: as many as fit, up to a default), how they are chosen, and
-    the texts that end it."""
+    the texts that end it. `messages`: those that the ids are of, where a chat template has written them."""
 
     ids: tuple[int, ...]
     tokens: int | None
     sampling: Sampling
     stops: tuple[str, ...]
+    messages: tuple[Message, ...] = ()
 
 
 class Token(msgspec.Struct, tag_field="is", tag="token", frozen=True, forbid_unknown_fields=True):
@@ -216,11 +227,11 @@ def _check_unwritten(index: int, lines: Sequence[bytes], in_answer: bool) -> Non
 def _check_first(text: bytes, bundle: str, kind: Kind) -> None:
     """Raises RunError unless it is the first line of a file for `bundle` and `kind`."""
     begun = _record(text)
-    if isinstance(begun, Begun) and begun.version != VERSION:
+    if isinstance(begun, Begun) and begun.version not in READ:
         raise RunError(
             NO_JOURNAL,
-            f"it is of version {begun.version} of session files, this llrun reads version {VERSION}: use the llrun of"
-            " its time, or another file",
+            f"it is of version {begun.version} of session files, this llrun reads versions up to {VERSION}: use the"
+            " llrun of its time, or another file",
         )
     if not isinstance(begun, Begun):
         raise _damaged(0)

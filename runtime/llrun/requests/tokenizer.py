@@ -91,6 +91,10 @@ class Tokenizer:
     def hidden(self, token: int) -> bool:
         return token in self._special or self._inner.id_to_token(token) is None
 
+    def text_of(self, token: int) -> str:
+        """How the vocabulary writes the token: of a special one, what stands for it in a text."""
+        return self._inner.id_to_token(token) or ""
+
     def byte(self, token: int) -> int | None:
         match = BYTE.fullmatch(self._inner.id_to_token(token) or "") if self._byte_runs else None
         return int(match[1], 16) if match else None

@@ -105,8 +105,8 @@ def test_another_bundles_another_kinds_and_another_versions():
     refused(journal.first_line("c" * 64, Kind.CONVERSATION), "R121", "cccccccccccc.*bbbbbbbbbbbb")
     refused(text(kind=Kind.PROMPTS), "R122", "holds a run with prompts")
     refused(text(), "R122", "holds a conversation", Kind.PROMPTS)
-    newer = journal.line(journal.Begun(2, BUNDLE, Kind.CONVERSATION))
-    refused(newer, "R120", "version 2 .* version 1")
+    newer = journal.line(journal.Begun(3, BUNDLE, Kind.CONVERSATION))
+    refused(newer, "R120", "version 3 .* up to 2")
 
 
 def test_a_conversation_is_what_was_said_since_the_last_new_one():
