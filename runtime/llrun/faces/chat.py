@@ -96,10 +96,10 @@ class _Talk:
             if self._dialogue:
                 self._dialogue.begin(self._first)
         elif self._dialogue and name == SAVE:
-            save(Path(given), self._dialogue.messages)
+            save(Path(given).expanduser(), self._dialogue.messages)
             self._console.note(f"{given}: {len(self._dialogue.messages)} messages.")
         elif self._dialogue and name == LOAD:
-            messages = load(Path(given))
+            messages = load(Path(given).expanduser())
             self._begin_another()
             self._dialogue.begin(messages)
             self._console.note(f"{given}: its conversation of {len(messages)} messages goes on.")

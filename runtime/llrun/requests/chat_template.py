@@ -146,7 +146,11 @@ class ChatTemplate:
         with suppress(OSError):  # it has ended, which reading tells
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
-        line = self._line(process.stdout.fileno(), time.monotonic() + limit_s)
+        try:
+            line = self._line(process.stdout.fileno(), time.monotonic() + limit_s)
+        except BaseException:  # an interrupt: what it still answers would be taken for the next one's
+            self._end()
+            raise
         if line is None:
             self._end()
             raise self._error(rendering.BOUNDS, f"it takes longer than {limit_s:g} s")

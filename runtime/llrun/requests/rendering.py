@@ -54,7 +54,7 @@ def main() -> None:
         request = json.loads(line)
 
         def render(request: dict[str, Any] = request) -> dict[str, str]:
-            pieces = compiled[request["template"]].generate(**request["variables"])
+            pieces = compiled[request["template"]].generate(request["variables"])
             return {"text": _joined(pieces, limit_characters)}
 
         _answer(render, limit_s)

@@ -65,6 +65,7 @@ def test_the_strings_are_those_of_transformers(family, tokenizer):
 def test_tools_and_variables_are_those_of_transformers(family, tokenizer):
     text = FAMILIES[family]
     with ChatTemplate("the test's", {"default": text}, TOKENS) as template:
+        assert template.render(CALLS[:1], variables={"self": 1, "context": 2, "messages": 3})
         for more in ({}, {"enable_thinking": False, "date_string": "1 May"}):
             ours = template.render(CALLS, tools=TOOLS, variables=more)
             theirs = tokenizer.apply_chat_template(
@@ -149,6 +150,20 @@ def test_an_old_package_is_named(monkeypatch, tmp_path):
     (tmp_path / "jinja2/sandbox/__init__.py").write_text("ImmutableSandboxedEnvironment = None\n")
     with ChatTemplate("the file t", {"default": CHATML}) as template:
         assert "3.1.5 is too old" in refused(template).message
+
+
+def test_an_answer_to_an_interrupted_call_is_nobodys(monkeypatch):
+    with ChatTemplate("the test's", {"default": CHATML}) as template:
+        template.check()
+        with monkeypatch.context() as patch:
+            patch.setattr("select.select", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                template.render(TALK)
+        assert "<only>" in template.render([{"role": "user", "content": "<only>"}])
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_several_threads_each_have_their_own():
