@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
-import msgspec
-import numpy_model
 import pytest
+from stored_files import CONFIG, JINJA, MAP, OLDER, stored
 
 from llrun.device.slice import StoredSlice
 from llrun.errors import RunError
 from llrun.faces.template_files import read_chat_template
-from llrun.schema import FileEntry
 
-RECORD = numpy_model.record("d0", ["d0"])
-JINJA, OLDER, CONFIG, MAP = (
-    f"tokenizer/{name}"
-    for name in (
-        "chat_template.jinja",
-        "chat_template.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-    )
-)
 ASKED = [{"role": "user", "content": "a"}]
 SHOWS_TOKENS = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}"
-
-
-def stored(folder: Path, **files: object) -> StoredSlice:
-    """A slice with these files, by name: texts, or what JSON is to hold."""
-    (folder / "tokenizer").mkdir()
-    entries = {}
-    for name, content in files.items():
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        (folder / name).write_bytes(data)
-        entries[name] = FileEntry(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    return StoredSlice(folder, "d0", None, msgspec.structs.replace(RECORD, files={**RECORD.files, **entries}))
 
 
 def text_by(source: StoredSlice, own: Path | None = None, **more: object) -> str:
