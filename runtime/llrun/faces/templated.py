@@ -65,8 +65,9 @@ PLAIN = Written(None, AS_THE_MODEL)
 
 @contextmanager
 def written_by(stored: StoredSlice, chatting: Chatting, ids: bool) -> Iterator[ChatTemplate | None]:
-    """The template to be used, read and seen to work: None for token ids (`ids`), with `raw`, and for a model that
-    has none. Raises RunError R108 for options that need one, R130 to R134 as ChatTemplate does."""
+    """The template to be used, seen to work; None for token ids (`ids`), with `raw`, and where there is none.
+
+    Raises RunError R108 for options that need one, R130 to R134 as ChatTemplate does."""
     own = chatting.template is not None
     if chatting.raw and own:
         raise RunError("R108", "give --chat-template or --raw, not both")
