@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from llrun.errors import RunError
 from llrun.head.moves import Move
-from llrun.requests.sampling import Sampling, choose, generator
+from llrun.requests.sampling import Penalties, Sampling, choose, generator, penalised
 from llrun.schema import ModelInfo
 from llrun.wire.messages import Figures, StepDone
 
 DEFAULT_TOKENS = 128
+Look = Callable[[NDArray[np.float32], int], object]
+Ended = Callable[["Handle"], object]
 # Takes a token as soon as it is final; False ends the request (a stop string).
 Sink = Callable[[int], bool]
 
@@ -36,6 +38,8 @@ class Request:
     `produced`: the beginning of the answer, where an earlier run has produced it: `sink` has it already, and the random
     choices go on after those that it took. `wanted` counts it.
     `given`: tokens that are taken whatever the logits say, an end of sequence among them: for measuring.
+    `look`: is told the logits (vocabulary,), which are its only now, and the token chosen, before `sink` is.
+    `ended`: is told once, when there is a result or an error. Both run on the driver's thread, and raise nothing.
     """
 
     ids: Sequence[int]
@@ -44,6 +48,9 @@ class Request:
     sink: Sink = keep_on
     produced: Sequence[int] = ()
     given: Sequence[int] = ()
+    penalties: Penalties = field(default_factory=Penalties)
+    look: Look | None = None
+    ended: Ended | None = None
 
 
 @dataclass(frozen=True)
@@ -133,9 +140,12 @@ class Handle:
         """The next token, from logits (vocabulary,). Raises RunError R502 when they are not numbers."""
         token = next(self._given, None)
         if token is None:
-            token = choose(logits, self.request.sampling, self._random)
+            weighed = penalised(logits, self.tokens, self.request.penalties)
+            token = choose(weighed, self.request.sampling, self._random)
         self.tokens.append(token)
         self.times.append(time.perf_counter())
+        if self.request.look:
+            self.request.look(logits, token)
         return token
 
     def charge(self, device: str, cost: StepDone) -> None:
@@ -162,7 +172,7 @@ class Handle:
             token_s=(*(0.0 for _ in self.request.produced), *(at - start for at in times)),
             moves=tuple(self._seen(move) for move in moves if move.at_s >= start),
         )
-        self.state = State.DONE
+        self._end()
 
     def _seen(self, move: Move) -> Move:
         """A move with the number of this request's tokens that had come by then."""
@@ -171,7 +181,12 @@ class Handle:
 
     def fail(self, error: RunError) -> None:
         self.error = error
+        self._end()
+
+    def _end(self) -> None:
         self.state = State.DONE
+        if self.request.ended:
+            self.request.ended(self)
 
     def _spent_by(self, name: str, now: Figures) -> Figures:
         spent = self._spent.get(name, Spent())

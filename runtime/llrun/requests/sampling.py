@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,20 @@ class Sampling:
             if not good:
                 value = getattr(self, name.replace("-", "_"))
                 raise RunError("R102", f"{name} is {value}, it must be {rule}", USAGE)
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """What is taken off the logit of a token that the answer has already: `presence` once, `frequency` for each time.
+    Below 0 they make it likelier."""
+
+    presence: float = 0.0
+    frequency: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("presence", self.presence), ("frequency", self.frequency)):
+            if not -2 <= value <= 2:
+                raise RunError("R102", f"{name} penalty is {value}, it must be -2 to 2", USAGE)
 
 
 def generator(sampling: Sampling, chosen: int = 0) -> np.random.Generator:
@@ -71,3 +86,30 @@ def distribution(
         count = int(np.searchsorted(np.cumsum(weights), sampling.top_p)) + 1
         order, weights = order[:count], weights[:count] / weights[:count].sum()
     return order, weights
+
+
+def penalised(
+    logits: NDArray[np.float32], produced: Sequence[int], penalties: Penalties
+) -> NDArray[np.float32]:
+    """Logits (vocabulary,) as `penalties` have them after the tokens `produced`; the same array where they change none.
+
+    The formula is that of OpenAI's reference: logit - count * frequency - (count > 0) * presence.
+    """
+    if not produced or penalties == Penalties():
+        return logits
+    ids, counts = np.unique(np.asarray(produced, np.int64), return_counts=True)
+    changed = logits.copy()
+    changed[ids] -= (counts * penalties.frequency + penalties.presence).astype(np.float32)
+    return changed
+
+
+def log_probabilities(
+    logits: NDArray[np.float32], token: int, count: int
+) -> tuple[float, list[tuple[int, float]]]:
+    """The natural logarithm of `token`'s probability by logits (vocabulary,), and those of the `count` likeliest ids,
+    likeliest first (lowest id of equals): the model's own, whatever the sampling."""
+    wide = logits.astype(np.float64)
+    top = wide.max()
+    wide -= top + np.log(np.exp(wide - top).sum())
+    likeliest = np.argsort(-logits, kind="stable")[:count]
+    return float(wide[token]), [(int(each), float(wide[each])) for each in likeliest]

@@ -48,8 +48,10 @@ class Scheduler:
     any; what they ask for is done in the driver's next step, which they wake. Sinks run on the driver's.
     """
 
-    def __init__(self, session: Session, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, session: Session, max_waiting: int = MAX_WAITING, slots: int | None = None) -> None:
+        """`slots`: sequences at once, where fewer are wanted than the devices have room for."""
         self._session = session
+        self._slots = slots
         self._max_waiting = max_waiting
         self._model = session.device.record.model
         self._ends = frozenset(self._model.eos_token_ids)
@@ -70,18 +72,28 @@ class Scheduler:
     def session(self) -> Session:
         return self._session
 
+    @property
+    def room(self) -> int:
+        """Sequences that can be open at once."""
+        return min(self._session.sequences, self._slots or self._session.sequences)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many requests run, and how many wait."""
+        return len(self._running), len(self._submitted) + len(self._waiting)
+
     # --- from any thread ---
 
     def submit(self, request: Request, line: Line | None = None) -> Handle:
         """Take a request, of a conversation when `line` is one. Raises RunError for bad input, R402 when too
         many wait already, and what ended the session."""
-        if self._ended:
-            raise self._ended
         if request.ids or request.wanted != 0:
             check_ids(request.ids, self._model)
         tokens_allowed(len(request.ids), request.wanted, self._model)
         handle = Handle(request, self._wish_cancelled)
         with self._lock:
+            if self._ended:
+                raise self._ended
             waiting = len(self._submitted) + len(self._waiting)
             if waiting >= self._max_waiting:
                 raise RunError("R402", f"{waiting} requests wait already, no more are taken", INTERNAL)
@@ -157,7 +169,7 @@ class Scheduler:
 
     def _begin_those_that_can(self) -> None:
         """Begin requests whose sequence is there and free, together; ask for sequences for the others."""
-        room = self._session.sequences - sum(not line.closed for line in self._lines.values())
+        room = self.room - sum(not line.closed for line in self._lines.values())
         beginning: list[int] = []
         left: list[tuple[Handle, Line]] = []
         for handle, line in self._waiting:
@@ -202,7 +214,7 @@ class Scheduler:
         """Nothing is under way, and still there is no room: it would wait for ever."""
         with self._lock:
             handle, _ = self._waiting.popleft()
-        reason = f"the devices have room for {self._session.sequences} conversations, and as many are open"
+        reason = f"there is room for {self.room} conversations, and as many are open"
         handle.fail(RunError("R402", f"{reason}: close one", INTERNAL))
 
     # --- what comes back ---
@@ -340,10 +352,15 @@ class Scheduler:
         if not any(owner is line for _, _, owner in self._ending):
             self._lines.pop(line.number, None)
 
+    def end(self, error: RunError) -> None:
+        """Take no more requests; those that are not done have the error."""
+        self._end_all(error)
+
     def _end_all(self, error: RunError) -> None:
         """The session is over: so is everything that was asked of it."""
-        self._ended = error
-        waiting = [handle for handle, _ in (*self._submitted, *self._waiting)]
+        with self._lock:
+            self._ended = error
+            waiting = [handle for handle, _ in (*self._submitted, *self._waiting)]
         ending = [handle for _, handle, _ in self._ending]
         for handle in (*waiting, *self._running, *ending):
             if not handle.done:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from llrun.errors import RunError
-from llrun.requests.sampling import Sampling, choose, distribution, generator
+from llrun.requests.sampling import (
+    Penalties,
+    Sampling,
+    choose,
+    distribution,
+    generator,
+    log_probabilities,
+    penalised,
+)
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 
@@ -73,3 +81,26 @@ def test_senseless_options_are_refused_by_name(options, name):
     with pytest.raises(RunError, match=name) as caught:
         Sampling(**options)
     assert caught.value.exit_code == 2
+
+
+def test_penalties_are_taken_off_what_was_produced():
+    logits = np.array([1, 2, 3, 4], np.float32)
+    found = penalised(logits, [3, 1, 3, 3], Penalties(presence=0.5, frequency=0.25))
+    np.testing.assert_allclose(found, [1, 2 - 0.75, 3, 4 - 1.25])
+    assert logits.tolist() == [1, 2, 3, 4]
+    assert penalised(logits, [3], Penalties()) is logits
+    assert penalised(logits, [], Penalties(1, 1)) is logits
+
+
+@pytest.mark.parametrize("bad", [{"presence": 2.1}, {"frequency": -2.1}, {"frequency": float("nan")}])
+def test_penalties_have_bounds(bad):
+    with pytest.raises(RunError, match=f"{next(iter(bad))} penalty is"):
+        Penalties(**bad)
+
+
+def test_log_probabilities_are_of_the_logits_as_they_are():
+    own, likeliest = log_probabilities(LOGITS + 100, 2, 3)
+    assert own == pytest.approx(np.log(0.2), abs=1e-5)
+    assert [token for token, _ in likeliest] == [1, 3, 2]
+    np.testing.assert_allclose([value for _, value in likeliest], np.log([0.4, 0.3, 0.2]), atol=1e-5)
+    assert log_probabilities(LOGITS, 0, 0)[1] == []
