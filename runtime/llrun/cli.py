@@ -6,13 +6,14 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from llrun import __version__
 from llrun.errors import INTERNAL, USAGE, RunError, printable
+from llrun.options import WAIT_S, balanced, chatting, common, listening, measured
 
 if TYPE_CHECKING:
     from llrun.device.slice import StoredSlice
@@ -46,9 +47,17 @@ Examples:
 
 Before each test one run is made that does not count. Token ids are random, from a fixed seed.
 """
+SERVE_EXAMPLES = """
+\b
+Examples:
+  llrun serve bundle/ --local                        every device here, at http://127.0.0.1:8080/v1
+  llrun serve bundle/ --slots 4 --queue 16           four answers at once, sixteen requests that wait
+  LLRUN_API_KEY=... llrun serve bundle/ --host 0.0.0.0    for other machines too, with a key
+
+Paths: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
+"""
 
 
-WAIT_S = 2.0  # as head.options has it, which is not imported for --help
 SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
 
@@ -118,53 +127,6 @@ def llrun() -> None:
     """Run a language model on several devices together."""
 
 
-def _balanced(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of Balancing, for `_balancing`."""
-    for option in (
-        click.option("--exact", is_flag=True, expose_value=False,
-                     help="The same bits for a token however it is computed: always so, nothing to ask for."),
-        click.option("--mirror", is_flag=True,
-                     help="Copy caches, as they are made, to the devices that would take a lost one's blocks: then next"
-                     " to nothing is computed again."),
-        click.option("--wait", "wait_s", type=float, default=WAIT_S, show_default=True, metavar="S",
-                     help="How long a lost device that nothing can replace is waited for."),
-        click.option("--rebalance", default="auto", show_default=True, metavar="HOW",
-                     help="auto: blocks move to where they run faster, when that is worth it. off: only when a device"
-                     " is lost. MODULE:FUNCTION or FILE.py:FUNCTION: as your function says."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def _chatting(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of Chatting."""
-    for option in (
-        click.option("--keep-context", is_flag=True,
-                     help="Refuse a message for which the context has no room, instead of leaving out the oldest."),
-        click.option("--raw", is_flag=True, help="Continue text as it is, though the model has a chat template."),
-        click.option("--chat-template", metavar="FILE",
-                     help="Use this jinja2 template, not the model's own. Text is asked in it: --prompt, lines of"
-                     " standard input, and what is typed."),
-        click.option("--system", metavar="TEXT", help="The system's message, before any other."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def _common(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option("--timeout", type=float, default=120.0, show_default=True, metavar="S",
-                     help="Give up when a device is not reached, or nothing comes from any, for this long."),
-        click.option("--no-verify", is_flag=True, help="Skip hashing the weights (sizes are still checked)."),
-        click.option("--peer", "peers", multiple=True, metavar="NAME=HOST:PORT",
-                     help="Where a worker listens, when not where the bundle says. On another host: tell the other"
-                     " workers too, which connect to no host that they were not told of. Repeatable."),
-        click.option("--local", is_flag=True, help="Run every device as a process of this machine."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 @llrun.command(cls=Default, epilog=RUN_EXAMPLES, context_settings=SETTINGS)
 @click.argument("path", metavar="BUNDLE_OR_SLICE")
 @click.option("--device", metavar="NAME", help="Which device this is; without it, the head.")
@@ -203,10 +165,10 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     help="Keep what is asked and each token in FILE, and go on with what it holds: the conversation, or with"
     " prompts the same run, its answers read where they are there.",
 )
-@_chatting
+@chatting
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
-@_balanced
-@_common
+@balanced
+@common
 @click.version_option(__version__, prog_name="llrun", message="%(prog)s %(version)s")
 def run(path: str, device: str | None, listen: str | None, announce: str | None,
         texts: tuple[str, ...], prompt_ids: tuple[str, ...], tokens: int | None, temperature: float,
@@ -266,53 +228,9 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
 
 @llrun.command(epilog=BENCH_EXAMPLES, context_settings=SETTINGS)
 @click.argument("path", metavar="BUNDLE")
-@click.option(
-    "-p",
-    "prompt",
-    type=click.IntRange(min=0),
-    default=512,
-    show_default=True,
-    metavar="N",
-    help="Prompt tokens of the pp test; 0: no such test.",
-)
-@click.option(
-    "-n",
-    "tokens",
-    type=click.IntRange(min=0),
-    default=128,
-    show_default=True,
-    metavar="N",
-    help="Tokens of the tg test; 0: no such test.",
-)
-@click.option(
-    "-d",
-    "depth",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Tokens in the cache before each test.",
-)
-@click.option(
-    "-r",
-    "repeats",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    metavar="N",
-    help="Runs of each test.",
-)
-@click.option(
-    "--sequences",
-    type=click.IntRange(min=1, max=64),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Sequences in flight at once.",
-)
-@click.option("-o", "output", type=click.Choice(["md", "json"]), default="md", show_default=True)
-@_balanced
-@_common
+@measured
+@balanced
+@common
 def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequences: int, output: str,
           local: bool, peers: tuple[str, ...], no_verify: bool, timeout: float,
           rebalance: str, wait_s: float, mirror: bool) -> None:  # fmt: skip
@@ -327,6 +245,35 @@ def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequenc
     plan = Plan(prompt, tokens, depth, repeats, sequences)
     balancing = _balancing(rebalance, wait_s, mirror)
     measure(stored, where, plan, output == "json", Console(quiet=True), balancing)
+
+
+@llrun.command(epilog=SERVE_EXAMPLES, context_settings=SETTINGS)
+@click.argument("path", metavar="BUNDLE")
+@listening
+@balanced
+@common
+def serve(path: str, host: str, port: int, api_key: str | None, slots: int | None, queue: int,
+          local: bool, peers: tuple[str, ...], no_verify: bool, timeout: float,
+          rebalance: str, wait_s: float, mirror: bool) -> None:  # fmt: skip
+    """Answer requests over HTTP, as OpenAI's API has them, from the head."""
+    from llrun.faces.console import Console
+    from llrun.faces.where import Where
+    from llrun.wire.transport import Tcp
+
+    try:
+        from llrun.faces.server.serve import Listening, serve_http
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn", "prometheus_client"):
+            raise
+        needs = f"serve needs the package {package}: pip install 'llrun[head,serve]'"
+        raise RunError("R140", needs) from error
+    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
+        raise RunError("R107", "--api-key takes printable ASCII characters, at least one")
+    stored = _stored(path, None)
+    where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
+    balancing = _balancing(rebalance, wait_s, mirror)
+    serve_http(stored, where, balancing, Listening(host, port, api_key, slots, queue), Console(quiet=True))
 
 
 def _stored(path: str, device: str | None) -> StoredSlice:

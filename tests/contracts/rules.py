@@ -33,13 +33,16 @@ HOMES: dict[str, tuple[str, ...]] = {
     "onnxscript": ("llcompile/frontend",),
     "onnxsim": ("llcompile/frontend",),
     "ortools": ("llcompile/partition",),
+    "prometheus_client": ("runtime/llrun/faces/server",),
     "rich": ("llcompile/console.py", "llcompile/explain"),
     "safetensors": ("llcompile/frontend",),
+    "starlette": ("runtime/llrun/faces/server",),
     "tokenizers": ("llcompile/frontend", "runtime/llrun"),
     "torch": ("llcompile/frontend",),
     "transformers": ("llcompile/frontend",),
     "tvm": ("llcompile/lower",),
     "tvm_ffi": ("runtime/llrun",),
+    "uvicorn": ("runtime/llrun/faces/server",),
     "ziglang": ("llcompile/lower",),
 }
 # Packages that report to their makers unless they are told not to before they are imported; importing ours tells them.

@@ -77,3 +77,26 @@ def test_a_worker_needs_no_tokenizers():
         )
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_only_the_server_needs_the_servers_packages():
+    """All modules but those of faces.server are imported with them blocked."""
+    script = SCRIPT.replace(
+        'if module.name != "llrun.__main__":',
+        'if module.name != "llrun.__main__" and not module.name.startswith("llrun.faces.server."):',
+    )
+    blocked = (*BLOCKED, "starlette", "uvicorn", "prometheus_client")
+    result = python(script.format(blocked=blocked, extra=""))
+    assert result.returncode == 0, result.stderr
+
+
+def test_without_the_servers_packages_serve_says_what_to_install():
+    result = python(
+        "import sys\n"
+        "sys.modules['starlette'] = None\n"
+        "from llrun.cli import _guarded, llrun\n"
+        "sys.exit(_guarded(llrun, ['serve', 'bundle']))\n"
+    )
+    assert result.returncode == 2
+    assert "error[R140]: serve needs the package" in result.stderr
+    assert "pip install 'llrun[head,serve]'" in result.stderr

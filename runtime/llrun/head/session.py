@@ -152,6 +152,11 @@ class Session:
         """What devices and links took lately."""
         return self._cluster.monitor.readings()
 
+    @property
+    def recovering(self) -> bool:
+        """Whether tokens stand still because of a device that was lost."""
+        return self._changes.recovering
+
     # --- sequences ---
 
     def begin(self) -> int:
@@ -377,8 +382,6 @@ class Session:
         """Say it to every worker, and to the engine here."""
         self._engine.inbox.put(event)
         self._members.tell_all(message)
-
-    # --- ending ---
 
     def _run_engine(self) -> None:
         try:

@@ -1,0 +1,112 @@
+"""The fields of request bodies, as OpenAI's API has them. Types alone are checked here; `asked` says what they mean."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from llrun.faces.server.faults import ApiError, invalid
+
+WHERE = re.compile(r" - at `\$\.?(?P<place>.*)`$")
+UNKNOWN = re.compile(r"unknown field `(?P<name>.*?)`")
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    include_usage: bool = False
+    include_obfuscation: bool = False  # padding against listeners, which a plain connection does not need
+
+
+class Shared(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What both kinds of request have. Of those that say who asks and how it is billed nothing depends here."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
+
+
+class CompletionBody(Shared, kw_only=True):
+    prompt: Any
+    logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+class Part(msgspec.Struct):
+    type: str
+    text: str | None = None
+
+
+class MessageBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    role: str
+    content: str | list[Part] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: Any = None
+    tool_call_id: Any = None
+    function_call: Any = None
+    audio: Any = None
+    annotations: Any = None  # clients send back what an answer had
+
+
+class ChatBody(Shared, kw_only=True):
+    messages: list[MessageBody]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    functions: Any = None
+    function_call: Any = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+    store: bool | None = None
+
+
+Body = TypeVar("Body", CompletionBody, ChatBody)
+
+
+def read(data: bytes, kind: type[Body]) -> Body:
+    """A body of that kind. Raises ApiError, naming the field."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise _fault(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid(f"the body is not JSON: {error}") from error
+
+
+def _fault(text: str) -> ApiError:
+    where = WHERE.search(text)
+    place = where["place"] if where else ""
+    unknown = UNKNOWN.search(text)
+    if unknown:
+        name = f"{place}.{unknown['name']}".strip(".")
+        return invalid(f"{name} is not a parameter that is known here", name, "unknown_parameter")
+    said = WHERE.sub("", text)
+    missing = re.search(r"missing required field `(.*)`", said)
+    return invalid(f"{place or 'the body'}: {said}", missing[1] if missing else place or None)
