@@ -6,7 +6,7 @@ The shape of Llama 3 70B, 4-bit, context 1024; links of 300 Mbit/s and 1 ms, dis
 device. Of the same shape with three layers, random weights, a bundle is built whose devices have one kind of block
 each: the model's ends, an attention block, an MLP block; and one has the other two layers, all of which come from its
 disk. They run over loopback, one after another as tokens go through them, each under a hard limit of the memory that
-the plan says it takes, and the last with reads limited to the disk's rate.
+the plan says it takes, and the last with reads limited to the disk's rate. Peaks are those after a prompt of a chunk.
 
 The token is reckoned as the planner does, disk by disk and turn by turn, but with the seconds that were measured, and
 the three-layer model's own token is reckoned by the same to show what that is worth. `--also`: formats that are planned
@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from shared.bundles import CACHE, planned
 from shared.fleet import Fleet, Loopback
 from shared.machine import native_target, own_description
 from shared.ours import sources_digest
-from shared.processes import run
+from shared.processes import Failed, run
 from shared.shapes import LLAMA_70B, model_directory
 from shared.tables import table
 
@@ -39,7 +39,7 @@ from llrun.programs.turns import Turn, token_seconds
 
 LAYERS, DEVICES, MEMORY_BYTES, ENOUGH_BYTES = 80, 8, 3_000_000_000, 8_000_000_000
 RATE, LATENCY_S = 3.75e7, 0.001
-CONTEXT = "1024"
+CONTEXT, CHUNK = "1024", 128
 THEIRS_S, THEIRS_BYTES = 26.1, 3.1e9
 PARTS = ("ends", "attention", "mlp", "stream")
 LEFT = ("device", "plan", "block")
@@ -118,8 +118,8 @@ def limits(bundle: Path, disk: float) -> Iterator[Limits]:
         yield Limits(before)
 
 
-def timed(bundle: Path, disk: float, tokens: int) -> Timed:
-    """One request whose prompt is one token, so that every pass is a token's."""
+def timed(bundle: Path, disk: float, prompt: int, tokens: int) -> Timed:
+    """One request; with a prompt of one token every pass is a token's."""
     with (
         limits(bundle, disk) as places,
         tempfile.TemporaryDirectory() as folder,
@@ -135,7 +135,15 @@ def timed(bundle: Path, disk: float, tokens: int) -> Timed:
             "--timeout",
             "600",
         ]
-        request = ["--prompt-ids", "1", "-n", str(tokens), "--rebalance", "off", "--json"]
+        request = [
+            "--prompt-ids",
+            ",".join(["1"] * prompt),
+            "-n",
+            str(tokens),
+            "--rebalance",
+            "off",
+            "--json",
+        ]
         said = json.loads(run(places.command(PARTS[0], [*head, *request])).stdout)
     devices = said["devices"]
     return Timed(
@@ -237,7 +245,8 @@ def main(disk: float, tokens: int, also: str, prepare: bool) -> None:
     bundle = parts(rate)
     if prepare:
         return
-    found, small = timed(bundle, rate, tokens), planned(bundle)
+    found, small = timed(bundle, rate, 1, tokens), planned(bundle)
+    found = replace(found, peak_bytes=timed(bundle, rate, CHUNK, 2).peak_bytes)
     seconds = seconds_of(small, found)
     own = simulated(small, seconds, dict.fromkeys(PARTS, rate), network=False)
     heads = ("device", "weights MB", "computing ms", "plan MB", "peak MB", "peak / plan")
@@ -246,10 +255,15 @@ def main(disk: float, tokens: int, also: str, prepare: bool) -> None:
     plan = whole("q4", rate)
     token_s = simulated(plan, seconds, {f"d{number}": rate for number in range(DEVICES)}, network=True)
     rows = [plan_row("q4", plan, token_s)]
-    rows += [plan_row(quant, whole(quant, rate), None) for quant in also.split(",") if quant]
+    refused = []
+    for quant in also.split(",") if also else ():
+        try:
+            rows.append(plan_row(quant, whole(quant, rate), None))
+        except Failed as error:
+            refused.append(f"\n{quant}: {str(error).splitlines()[-1]}")
     rows.append(["TPI-LLM, float32", "1", "", f"{THEIRS_S:.1f}", "1.0", f"{THEIRS_BYTES / 1e9:.1f}"])
     heads = ("plan", "runs a device", "predicted s", "simulated s", "times faster", "memory GB")
-    click.echo(table(heads, rows, LEFT))
+    click.echo("\n".join([table(heads, rows, LEFT), *refused]))
 
 
 if __name__ == "__main__":
