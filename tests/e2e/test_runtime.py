@@ -192,7 +192,7 @@ def test_a_conversation_at_a_terminal(bundle):
     assert len(answers) == 3
     assert "tokens/s" in answers[0]
     assert "more than the context of 256" in first
-    assert "/new begins another" in first
+    assert "/reset begins another" in first
     assert "Traceback" not in first
     texts = first.split("> ")[1:]
     assert texts[0].splitlines()[1] == texts[2].splitlines()[1] != texts[4].splitlines()[1]
