@@ -219,7 +219,9 @@ def typed(bundle: Path, *lines: str) -> str:
         process.kill()
         process.wait()
         os.close(ours)
-    return shown.decode().replace("\r\n", "\n")
+    # What tells the terminal to mark pasted text is no text.
+    plain = shown.replace(b"\x1b[?2004h", b"").replace(b"\x1b[?2004l\r", b"")
+    return plain.decode().replace("\r\n", "\n")
 
 
 PROGRAM = """
