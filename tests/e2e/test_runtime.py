@@ -181,8 +181,7 @@ def test_sequences_decoded_together_give_what_each_gives_alone(bundle, tmp_path,
         words = [sys.executable, "-m", "tests.e2e.together", str(path), "6", json.dumps(prompts[:count])]
         done = subprocess.run(words, capture_output=True, text=True, timeout=90)
         assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
-        assert found["together"] == found["alone"] == expected[:count]
+        assert (found := json.loads(done.stdout))["together"] == found["alone"] == expected[:count]
 
 
 def test_a_conversation_at_a_terminal(bundle):
@@ -219,9 +218,8 @@ def typed(bundle: Path, *lines: str) -> str:
         process.kill()
         process.wait()
         os.close(ours)
-    # What tells the terminal to mark pasted text is no text.
-    plain = shown.replace(b"\x1b[?2004h", b"").replace(b"\x1b[?2004l\r", b"")
-    return plain.decode().replace("\r\n", "\n")
+    text = shown.decode().replace("\x1b[?2004h", "").replace("\x1b[?2004l\r", "")  # marks for pasted text
+    return text.replace("\r\n", "\n")
 
 
 PROGRAM = """
