@@ -128,17 +128,22 @@ class Driver:
         finally:
             self.ended = True
             while self._asked:
-                self._asked.popleft().set_exception(not_ready(Condition.ENDED))
+                future = self._asked.popleft()
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(not_ready(Condition.ENDED))
             self._changed()
 
     def _answer(self, scheduler: Scheduler) -> None:
         session = scheduler.session
         while self._asked:
+            future = self._asked.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue  # whoever asked waits no longer
             running, waiting = scheduler.load
             reading = Reading(
                 session.readings, dict(session.figures), len(session.moves), running, waiting, scheduler.room
             )
-            self._asked.popleft().set_result(reading)
+            future.set_result(reading)
 
 
 def not_ready(condition: Condition) -> ApiError:
