@@ -31,10 +31,13 @@ TEMPLATE = (
 )
 
 
-def tokenizer() -> Tokenizer:
+def tokenizer(special: str | None = None) -> Tokenizer:
+    """`special`: a letter that ends what somebody says."""
     vocabulary = {text: number for number, text in enumerate([*LETTERS, *MORE])}
     made = small_tokenizers.Tokenizer(small_tokenizers.models.BPE(vocab=vocabulary, merges=[("a", "b")]))
     made.decoder = small_tokenizers.decoders.Fuse()
+    if special:
+        made.add_special_tokens([special])
     return Tokenizer("tokenizer.json", made.to_str().encode(), numpy_model.VOCABULARY)
 
 
@@ -84,6 +87,7 @@ def serving(
     queue: int = 256,
     api_key: str | None = None,
     template: str | None = TEMPLATE,
+    special: str | None = None,
     seconds_a_step: float = 0.0,
     wait_for: str = "ready",
 ) -> Iterator[Server]:
@@ -93,7 +97,7 @@ def serving(
         chat = ChatTemplate("the template", {"default": template}) if template else None
         ending = Ending()
         driver = Driver(lambda: own, slots, queue, lambda: ending.end() if driver.ended else None)
-        served = Served(driver, tokenizer(), own.device.record.model, chat, 1)
+        served = Served(driver, tokenizer(special), own.device.record.model, chat, 1)
         app = make_app(served, api_key)
         thread = threading.Thread(target=lambda: asyncio.run(run(app, sock, driver, ending)))
         thread.start()

@@ -24,6 +24,7 @@ from llrun.faces.server.driver import Condition, Driver, Reading, not_ready
 from llrun.faces.server.faults import BROKEN, INVALID, UNAUTHORISED, ApiError, invalid, of_run_error
 from llrun.faces.server.objects import Head, Kind
 from llrun.requests.chat_template import ChatTemplate
+from llrun.requests.dialogue import turn_ends
 from llrun.requests.tokenizer import Tokenizer
 from llrun.schema import ModelInfo
 
@@ -80,6 +81,9 @@ class _Keyed:
 class _Paths:
     def __init__(self, served: Served) -> None:
         self._served = served
+        self._turn_ends = (
+            turn_ends(served.template, served.tokenizer) if served.template else frozenset[int]()
+        )
 
     async def health(self, _: Request) -> Response:
         condition = self._served.driver.condition
@@ -123,7 +127,8 @@ class _Paths:
 
     def _answering(self, kind: Kind, ids: Sequence[Sequence[int]], wish: asked.Asked) -> Answering:
         served = self._served
-        answers = Answers(served.driver, served.tokenizer, served.model, ids, wish)
+        ends = self._turn_ends if kind.chat else frozenset[int]()
+        answers = Answers(served.driver, served.tokenizer, served.model, ids, wish, ends)
         head = Head(
             kind,
             kind.prefix + secrets.token_hex(12),

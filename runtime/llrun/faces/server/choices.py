@@ -65,7 +65,8 @@ Event = Piece | Ended
 
 
 class Answers:
-    """All answers of one request. `prompts`: token ids, each of which is answered `asked.choices` times.
+    """All answers of one request. `prompts`: token ids, each of which is answered `asked.choices` times. `ends`: tokens
+    that end an answer besides the model's.
 
     Used from the event loop. `begin` raises RunError or ApiError for what is refused at once; then nothing of it goes
     on. `cancel` gives back what the answers hold of the devices: by the next token of each.
@@ -78,8 +79,10 @@ class Answers:
         model: ModelInfo,
         prompts: Sequence[Sequence[int]],
         asked: Asked,
+        ends: frozenset[int] = frozenset(),
     ) -> None:
         self._driver = driver
+        self._ends = ends
         self._tokenizer = tokenizer
         self._model = model
         self._prompts = prompts
@@ -95,7 +98,7 @@ class Answers:
             for number, ids in enumerate(self._prompts):
                 for choice in range(self._asked.choices):
                     index = number * self._asked.choices + choice
-                    one = _Choice(index, self._tokenizer, self._model, ids, self._asked, tell)
+                    one = _Choice(index, self._tokenizer, self._model, ids, self._asked, self._ends, tell)
                     self._handles.append(self._driver.submit(one.request(ids, choice)))
         except BaseException:
             self.cancel()
@@ -141,11 +144,12 @@ class _Choice:
         model: ModelInfo,
         ids: Sequence[int],
         asked: Asked,
+        ends: frozenset[int],
         tell: Callable[[Event], None],
     ) -> None:
         self._index = index
         self._tokenizer = tokenizer
-        self._ends = frozenset(model.eos_token_ids)
+        self._ends = ends.union(model.eos_token_ids)
         self._room = model.shapes.context - len(ids)
         self._asked = asked
         self._tell = tell
@@ -170,10 +174,11 @@ class _Choice:
         self._chances = (TokenChances(Likely(self._tokenizer.decode([token]), own), others),)
 
     def _take(self, token: int) -> bool:
-        text = "" if token in self._ends else self._stream.push(token)
-        chances = () if token in self._ends else self._chances
-        if text or chances:
-            self._tell(Piece(self._index, text, chances))
+        if token in self._ends:
+            return False
+        text = self._stream.push(token)
+        if text or self._chances:
+            self._tell(Piece(self._index, text, self._chances))
         return not self._stream.stopped
 
     def _ended(self, handle: Handle) -> None:

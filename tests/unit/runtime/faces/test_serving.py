@@ -79,6 +79,33 @@ def test_a_chat_is_rendered_with_the_template(server):
     assert found[-1]["choices"][0] == {"index": 0, "finish_reason": "length", "logprobs": None, "delta": {}}
 
 
+def test_the_token_that_a_template_writes_after_an_answer_ends_one():
+    """No file of the model names it."""
+    ids = served_here.tokenizer().encode("user: hello\nassistant: ")
+    said = greedy(ids, 12)
+    special = next(letter for n, letter in enumerate(said) if n > 2 and letter not in said[:n])
+    closing = f"{{{{ m.content }}}}{{{{ {special!r} if m.role == 'assistant' }}}}"
+    template = served_here.TEMPLATE.replace("{{ m.content }}", closing)
+    with serving(template=template, special=special) as running:
+        choice = running.post("/v1/chat/completions", MESSAGES).json()["choices"][0]
+        assert choice["message"]["content"] == said.partition(special)[0]
+        assert choice["finish_reason"] == "stop"
+        found = streamed(running, "/v1/chat/completions", MESSAGES)
+        assert (
+            "".join(e["choices"][0]["delta"].get("content", "") for e in found) == said.partition(special)[0]
+        )
+        prompt = {"prompt": list(ids), "temperature": 0, "max_tokens": 12}
+        plain = running.post("/v1/completions", prompt).json()["choices"][0]
+        assert (plain["finish_reason"], running.driver.condition) == ("length", "ready")
+
+
+def test_who_no_longer_waits_for_figures_does_no_harm(server):
+    for _ in range(20):
+        server.driver.read().cancel()
+    assert server.load() == (0, 0)
+    assert server.get("/health").status_code == 200
+
+
 def test_without_tokens_asked_for_a_chat_fills_the_context(server):
     body = {"messages": MESSAGES["messages"], "temperature": 0}
     usage = server.post("/v1/chat/completions", body).json()["usage"]
