@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -114,7 +115,7 @@ def theirs(
     for name, run in (("distributed-llama", distributed), ("TPI-LLM", tpi)):
         source = sources[name]
         if source:
-            programs[name] = lambda run=run, source=source: run(source)  # type: ignore[misc]
+            programs[name] = partial(run, source)
     return programs
 
 
@@ -186,8 +187,7 @@ def main(
     if prepare:
         return
     programs: dict[str, Callable[[], Rates]] = {
-        name: (lambda path=path: own(cluster, path, request))  # type: ignore[misc]
-        for name, path in found.items()
+        name: partial(own, cluster, path, request) for name, path in found.items()
     }
     contest = Contest("peers", programs | theirs(cluster, request, sources), lambda: 0.0)
     series = play(contest, rounds, lambda text: click.echo(text, err=True))

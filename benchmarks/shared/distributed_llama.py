@@ -24,7 +24,7 @@ from shared.crews import Crew, host_port
 from shared.fleet import Places
 from shared.peer import CACHE
 from shared.processes import run
-from shared.shapes import TINYLLAMA
+from shared.shapes import TINYLLAMA, size_of
 
 WHERE = "https://github.com/b4rtaz/distributed-llama"
 _MODEL_MAGIC, _TOKENIZER_MAGIC = 0xA00ABCD, 0x567124
@@ -118,7 +118,7 @@ def _drawn(random: np.random.Generator, groups: int) -> np.ndarray:
 
 def tokenizer() -> Path:
     """Numbered words; a letter is a token of its own, so a prompt of N letters is N tokens, the first included."""
-    path, size = CACHE / "tinyllama.t", int(TINYLLAMA["vocab_size"])  # type: ignore[call-overload]
+    path, size = CACHE / "tinyllama.t", size_of(TINYLLAMA, "vocab_size")
     words = [b"a", *(b"<%d>" % number for number in range(1, size))]
     pairs = [(0, 1), (1, size), (2, max(map(len, words))), (3, size - 2), (9, 1), (10, 1)]
     packed = [

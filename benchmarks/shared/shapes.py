@@ -42,6 +42,13 @@ LLAMA_70B = TINYLLAMA | {
 }
 
 
+def size_of(config: Mapping[str, object], key: str) -> int:
+    """A number of a configuration."""
+    value = config[key]
+    assert isinstance(value, int)
+    return value
+
+
 @dataclass(frozen=True)
 class Measured:
     """A finished command: stdout, wall-clock seconds, largest resident set among it and its children."""

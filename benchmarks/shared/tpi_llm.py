@@ -20,7 +20,7 @@ from shared.crews import Crew, host_port
 from shared.fleet import Places
 from shared.peer import CACHE
 from shared.processes import run
-from shared.shapes import TINYLLAMA
+from shared.shapes import TINYLLAMA, size_of
 
 WHERE = "https://github.com/Lizonghang/TPI-LLM"
 _NEEDED = (
@@ -63,7 +63,9 @@ def _write_checkpoint(path: Path) -> None:
 
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps({**TINYLLAMA, "hidden_act": "silu"}))
-    tokenizer = Tokenizer(models.WordLevel({str(n): n for n in range(_size("vocab_size"))}, unk_token="0"))
+    tokenizer = Tokenizer(
+        models.WordLevel({str(n): n for n in range(size_of(TINYLLAMA, "vocab_size"))}, unk_token="0")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
@@ -75,21 +77,15 @@ def _write_checkpoint(path: Path) -> None:
     (path / "model.partial").rename(path / "model.safetensors")
 
 
-def _size(key: str) -> int:
-    value = TINYLLAMA[key]
-    assert isinstance(value, int)
-    return value
-
-
 def _shapes() -> dict[str, tuple[int, ...]]:
-    hidden, inner = _size("hidden_size"), _size("intermediate_size")
-    narrow = hidden // _size("num_attention_heads") * _size("num_key_value_heads")
+    hidden, inner = size_of(TINYLLAMA, "hidden_size"), size_of(TINYLLAMA, "intermediate_size")
+    narrow = hidden // size_of(TINYLLAMA, "num_attention_heads") * size_of(TINYLLAMA, "num_key_value_heads")
     found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (_size("vocab_size"), hidden),
+        "model.embed_tokens.weight": (size_of(TINYLLAMA, "vocab_size"), hidden),
         "model.norm.weight": (hidden,),
-        "lm_head.weight": (_size("vocab_size"), hidden),
+        "lm_head.weight": (size_of(TINYLLAMA, "vocab_size"), hidden),
     }
-    for layer in range(_size("num_hidden_layers")):
+    for layer in range(size_of(TINYLLAMA, "num_hidden_layers")):
         start = f"model.layers.{layer}"
         rows = {"q": hidden, "k": narrow, "v": narrow, "o": hidden}
         found |= {f"{start}.self_attn.{name}_proj.weight": (count, hidden) for name, count in rows.items()}

@@ -15,13 +15,13 @@ import importlib
 import json
 import sys
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Stamps:
     """In place of the printer of tokens, which is given the prompt first and then each token."""
 
-    times: list[float] = []  # noqa: RUF012
+    times: ClassVar[list[float]] = []
 
     def __init__(self, *given: object, **named: object) -> None:
         del given, named
