@@ -14,7 +14,7 @@ from llrun.head.progress import Progress
 from llrun.head.replay import Rewind, places_of
 from llrun.programs.groups import block_of
 from llrun.programs.placement import Placement
-from llrun.programs.portions import portion
+from llrun.programs.portions import Pieces
 from llrun.programs.rated import devices_of, owned
 from llrun.programs.segments import split
 from llrun.programs.transmissions import transmissions
@@ -39,6 +39,7 @@ class Cluster:
     epoch: int
     barred: dict[str, set[int]] = field(default_factory=dict)
     attempt: int = 0
+    _pieces: tuple[int, Pieces] | None = None  # those of an epoch, at the rates of its first prompt
 
     @property
     def head(self) -> str:
@@ -76,7 +77,9 @@ class Cluster:
 
     def portion(self, tokens: int) -> int:
         """Rows of each piece in which so many tokens of a prompt go."""
-        return portion(self.placement(), self.stages, tokens)
+        if self._pieces is None or self._pieces[0] != self.epoch:
+            self._pieces = self.epoch, Pieces.of(self.placement(), self.stages)
+        return self._pieces[1].rows(tokens)
 
     def runs(self, device: str) -> bool:
         """Whether the device has a stage now."""

@@ -160,12 +160,16 @@ class Rated:
     def pipeline_s(self, stages: Stages, chunks: int, rows: int | None = None) -> float:
         """Seconds of `chunks` of `rows` (None: full ones) behind each other: one from end to end, the others behind the
         slowest device or link, without what is done for the newest row alone."""
-        rows = rows or self.shapes.chunk
+        once_s, each_s = self.piece_s(stages, rows or self.shapes.chunk)
+        return once_s + (chunks - 1) * each_s if chunks > 1 else once_s
+
+    def piece_s(self, stages: Stages, rows: int) -> tuple[float, float]:
+        """Seconds of a piece of `rows` from end to end, and of each that follows it."""
         travel = self._travel(stages, rows)
         links = [seconds for way, seconds in travel.items() if way is not None]
         slowest = max([0.0, *self._every_chunk(stages, rows).values(), *links])
         once = sum(self._stage_s(stage, rows) for stage in stages) + sum(travel.values())
-        return once + max(chunks - 1, 0) * slowest
+        return once, slowest
 
     def seconds_of(self, stages: Stages) -> Mapping[str, float]:
         """[device]: seconds that it computes for a token."""

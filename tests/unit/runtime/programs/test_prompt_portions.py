@@ -10,7 +10,7 @@ import pytest
 
 from llcompile.ir.cluster import Cluster, Link
 from llrun.programs.placement import Placement
-from llrun.programs.portions import portion
+from llrun.programs.portions import Pieces, portion
 from llrun.schema import Rows, Shapes, StageRecord
 from tests.unit.partition.cases import OPTIONS, Case, chain, cost, device
 from tests.unit.partition.placed import envelope_of, graph_of
@@ -96,3 +96,13 @@ def test_rows_that_nobody_needs_are_not_charged_with_every_piece() -> None:
     }
     slow = replace(made, envelope=msgspec.structs.replace(made.envelope, devices=heavy))
     assert seconds(slow, 128, 16) == pytest.approx(seconds(made, 128, 16) + 1.0 - 1e-3)
+
+
+@pytest.mark.parametrize("latency_s", [0.0, 1e-2])
+def test_what_is_kept_of_stages_answers_for_every_prompt(latency_s: float) -> None:
+    made = placed(latency_s, decode_s=6e-3)
+    kept = Pieces.of(made, STAGES)
+    assert [rows for rows, _, _ in kept.seconds] == [*range(16, 129, 16)]
+    for tokens in range(1, 600, 7):
+        assert kept.rows(tokens) == portion(made, STAGES, tokens)
+    assert Pieces.of(made, ALONE).rows(500) == 128
