@@ -24,7 +24,7 @@ from pathlib import Path
 import click
 from shared import bundles, distributed_llama, llama_rpc, peer, tpi_llm
 from shared.bundles import Device
-from shared.clusters import MEMORY_BYTES, Cluster
+from shared.clusters import MEMORY_BYTES, Cluster, emulated
 from shared.machine import description
 from shared.rounds import Contest, Rates, Series, play, ratios, spread
 from shared.tables import table
@@ -154,9 +154,7 @@ def stages(bundle: Path) -> str:
 
 @click.command()
 @click.option("--devices", default=2, show_default=True, type=click.IntRange(2, 4))
-@click.option("--cores", type=float, help="Of each device.")
-@click.option("--rate", default=0.0, help="Bytes a second of every link.")
-@click.option("--latency", default=0.0, help="Seconds from one device to another.")
+@emulated
 @click.option("-p", "--prompt", default=128, show_default=True)
 @click.option("-n", "--new", default=32, show_default=True)
 @click.option("--rounds", default=1, show_default=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
-from shared.clusters import Cluster
+from shared.clusters import Cluster, emulated
 from shared.machine import own_description
 from shared.rounds import Contest, Rates, Series, play, ratios, spread
 from shared.tables import table
@@ -50,9 +50,7 @@ def rows(series: Series, names: Sequence[str]) -> list[list[str]]:
 
 @click.command()
 @click.option("--devices", default=2, show_default=True, type=click.IntRange(2, 8))
-@click.option("--cores", type=float, help="Of each device.")
-@click.option("--rate", default=0.0, help="Bytes a second of every link.")
-@click.option("--latency", default=0.0, help="Seconds from one device to another.")
+@emulated
 @click.option("-p", "--prompt", default=128, show_default=True)
 @click.option("-n", "--new", default=64, show_default=True)
 @click.option("--quant", default="q4", show_default=True)

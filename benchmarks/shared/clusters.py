@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import click
 
 from shared import bundles
 from shared.bundles import Device, Recipe
@@ -18,6 +20,18 @@ from shared.machines import Link, Machines, why_not
 from shared.processes import run
 
 MEMORY_BYTES = 4_000_000_000
+_OPTIONS = (
+    click.option("--cores", type=float, help="Of each device."),
+    click.option("--rate", default=0.0, help="Bytes a second of every link."),
+    click.option("--latency", default=0.0, help="Seconds from one device to another."),
+)
+
+
+def emulated(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options that say what devices and links are to be like."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
 class Cluster:
