@@ -18,6 +18,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "click": ("llcompile/cli.py", "runtime/llrun"),
     "huggingface_hub": ("llcompile/frontend",),
     "jinja2": ("llcompile/explain", "runtime/llrun/requests/rendering.py"),
+    "llguidance": ("runtime/llrun/requests/grammars.py",),
     "msgspec": ("llcompile/bundle", "llcompile/explain/measured.py", "runtime/llrun"),
     "networkx": ("llcompile/graph",),
     "numpy": ("llcompile", "runtime/llrun"),

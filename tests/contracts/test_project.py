@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[2]
 PRODUCT = ("llcompile", "runtime/llrun")
 EVERYTHING = (*PRODUCT, "scripts", "tests", "benchmarks", "examples")
 AROUND = ("benchmarks", "docs", "examples", "scripts", "targets", "templates", "tests")
-HEAD_NEEDS = {"jinja2", "tokenizers", "prometheus-client", "starlette", "uvicorn"}
+HEAD_NEEDS = {"jinja2", "llguidance", "tokenizers", "prometheus-client", "starlette", "uvicorn"}
 RUNTIME_NEEDS = {"apache-tvm-ffi", "click", "msgspec", "numpy", "typing-extensions"}
 
 

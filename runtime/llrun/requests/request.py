@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from llrun.errors import RunError
 from llrun.head.moves import Move
+from llrun.requests.constraint import Constraint
 from llrun.requests.sampling import Penalties, Sampling, choose, generator, penalised
 from llrun.schema import ModelInfo
 from llrun.wire.messages import Figures, StepDone
@@ -38,6 +39,7 @@ class Request:
     `produced`: the beginning of the answer, where an earlier run has produced it: `sink` has it already, and the random
     choices go on after those that it took. `wanted` counts it.
     `given`: tokens that are taken whatever the logits say, an end of sequence among them: for measuring.
+    `constraint`: what the answer is held to, from its beginning: this request's own.
     `look`: is told the logits (vocabulary,), which are its only now, and the token chosen, before `sink` is.
     `ended`: is told once, when there is a result or an error. Both run on the driver's thread, and raise nothing.
     """
@@ -49,6 +51,7 @@ class Request:
     produced: Sequence[int] = ()
     given: Sequence[int] = ()
     penalties: Penalties = field(default_factory=Penalties)
+    constraint: Constraint | None = None
     look: Look | None = None
     ended: Ended | None = None
 
@@ -137,11 +140,16 @@ class Handle:
         self._began_at = time.perf_counter()
 
     def choose(self, logits: NDArray[np.float32]) -> int:
-        """The next token, from logits (vocabulary,). Raises RunError R502 when they are not numbers."""
+        """The next token, from logits (vocabulary,). Raises RunError R502 when they are not numbers,
+        and what the constraint raises."""
+        constraint = self.request.constraint
         token = next(self._given, None)
         if token is None:
             weighed = penalised(logits, self.tokens, self.request.penalties)
-            token = choose(weighed, self.request.sampling, self._random)
+            allowed = constraint.allowed() if constraint else None
+            token = choose(weighed, self.request.sampling, self._random, allowed)
+        if constraint:
+            constraint.take(token)
         self.tokens.append(token)
         self.times.append(time.perf_counter())
         if self.request.look:

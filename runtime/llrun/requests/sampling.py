@@ -54,13 +54,23 @@ def generator(sampling: Sampling, chosen: int = 0) -> np.random.Generator:
     return np.random.Generator(bits)
 
 
-def choose(logits: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:
-    """The next token id from logits (vocabulary,). Raises RunError R502 when they are not numbers."""
+def choose(
+    logits: NDArray[np.float32],
+    sampling: Sampling,
+    random: np.random.Generator,
+    allowed: NDArray[np.int64] | None = None,
+) -> int:
+    """The next token id from logits (vocabulary,), of `allowed` ids, ascending, as if there were no others.
+
+    Raises RunError R502 when logits are not numbers.
+    """
     best = int(np.argmax(logits))
     if not np.isfinite(logits[best]):
         raise RunError(
             "R502", f"logit {best} is {logits[best]}: the model's figures have overflowed", INTERNAL
         )
+    if allowed is not None:
+        return int(allowed[choose(logits[allowed], sampling, random)])
     if sampling.temperature == 0:
         return best
     ids, weights = distribution(logits, sampling)

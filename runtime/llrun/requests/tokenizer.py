@@ -88,6 +88,10 @@ class Tokenizer:
         with self._readable():
             return str(self._inner.decode(list(ids), skip_special_tokens=True))
 
+    def file_text(self) -> str:
+        """What tokenizer.json has, without what cuts or fills up."""
+        return str(self._inner.to_str())
+
     def hidden(self, token: int) -> bool:
         return token in self._special or self._inner.id_to_token(token) is None
 

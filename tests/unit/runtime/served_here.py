@@ -35,7 +35,9 @@ def tokenizer(special: str | None = None) -> Tokenizer:
     """`special`: a letter that ends what somebody says."""
     vocabulary = {text: number for number, text in enumerate([*LETTERS, *MORE])}
     made = small_tokenizers.Tokenizer(small_tokenizers.models.BPE(vocab=vocabulary, merges=[("a", "b")]))
-    made.decoder = small_tokenizers.decoders.Fuse()
+    made.decoder = small_tokenizers.decoders.Sequence(
+        [small_tokenizers.decoders.ByteFallback(), small_tokenizers.decoders.Fuse()]
+    )
     if special:
         made.add_special_tokens([special])
     return Tokenizer("tokenizer.json", made.to_str().encode(), numpy_model.VOCABULARY)

@@ -24,7 +24,9 @@ from llrun.faces.server.driver import Condition, Driver, Reading, not_ready
 from llrun.faces.server.faults import BROKEN, INVALID, UNAUTHORISED, ApiError, invalid, of_run_error
 from llrun.faces.server.objects import Head, Kind
 from llrun.requests.chat_template import ChatTemplate
+from llrun.requests.constraint import Constraint
 from llrun.requests.dialogue import turn_ends
+from llrun.requests.grammars import Grammars
 from llrun.requests.tokenizer import Tokenizer
 from llrun.schema import ModelInfo
 
@@ -84,6 +86,8 @@ class _Paths:
         self._turn_ends = (
             turn_ends(served.template, served.tokenizer) if served.template else frozenset[int]()
         )
+        ends = self._turn_ends.union(served.model.eos_token_ids)
+        self._grammars = Grammars(served.tokenizer, served.model.vocab_size, ends)
 
     async def health(self, _: Request) -> Response:
         condition = self._served.driver.condition
@@ -122,13 +126,19 @@ class _Paths:
     async def chat(self, request: Request) -> Answering:
         messages, wish = asked.chat(await _body(request))
         self._check_ready(wish.model)
-        ids = await asyncio.to_thread(self._rendered, messages)
-        return self._answering(Kind(chat=True), [ids], wish)
+        ids, constraints = await asyncio.to_thread(self._prepared, messages, wish)
+        return self._answering(Kind(chat=True), [ids], wish, constraints)
 
-    def _answering(self, kind: Kind, ids: Sequence[Sequence[int]], wish: asked.Asked) -> Answering:
+    def _answering(
+        self,
+        kind: Kind,
+        ids: Sequence[Sequence[int]],
+        wish: asked.Asked,
+        constraints: Sequence[Constraint] = (),
+    ) -> Answering:
         served = self._served
         ends = self._turn_ends if kind.chat else frozenset[int]()
-        answers = Answers(served.driver, served.tokenizer, served.model, ids, wish, ends)
+        answers = Answers(served.driver, served.tokenizer, served.model, ids, wish, ends, constraints)
         head = Head(
             kind,
             kind.prefix + secrets.token_hex(12),
@@ -146,6 +156,18 @@ class _Paths:
 
     def _ids(self, prompt: asked.Prompt) -> Sequence[int]:
         return self._served.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+
+    def _prepared(
+        self, messages: list[dict[str, object]], wish: asked.Asked
+    ) -> tuple[Sequence[int], Sequence[Constraint]]:
+        """A chat's token ids, and what each of its answers is held to."""
+        ids = self._rendered(messages)
+        if wish.grammar is None:
+            return ids, ()
+        try:
+            return ids, self._grammars.constraints(wish.grammar, wish.choices)
+        except RunError as error:
+            raise invalid(error.message, "response_format", error.code) from error
 
     def _rendered(self, messages: list[dict[str, object]]) -> Sequence[int]:
         template = self._served.template

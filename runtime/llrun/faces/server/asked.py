@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llrun.errors import RunError
 from llrun.faces.server.bodies import ChatBody, CompletionBody, MessageBody, Shared, read
 from llrun.faces.server.faults import ApiError, invalid, not_supported, of_run_error
+from llrun.faces.server.formats import grammar_of
 from llrun.requests.sampling import Penalties, Sampling
 
 COMPLETION_TOKENS = 16  # as OpenAI's API has it
@@ -18,7 +19,6 @@ SEED_BITS = 64
 Prompt = str | tuple[int, ...]
 # Fields whose meaning is not there, with what is to be said of them.
 LATER = {
-    "response_format": "an answer is text; only {'type': 'text'} can be asked for",
     "tools": "leave it out",
     "tool_choice": "leave it out",
     "functions": "leave it out",
@@ -36,7 +36,6 @@ LATER = {
 }
 # Of those, values that ask for nothing.
 NOTHING: Mapping[str, Sequence[Any]] = {
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -54,7 +53,8 @@ LATER_IN_MESSAGES = ("tool_calls", "tool_call_id", "function_call", "audio")
 class Asked:
     """What holds for each of a request's answers. `choices`: how many to a prompt; each has a seed of its own, that of
     `sampling` and those after it. `wanted`: tokens, None as many as fit. `likeliest`: how many of the likeliest tokens
-    are to be told with each, None no probabilities at all. `usage`: a stream ends with what it took."""
+    are to be told with each, None no probabilities at all. `usage`: a stream ends with what it took. `grammar`: what
+    the answers follow, None where they are free."""
 
     model: str | None
     choices: int
@@ -65,6 +65,7 @@ class Asked:
     likeliest: int | None
     stream: bool
     usage: bool
+    grammar: str | None = None
 
     def sampling_of(self, choice: int) -> Sampling:
         """How the answer of that number is chosen."""
@@ -95,7 +96,8 @@ def chat(data: bytes) -> tuple[list[dict[str, Any]], Asked]:
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
-    return messages, _asked(body, wanted, (body.top_logprobs or 0) if body.logprobs else None)
+    asked = _asked(body, wanted, (body.top_logprobs or 0) if body.logprobs else None)
+    return messages, replace(asked, grammar=grammar_of(body.response_format))
 
 
 def _asked(body: Shared, wanted: int | None, likeliest: int | None) -> Asked:

@@ -67,12 +67,26 @@ class MessageBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     annotations: Any = None  # clients send back what an answer had
 
 
+class JsonSchema(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`strict` is no less and no more here: an answer follows the schema in any case."""
+
+    name: str
+    schema: dict[str, Any] = {}
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
+    type: str
+    json_schema: JsonSchema | None = None
+
+
 class ChatBody(Shared, kw_only=True):
     messages: list[MessageBody]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    response_format: Any = None
+    response_format: ResponseFormat | None = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None

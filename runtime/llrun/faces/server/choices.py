@@ -14,6 +14,7 @@ from llrun.errors import RunError
 from llrun.faces.server.asked import Asked
 from llrun.faces.server.driver import Driver
 from llrun.faces.server.faults import of_run_error
+from llrun.requests.constraint import Constraint
 from llrun.requests.request import Handle, Request
 from llrun.requests.sampling import log_probabilities
 from llrun.requests.stream import UNFINISHED, Stream
@@ -66,7 +67,8 @@ Event = Piece | Ended
 
 class Answers:
     """All answers of one request. `prompts`: token ids, each of which is answered `asked.choices` times. `ends`: tokens
-    that end an answer besides the model's.
+    that end an answer besides the model's. `constraints`: what each answer is held to, in their order; empty where they
+    are free.
 
     Used from the event loop. `begin` raises RunError or ApiError for what is refused at once; then nothing of it goes
     on. `cancel` gives back what the answers hold of the devices: by the next token of each.
@@ -80,8 +82,10 @@ class Answers:
         prompts: Sequence[Sequence[int]],
         asked: Asked,
         ends: frozenset[int] = frozenset(),
+        constraints: Sequence[Constraint] = (),
     ) -> None:
         self._driver = driver
+        self._constraints = constraints
         self._ends = ends
         self._tokenizer = tokenizer
         self._model = model
@@ -99,7 +103,8 @@ class Answers:
                 for choice in range(self._asked.choices):
                     index = number * self._asked.choices + choice
                     one = _Choice(index, self._tokenizer, self._model, ids, self._asked, self._ends, tell)
-                    self._handles.append(self._driver.submit(one.request(ids, choice)))
+                    constraint = self._constraints[index] if self._constraints else None
+                    self._handles.append(self._driver.submit(one.request(ids, choice, constraint)))
         except BaseException:
             self.cancel()
             raise
@@ -156,7 +161,7 @@ class _Choice:
         self._stream = Stream(tokenizer, asked.stops, ids)
         self._chances: tuple[TokenChances, ...] = ()
 
-    def request(self, ids: Sequence[int], choice: int) -> Request:
+    def request(self, ids: Sequence[int], choice: int, constraint: Constraint | None) -> Request:
         asked = self._asked
         return Request(
             ids,
@@ -164,6 +169,7 @@ class _Choice:
             asked.sampling_of(choice),
             self._take,
             penalties=asked.penalties,
+            constraint=constraint,
             look=None if asked.likeliest is None else self._look,
             ended=self._ended,
         )
