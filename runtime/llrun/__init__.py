@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from llrun.version import VERSION
+
 if TYPE_CHECKING:
     from llrun.errors import RunError as RunError
     from llrun.faces.api import Answer as Answer
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from llrun.head.view import View as View
     from llrun.schema import StageRecord as Stage  # noqa: F401
 
-__version__ = "0.1.0"
+__version__ = VERSION
 # What Python programs use, and where it is: imported when it is asked for, so that a worker and --help stay light.
 _HOMES = {
     "Answer": ("llrun.faces.api", "Answer"),

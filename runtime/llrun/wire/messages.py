@@ -15,6 +15,8 @@ Name = Annotated[
 Token = Annotated[str, msgspec.Meta(max_length=256, pattern=r"\A[ -~]*\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]  # for people; printable once it was decoded
 Names = Annotated[tuple[Name, ...], msgspec.Meta(max_length=1 << 10)]
+PROBE_LIMIT = 1 << 18
+Piece = Annotated[bytes, msgspec.Meta(max_length=PROBE_LIMIT)]
 Blocks = Annotated[tuple[Count, ...], msgspec.Meta(max_length=1 << 14)]
 
 
@@ -32,8 +34,8 @@ class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """First message on a connection. `role`: control (from the head, one a session) or data (`session`
-    must be the one the head gave)."""
+    """First message on a connection. `role`: control (from the head, one a session), data (`session` must be the one
+    the head gave), or probe (from any device of the bundle, to measure the link)."""
 
     bundle: Name
     sender: Name
@@ -264,6 +266,21 @@ class Failed(Message, frozen=True, tag="failed"):
     lost: Token = ""
 
 
+class Probe(Message, frozen=True, tag="probe"):
+    """Bytes that are carried for the time that it takes, and how many to send back."""
+
+    payload: Piece
+    back: Annotated[int, msgspec.Meta(ge=0, le=PROBE_LIMIT)]
+
+
+class Probed(Message, frozen=True, tag="probed"):
+    """`version`: of llrun there; `state`: what the worker does, in a word."""
+
+    payload: Piece
+    version: Token
+    state: Token
+
+
 class Goodbye(Message, frozen=True, tag="goodbye"):
     pass
 
@@ -271,5 +288,5 @@ class Goodbye(Message, frozen=True, tag="goodbye"):
 AnyMessage = (
     Hello | Welcome | Refused | Configure | Configured | Connect | Ready | Open | Opened | Rejected | Close
     | Prepare | Prepared | Unprepared | Halt | Halted | Switch | Switched | Copy | Copied | Mirror | LostPeer
-    | StepsDone | AskFigures | Measured | Heartbeat | Failed | Goodbye
+    | StepsDone | AskFigures | Measured | Heartbeat | Failed | Probe | Probed | Goodbye
 )  # fmt: skip

@@ -194,6 +194,11 @@ class WorkerSession:
             self._part.end()
             self._engine.sequences.close_all()
 
+    @property
+    def sequences(self) -> int:
+        """How many are open."""
+        return len(self._engine.sequences.numbers) if self._configuration else 0
+
     def restore(self) -> None:
         """Have in memory what the slice's own program runs, and nothing else. Raises RunError where that cannot be."""
         self._device.store.restore()

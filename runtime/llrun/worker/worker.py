@@ -17,6 +17,7 @@ from llrun.wire.messages import Hello, Welcome
 from llrun.wire.protocol import BUSY, LOADING, ProtocolError
 from llrun.wire.transport import Connection, Listener, Transport
 from llrun.worker.door import Door, Note
+from llrun.worker.probing import Probing
 from llrun.worker.session import WorkerSession
 
 TELL_S = 5.0  # a head that waits asks again within a part of it
@@ -46,6 +47,7 @@ class Worker:
         self._door = Door(listener, self._admit, note)
         described = {name: info.address for name, info in record.devices.items()} | dict(peers)
         self._described = frozenset(described.values())
+        self._probing = Probing(record.device, lambda: self.state)
         self._lock = threading.Lock()
         self._device: Device | None = None
         self._failure: RunError | None = None
@@ -54,6 +56,19 @@ class Worker:
         self._restored = True  # whether the device has its own program's blocks in memory
         self._session: WorkerSession | None = None
         self._sessions: SimpleQueue[WorkerSession] = SimpleQueue()
+
+    @property
+    def sequences(self) -> int | None:
+        """Of the head that is served; None while none is. From any thread."""
+        session = self._session
+        return session.sequences if session else None
+
+    @property
+    def state(self) -> str:
+        """What it does, in a word. From any thread."""
+        if self._session:
+            return "serving"
+        return "waiting" if self._device and self._restored else "loading"
 
     def load(self, load: Callable[[], Device]) -> None:
         """Load the device, and answer heads meanwhile. Raises RunError of `load`, after a head that waits has heard
@@ -85,6 +100,9 @@ class Worker:
         record = self._record
         if not hmac.compare_digest(hello.bundle.encode(), record.bundle.encode()):
             raise RunError("R304", f"it does not run bundle {hello.bundle[:12]}: copy its slice again")
+        if hello.role == "probe" and hello.sender in record.devices:
+            self._probing.answer(connection)
+            return
         with self._lock:
             session = self._session
             if hello.role == "control" and hello.sender == record.head and session is None:

@@ -1,0 +1,3 @@
+"""The version of llrun."""
+
+VERSION = "0.1.0"
