@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from llrun import __version__
+from llrun.commands import SETTINGS, ps
 from llrun.errors import INTERNAL, USAGE, RunError, printable
-from llrun.options import WAIT_S, balanced, chatting, common, listening, measured
+from llrun.options import WAIT_S, balanced, chatting, common, listening, measured, peers_of, positive
 
 if TYPE_CHECKING:
     from llrun.device.slice import StoredSlice
@@ -56,9 +57,6 @@ Examples:
 
 Paths: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
 """
-
-
-SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
 
 def main() -> None:
@@ -122,7 +120,7 @@ class Default(click.Command):
             formatter.write_dl(rows)
 
 
-@click.group(cls=Commands, context_settings=SETTINGS)
+@click.group(cls=Commands, commands=[ps], context_settings=SETTINGS)
 def llrun() -> None:
     """Run a language model on several devices together."""
 
@@ -216,11 +214,11 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
                     f"{stored.device} is a worker: prompts, chats, --local, --session, --rebalance, --wait and"
                     f" --mirror are for {stored.record.head}",
                 )
-            serve(stored, listen, announcer, not no_verify, _peers(peers), Tcp(), console)
+            serve(stored, listen, announcer, not no_verify, peers_of(peers), Tcp(), console)
             return
     if listen:
         raise RunError("R108", f"{stored.device} is the head, which does not listen: --listen is for workers")
-    where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
+    where = Where(local, peers_of(peers), not no_verify, positive(timeout, "--timeout"), Tcp())
     given = Given(texts, [_ids(text) for text in prompt_ids])
     path_of_session = Path(session) if session else None
     answer_all(stored, where, wanted, given, as_json, console, balancing, path_of_session, chatting)
@@ -241,7 +239,7 @@ def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequenc
     from llrun.wire.transport import Tcp
 
     stored = _stored(path, None)
-    where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
+    where = Where(local, peers_of(peers), not no_verify, positive(timeout, "--timeout"), Tcp())
     plan = Plan(prompt, tokens, depth, repeats, sequences)
     balancing = _balancing(rebalance, wait_s, mirror)
     measure(stored, where, plan, output == "json", Console(quiet=True), balancing)
@@ -271,7 +269,7 @@ def serve(path: str, host: str, port: int, api_key: str | None, slots: int | Non
     if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
         raise RunError("R107", "--api-key takes printable ASCII characters, at least one")
     stored = _stored(path, None)
-    where = Where(local, _peers(peers), not no_verify, _positive(timeout, "--timeout"), Tcp())
+    where = Where(local, peers_of(peers), not no_verify, positive(timeout, "--timeout"), Tcp())
     balancing = _balancing(rebalance, wait_s, mirror)
     serve_http(stored, where, balancing, Listening(host, port, api_key, slots, queue), Console(quiet=True))
 
@@ -293,16 +291,6 @@ def _ids(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _peers(pairs: Sequence[str]) -> dict[str, str]:
-    peers = {}
-    for pair in pairs:
-        name, sign, address = pair.partition("=")
-        if not (name and sign and address):
-            raise RunError("R107", f"--peer takes NAME=HOST:PORT, not {pair!r}")
-        peers[name] = address
-    return peers
-
-
 def _balancing(rebalance: str = "auto", wait_s: float = WAIT_S, mirror: bool = False) -> Balancing:
     """What the options ask for. Raises RunError for what they cannot mean, before anything is loaded."""
     from llrun.head.hook import load_hook
@@ -319,9 +307,3 @@ def _checked_stops(stops: tuple[str, ...]) -> tuple[str, ...]:
         if not stop.isascii() and any("\ud800" <= character <= "\udfff" for character in stop):
             raise RunError("R107", f"--stop is not UTF-8 text: {stop!r}")
     return stops
-
-
-def _positive(value: float, name: str) -> float:
-    if not 0 < value < float("inf"):
-        raise RunError("R107", f"{name} is {value}, it must be more than 0")
-    return value

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import click
 
+from llrun.errors import RunError
+
+Result = TypeVar("Result")
 WAIT_S = 2.0  # as head.options has it, which is not imported for --help
 
 
@@ -48,6 +52,15 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--timeout", type=float, default=120.0, show_default=True, metavar="S",
                      help="Give up when a device is not reached, or nothing comes from any, for this long."),
         click.option("--no-verify", is_flag=True, help="Skip hashing the weights (sizes are still checked)."),
+        local_and_peers,
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def local_and_peers(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Where the devices are."""
+    for option in (
         click.option("--peer", "peers", multiple=True, metavar="NAME=HOST:PORT",
                      help="Where a worker listens, when not where the bundle says. On another host: tell the other"
                      " workers too, which connect to no host that they were not told of. Repeatable."),
@@ -93,3 +106,21 @@ def listening(command: Callable[..., None]) -> Callable[..., None]:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def peers_of(pairs: Sequence[str]) -> dict[str, str]:
+    """What --peer says: addresses by name. Raises RunError R107."""
+    peers = {}
+    for pair in pairs:
+        name, sign, address = pair.partition("=")
+        if not (name and sign and address):
+            raise RunError("R107", f"--peer takes NAME=HOST:PORT, not {pair!r}")
+        peers[name] = address
+    return peers
+
+
+def positive(value: float, name: str) -> float:
+    """Raises RunError R107 for what is not."""
+    if not 0 < value < float("inf"):
+        raise RunError("R107", f"{name} is {value}, it must be more than 0")
+    return value

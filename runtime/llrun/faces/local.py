@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from llrun.errors import INTERNAL, USAGE, RunError
+from llrun.faces.processes.noted import forget_process
 
 START_S = 600.0
 END_S = 3.0
@@ -152,3 +153,4 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         process.kill()
     for process in processes:
         process.wait()
+        forget_process(process.pid)

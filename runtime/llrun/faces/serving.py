@@ -8,6 +8,8 @@ from llrun.device.load import load_device
 from llrun.device.slice import StoredSlice
 from llrun.faces import local
 from llrun.faces.console import Console
+from llrun.faces.processes.folder import Role, State
+from llrun.faces.processes.noted import Doing, noted
 from llrun.faces.where import check_peers
 from llrun.wire.transport import Transport
 from llrun.worker.worker import Worker
@@ -30,9 +32,16 @@ def serve(
     listener = transport.listen(listen or stored.record.devices[stored.device].address)
     note = console.silent if announcer else (lambda text: console.note(f"{stored.device}: {text}"))
     worker = Worker(stored.record, transport, listener, note, peers)
-    worker.load(lambda: load_device(stored, verify, console.progress))
-    if announcer:
-        announcer.listening(listener.address)
-    else:
-        console.note(f"{stored.device}: listening on {listener.address}")
-    worker.serve()
+    with noted(stored, Role.WORKER, listener.address) as own:
+        worker.load(lambda: load_device(stored, verify, console.progress))
+        own.looks(lambda: _doing(worker))
+        if announcer:
+            announcer.listening(listener.address)
+        else:
+            console.note(f"{stored.device}: listening on {listener.address}")
+        worker.serve()
+
+
+def _doing(worker: Worker) -> Doing:
+    sequences = worker.sequences
+    return Doing(State.WAITING) if sequences is None else Doing(State.SERVING, sequences)

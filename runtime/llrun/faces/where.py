@@ -12,6 +12,8 @@ from llrun.device.load import load_device
 from llrun.device.slice import StoredSlice
 from llrun.errors import RunError
 from llrun.faces import local
+from llrun.faces.processes.folder import Role, State
+from llrun.faces.processes.noted import Doing, noted
 from llrun.head.controls import Note
 from llrun.head.options import Balancing
 from llrun.head.session import Session
@@ -35,7 +37,8 @@ class Where:
     """Where the devices are, and how they are reached.
 
     `local`: all on this machine; `peers`: addresses that differ from the bundle's; `verify`: hash what is
-    loaded; `timeout_s`: bounds every wait, for a device to be reached and for progress.
+    loaded; `timeout_s`: bounds every wait, for a device to be reached and for progress; `serves`: where requests are
+    taken, empty where they are not.
     """
 
     local: bool
@@ -43,6 +46,12 @@ class Where:
     verify: bool
     timeout_s: float
     transport: Transport
+    serves: str = ""
+
+    @property
+    def role(self) -> Role:
+        """What this process is to `ps`."""
+        return Role.SERVE if self.serves else Role.LOCAL if self.local else Role.HEAD
 
 
 def check_peers(stored: StoredSlice, peers: Mapping[str, str]) -> list[str]:
@@ -64,6 +73,23 @@ def session_on(
 
     Raises RunError as check_peers does, R108 for `local` without the whole bundle.
     """
+    with (
+        noted(stored, where.role, where.serves) as own,
+        _connected(stored, where, told, balancing) as session,
+    ):
+        own.looks(lambda: _doing(session))
+        yield session
+
+
+def _doing(session: Session) -> Doing:
+    sequences = len(session.open_numbers())
+    return Doing(State.SERVING, sequences) if sequences else Doing(State.WAITING)
+
+
+@contextmanager
+def _connected(
+    stored: StoredSlice, where: Where, told: Told, balancing: Balancing | None
+) -> Iterator[Session]:
     names = check_peers(stored, where.peers)
     if not where.local:
         described = {name: stored.record.devices[name].address for name in names}

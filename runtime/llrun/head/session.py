@@ -109,7 +109,7 @@ class Session:
         self._opening: dict[int, set[str]] = {}  # sequences, and the devices that have not said anything yet
         self._changes = Changes(self._cluster, self._feeding, self._opening, balancing, note, self._go)
         self._members = Membership(
-            self._cluster, self._changes, self._feeding, self._open_numbers, self._parted, self._links, note
+            self._cluster, self._changes, self._feeding, self.open_numbers, self._parted, self._links, note
         )
         self._balancer = Balancer(self._cluster, self._changes, self._feeding, balancing, note)
         self._refused: dict[int, RunError] = {}
@@ -339,8 +339,8 @@ class Session:
             self.close_sequence(said.sequence)
             self._refused[said.sequence] = RunError(said.code, reason, INTERNAL)
 
-    def _open_numbers(self) -> list[int]:
-        """Every sequence that is open, or is being opened."""
+    def open_numbers(self) -> list[int]:
+        """Every sequence that is open, or is being opened. From any thread."""
         return sorted({*self._opening, *self._feeding.histories})
 
     def _parted(self, device: str, came: bool) -> None:

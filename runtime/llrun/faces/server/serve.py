@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -59,8 +59,9 @@ def serve_http(
         if template:
             template.check()
         ending = Ending()
+        serving = replace(where, serves=f"http://{show_address(sock.getsockname())}")
         driver = Driver(
-            lambda: session_on(stored, where, console, balancing),
+            lambda: session_on(stored, serving, console, balancing),
             listening.slots,
             listening.queue,
             lambda: told(),
@@ -73,7 +74,7 @@ def serve_http(
                 console.note(f"{stored.record.model.name}: ready")
 
         served = Served(driver, tokenizer, stored.record.model, template, int(time.time()))
-        console.note(f"listening on http://{show_address(sock.getsockname())}; the model is being loaded")
+        console.note(f"listening on {serving.serves}; the model is being loaded")
         asyncio.run(run(make_app(served, listening.api_key), sock, driver, ending, SIGNALS))
     if driver.error:
         raise driver.error
