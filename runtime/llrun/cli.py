@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llrun import __version__
-from llrun.commands import SETTINGS, ps
+from llrun.commands import SETTINGS, doctor, ps
 from llrun.errors import INTERNAL, USAGE, RunError, printable
 from llrun.options import WAIT_S, balanced, chatting, common, listening, measured, peers_of, positive
 
@@ -120,7 +120,7 @@ class Default(click.Command):
             formatter.write_dl(rows)
 
 
-@click.group(cls=Commands, commands=[ps], context_settings=SETTINGS)
+@click.group(cls=Commands, commands=[doctor, ps], context_settings=SETTINGS)
 def llrun() -> None:
     """Run a language model on several devices together."""
 
