@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 NO_LLGUIDANCE, REFUSED_GRAMMAR, GIVEN_UP, NO_GRAMMARS = "R140", "R141", "R142", "R143"
-MAX_GRAMMAR_BYTES = 64 << 10
+MAX_GRAMMAR_BYTES = 128 << 10
 MAX_REASON = 400  # characters
 PLACE = re.compile(r"^at \d+\(\d+\): ")
 KEPT = 16  # grammars, of those that were read last
@@ -36,10 +36,14 @@ Rules = Mapping[str, Any]
 
 
 def json_grammar(schema: Rules) -> str:
-    """The grammar of the JSON values that a schema allows. The schema's own wishes for llguidance hold no more than
-    the bounds here."""
-    own = {"x-guidance": {"whitespace_pattern": SPACE, "lenient": False}}
-    return f"start: %json {json.dumps({**schema, **own})}"
+    """The grammar of the JSON values that a schema allows."""
+    return f"start: %json {json.dumps(bounded(schema))}"
+
+
+def bounded(schema: Rules, lenient: bool = False) -> Rules:
+    """The schema with the bounds here for what its own wishes for llguidance are. `lenient`: what is not known of it is
+    left out."""
+    return {**schema, "x-guidance": {"whitespace_pattern": SPACE, "lenient": lenient}}
 
 
 class Grammars:

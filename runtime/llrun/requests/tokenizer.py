@@ -66,6 +66,7 @@ class Tokenizer:
         self._byte_runs = decoder is not None and _reads_bytes(decoder)
         added = self._inner.get_added_tokens_decoder()
         self._special = frozenset(token for token, meaning in added.items() if meaning.special)
+        self._added = frozenset(added) - self._special
 
     def encode(self, text: str, continued: bool = False) -> list[int]:
         """Token ids of a text, `continued`: of one that goes on from what was said.
@@ -91,6 +92,10 @@ class Tokenizer:
     def file_text(self) -> str:
         """What tokenizer.json has, without what cuts or fills up."""
         return str(self._inner.to_str())
+
+    def added_texts(self) -> list[int]:
+        """Tokens that were added to the vocabulary and stand for a text that decoding shows, ascending."""
+        return sorted(token for token in self._added if token < self._vocab_size)
 
     def hidden(self, token: int) -> bool:
         return token in self._special or self._inner.id_to_token(token) is None

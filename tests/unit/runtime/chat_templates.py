@@ -226,6 +226,38 @@ TAGS = """{% for message in messages %}
 {{ dict(a=1, b="<&>") | tojson(indent=2) }} {{ dict.fromkeys(["x"]) }} {{ {"é": [1, none]} | tojson }} {{ unk_token }}
 """
 
+# Those that know tools, without what makes no difference to the form of calls.
+MISTRAL_TOOLS = """{{ bos_token }}{%- for message in messages %}
+{%- if message.role == "user" %}
+    {%- if tools and loop.last or tools and loop.index == 1 %}{{ "[AVAILABLE_TOOLS] " + tools|map(attribute="function")|list|tojson + "[/AVAILABLE_TOOLS]" }}{% endif %}
+    {{- "[INST] " + message.content + "[/INST]" }}
+{%- elif message.tool_calls is defined %}
+    {{- "[TOOL_CALLS] [" }}
+    {%- for call in message.tool_calls %}
+        {%- if call.id is not defined or call.id|length != 9 %}{{ raise_exception("Tool call IDs should be alphanumeric strings with length 9!") }}{% endif %}
+        {{- (call.function|tojson)[:-1] + ', "id": "' + call.id + '"}' }}{{ ", " if not loop.last else "]" + eos_token }}
+    {%- endfor %}
+{%- elif message.role == "tool" %}
+    {{- '[TOOL_RESULTS] {"content": ' + message.content|tojson + ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+{%- else %}{{ " " + message.content + eos_token }}
+{%- endif %}{%- endfor %}"""
+
+LLAMA_TOOLS = """{{- bos_token }}{%- for message in messages %}
+{%- if message.role == "tool" %}{{ "<|start_header_id|>ipython<|end_header_id|>\\n\\n" + message.content + "<|eot_id|>" }}
+{%- elif message.tool_calls %}
+    {%- set call = message.tool_calls[0].function %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "' + call.name + '", "parameters": ' }}{{ call.arguments | tojson }}{{ "}<|eot_id|>" }}
+{%- else %}{{ "<|start_header_id|>" + message.role + "<|end_header_id|>\\n\\n" }}
+    {%- if tools and loop.first %}{% for tool in tools %}{{ tool | tojson(indent=4) }}{% endfor %}{% endif %}
+    {{- message.content + "<|eot_id|>" }}
+{%- endif %}{%- endfor %}
+{%- if add_generation_prompt %}{{ "<|start_header_id|>assistant<|end_header_id|>\\n\\n" }}{% endif %}"""
+
+XML_TOOLS = """{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}
+{{- message.role + ": " + message.content }}
+{%- for call in message.tool_calls or [] %}{{ "<tool_call><function=" + call.function.name + "></tool_call>" }}{% endfor %}
+{% endfor %}"""
+
 FAMILIES: Mapping[str, str] = {
     "chatml": CHATML, "smollm": SMOLLM, "llama3": LLAMA3, "gemma": GEMMA, "mistral": MISTRAL, "qwen": QWEN,
     "tags": TAGS,

@@ -6,7 +6,6 @@ import asyncio
 import hmac
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -16,17 +15,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llrun.errors import RunError
 from llrun.faces.server import asked, metrics
 from llrun.faces.server.answering import Answering, error_response, json_response
 from llrun.faces.server.choices import Answers
 from llrun.faces.server.driver import Condition, Driver, Reading, not_ready
-from llrun.faces.server.faults import BROKEN, INVALID, UNAUTHORISED, ApiError, invalid, of_run_error
+from llrun.faces.server.faults import BROKEN, INVALID, UNAUTHORISED, ApiError
 from llrun.faces.server.objects import Head, Kind
+from llrun.faces.server.preparing import Prepared, Preparing
 from llrun.requests.chat_template import ChatTemplate
-from llrun.requests.constraint import Constraint
-from llrun.requests.dialogue import turn_ends
-from llrun.requests.grammars import Grammars
 from llrun.requests.tokenizer import Tokenizer
 from llrun.schema import ModelInfo
 
@@ -83,11 +79,7 @@ class _Keyed:
 class _Paths:
     def __init__(self, served: Served) -> None:
         self._served = served
-        self._turn_ends = (
-            turn_ends(served.template, served.tokenizer) if served.template else frozenset[int]()
-        )
-        ends = self._turn_ends.union(served.model.eos_token_ids)
-        self._grammars = Grammars(served.tokenizer, served.model.vocab_size, ends)
+        self._preparing = Preparing(served.template, served.tokenizer, served.model)
 
     async def health(self, _: Request) -> Response:
         condition = self._served.driver.condition
@@ -120,25 +112,18 @@ class _Paths:
     async def completions(self, request: Request) -> Answering:
         prompts, wish = asked.completion(await _body(request))
         self._check_ready(wish.model)
-        ids = await asyncio.to_thread(self._encoded, prompts)
-        return self._answering(Kind(chat=False), ids, wish)
+        prepared = await asyncio.to_thread(self._preparing.completion, prompts)
+        return self._answering(Kind(chat=False), prepared, wish)
 
     async def chat(self, request: Request) -> Answering:
         messages, wish = asked.chat(await _body(request))
         self._check_ready(wish.model)
-        ids, constraints = await asyncio.to_thread(self._prepared, messages, wish)
-        return self._answering(Kind(chat=True), [ids], wish, constraints)
+        prepared = await asyncio.to_thread(self._preparing.chat, messages, wish)
+        return self._answering(Kind(chat=True), prepared, wish)
 
-    def _answering(
-        self,
-        kind: Kind,
-        ids: Sequence[Sequence[int]],
-        wish: asked.Asked,
-        constraints: Sequence[Constraint] = (),
-    ) -> Answering:
+    def _answering(self, kind: Kind, prepared: Prepared, wish: asked.Asked) -> Answering:
         served = self._served
-        ends = self._turn_ends if kind.chat else frozenset[int]()
-        answers = Answers(served.driver, served.tokenizer, served.model, ids, wish, ends, constraints)
+        answers = Answers(served.driver, served.tokenizer, served.model, prepared, wish)
         head = Head(
             kind,
             kind.prefix + secrets.token_hex(12),
@@ -146,38 +131,7 @@ class _Paths:
             served.model.name,
             wish.likeliest is not None,
         )
-        return Answering(answers, head, len(ids) * wish.choices, wish.stream, wish.usage)
-
-    def _encoded(self, prompts: Sequence[asked.Prompt]) -> list[Sequence[int]]:
-        try:
-            return [self._ids(prompt) for prompt in prompts]
-        except RunError as error:
-            raise of_run_error(error) from error
-
-    def _ids(self, prompt: asked.Prompt) -> Sequence[int]:
-        return self._served.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-
-    def _prepared(
-        self, messages: list[dict[str, object]], wish: asked.Asked
-    ) -> tuple[Sequence[int], Sequence[Constraint]]:
-        """A chat's token ids, and what each of its answers is held to."""
-        ids = self._rendered(messages)
-        if wish.grammar is None:
-            return ids, ()
-        try:
-            return ids, self._grammars.constraints(wish.grammar, wish.choices)
-        except RunError as error:
-            raise invalid(error.message, "response_format", error.code) from error
-
-    def _rendered(self, messages: list[dict[str, object]]) -> Sequence[int]:
-        template = self._served.template
-        if template is None:
-            message = "this model came with no chat template: use /v1/completions"
-            raise invalid(message, "messages", "no_chat_template")
-        try:
-            return self._served.tokenizer.encode(template.render(messages))
-        except RunError as error:
-            raise of_run_error(error) from error
+        return Answering(answers, head, len(prepared.ids) * wish.choices, wish.stream, wish.usage)
 
     def _check_ready(self, model: str | None) -> None:
         condition = self._served.driver.condition

@@ -10,7 +10,8 @@ from typing import Any
 from llrun.errors import RunError
 from llrun.faces.server.bodies import ChatBody, CompletionBody, MessageBody, Shared, read
 from llrun.faces.server.faults import ApiError, invalid, not_supported, of_run_error
-from llrun.faces.server.formats import grammar_of
+from llrun.faces.server.formats import schema_of
+from llrun.faces.server.tools import Offer, calls_of, offer_of
 from llrun.requests.sampling import Penalties, Sampling
 
 COMPLETION_TOKENS = 16  # as OpenAI's API has it
@@ -19,10 +20,8 @@ SEED_BITS = 64
 Prompt = str | tuple[int, ...]
 # Fields whose meaning is not there, with what is to be said of them.
 LATER = {
-    "tools": "leave it out",
-    "tool_choice": "leave it out",
-    "functions": "leave it out",
-    "function_call": "leave it out",
+    "functions": "use tools",
+    "function_call": "use tool_choice",
     "modalities": "an answer is text",
     "audio": "an answer is text",
     "prediction": "leave it out",
@@ -36,8 +35,6 @@ LATER = {
 }
 # Of those, values that ask for nothing.
 NOTHING: Mapping[str, Sequence[Any]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -46,15 +43,15 @@ NOTHING: Mapping[str, Sequence[Any]] = {
     "echo": (False,),
     "suffix": ("",),
 }
-LATER_IN_MESSAGES = ("tool_calls", "tool_call_id", "function_call", "audio")
+LATER_IN_MESSAGES = ("function_call", "audio")
 
 
 @dataclass(frozen=True)
 class Asked:
     """What holds for each of a request's answers. `choices`: how many to a prompt; each has a seed of its own, that of
     `sampling` and those after it. `wanted`: tokens, None as many as fit. `likeliest`: how many of the likeliest tokens
-    are to be told with each, None no probabilities at all. `usage`: a stream ends with what it took. `grammar`: what
-    the answers follow, None where they are free."""
+    are to be told with each, None no probabilities at all. `usage`: a stream ends with what it took. `schema`: what
+    the answers follow, None where they are free. `offer`: what they may call."""
 
     model: str | None
     choices: int
@@ -65,7 +62,8 @@ class Asked:
     likeliest: int | None
     stream: bool
     usage: bool
-    grammar: str | None = None
+    schema: Mapping[str, Any] | None = None
+    offer: Offer | None = None
 
     def sampling_of(self, choice: int) -> Sampling:
         """How the answer of that number is chosen."""
@@ -90,6 +88,7 @@ def chat(data: bytes) -> tuple[list[dict[str, Any]], Asked]:
     """The messages as templates read them, and how to answer. Raises ApiError."""
     body = read(data, ChatBody)
     _check_later(body)
+    offer = offer_of(body.tools, body.tool_choice, body.parallel_tool_calls)
     if not body.messages:
         raise invalid("messages is empty: give at least one", "messages")
     messages = [_message(message, f"messages[{i}]") for i, message in enumerate(body.messages)]
@@ -97,7 +96,7 @@ def chat(data: bytes) -> tuple[list[dict[str, Any]], Asked]:
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
     asked = _asked(body, wanted, (body.top_logprobs or 0) if body.logprobs else None)
-    return messages, replace(asked, grammar=grammar_of(body.response_format))
+    return messages, replace(asked, schema=schema_of(body.response_format), offer=offer)
 
 
 def _asked(body: Shared, wanted: int | None, likeliest: int | None) -> Asked:
@@ -179,10 +178,16 @@ def _message(message: MessageBody, place: str) -> dict[str, Any]:
             if part.type != "text" or part.text is None:
                 raise not_supported(f"{place}.content[{i}].type", f"{part.type!r}; messages are text")
         content = "".join(part.text or "" for part in content)
-    if content is None:
+    calls = calls_of(message.tool_calls or (), f"{place}.tool_calls")
+    if content is None and not calls:
         raise _no_content(place)
-    said = {"role": message.role, "content": content}
-    more = {"name": message.name, "reasoning_content": message.reasoning_content}
+    said = {"role": message.role, "content": content or ""}
+    more = {
+        "name": message.name,
+        "reasoning_content": message.reasoning_content,
+        "tool_calls": calls or None,
+        "tool_call_id": message.tool_call_id,
+    }
     return said | {name: value for name, value in more.items() if value is not None}
 
 

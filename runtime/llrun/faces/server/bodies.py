@@ -49,6 +49,19 @@ class CompletionBody(Shared, kw_only=True):
     best_of: int | None = None
 
 
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: Any = ""
+
+
+class CalledBody(msgspec.Struct):
+    """A call as an answer had it; streams number them, and clients send the number back."""
+
+    id: str | None = None
+    type: str = "function"
+    function: CalledFunction | None = None
+
+
 class Part(msgspec.Struct):
     type: str
     text: str | None = None
@@ -60,8 +73,8 @@ class MessageBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    tool_calls: Any = None
-    tool_call_id: Any = None
+    tool_calls: list[CalledBody] | None = None
+    tool_call_id: str | None = None
     function_call: Any = None
     audio: Any = None
     annotations: Any = None  # clients send back what an answer had
@@ -81,14 +94,35 @@ class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
     json_schema: JsonSchema | None = None
 
 
+class FunctionBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolBody(msgspec.Struct):
+    type: str = "function"
+    function: FunctionBody | None = None
+
+
+class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class ToolChoice(msgspec.Struct):
+    type: str
+    function: NamedFunction | None = None
+
+
 class ChatBody(Shared, kw_only=True):
     messages: list[MessageBody]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
-    tools: Any = None
-    tool_choice: Any = None
+    tools: list[ToolBody] | None = None
+    tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None

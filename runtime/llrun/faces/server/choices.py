@@ -14,11 +14,14 @@ from llrun.errors import RunError
 from llrun.faces.server.asked import Asked
 from llrun.faces.server.driver import Driver
 from llrun.faces.server.faults import of_run_error
+from llrun.faces.server.preparing import Prepared
 from llrun.requests.constraint import Constraint
 from llrun.requests.request import Handle, Request
 from llrun.requests.sampling import log_probabilities
 from llrun.requests.stream import UNFINISHED, Stream
 from llrun.requests.tokenizer import Tokenizer
+from llrun.requests.tool_calls import Call, CallReader
+from llrun.requests.tool_forms import codec_of
 from llrun.schema import ModelInfo
 
 
@@ -53,8 +56,17 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Called:
+    """The call number `number` of the answer number `index`."""
+
+    index: int
+    number: int
+    call: Call
+
+
+@dataclass(frozen=True)
 class Ended:
-    """The answer number `index` is there. `reason`: stop or length. `error`: why it is not whole."""
+    """The answer number `index` is there. `reason`: stop, length or tool_calls. `error`: why it is not whole."""
 
     index: int
     reason: str
@@ -62,13 +74,11 @@ class Ended:
     error: RunError | None = None
 
 
-Event = Piece | Ended
+Event = Piece | Called | Ended
 
 
 class Answers:
-    """All answers of one request. `prompts`: token ids, each of which is answered `asked.choices` times. `ends`: tokens
-    that end an answer besides the model's. `constraints`: what each answer is held to, in their order; empty where they
-    are free.
+    """All answers of one request: to each of the prompts as many as `asked.choices`.
 
     Used from the event loop. `begin` raises RunError or ApiError for what is refused at once; then nothing of it goes
     on. `cancel` gives back what the answers hold of the devices: by the next token of each.
@@ -79,31 +89,28 @@ class Answers:
         driver: Driver,
         tokenizer: Tokenizer,
         model: ModelInfo,
-        prompts: Sequence[Sequence[int]],
+        prepared: Prepared,
         asked: Asked,
-        ends: frozenset[int] = frozenset(),
-        constraints: Sequence[Constraint] = (),
     ) -> None:
         self._driver = driver
-        self._constraints = constraints
-        self._ends = ends
         self._tokenizer = tokenizer
         self._model = model
-        self._prompts = prompts
+        self._prepared = prepared
         self._asked = asked
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._handles: list[Handle] = []
-        self.prompt_tokens = sum(map(len, prompts))
+        self.prompt_tokens = sum(map(len, prepared.ids))
         self.tokens = 0
 
     def begin(self) -> None:
         tell = _teller(asyncio.get_running_loop(), self._events)
         try:
-            for number, ids in enumerate(self._prompts):
+            for number, ids in enumerate(self._prepared.ids):
                 for choice in range(self._asked.choices):
                     index = number * self._asked.choices + choice
-                    one = _Choice(index, self._tokenizer, self._model, ids, self._asked, self._ends, tell)
-                    constraint = self._constraints[index] if self._constraints else None
+                    one = _Choice(index, self._tokenizer, self._model, ids, self._asked, self._prepared, tell)
+                    constraints = self._prepared.constraints
+                    constraint = constraints[index] if constraints else None
                     self._handles.append(self._driver.submit(one.request(ids, choice, constraint)))
         except BaseException:
             self.cancel()
@@ -149,17 +156,19 @@ class _Choice:
         model: ModelInfo,
         ids: Sequence[int],
         asked: Asked,
-        ends: frozenset[int],
+        prepared: Prepared,
         tell: Callable[[Event], None],
     ) -> None:
         self._index = index
         self._tokenizer = tokenizer
-        self._ends = ends.union(model.eos_token_ids)
+        self._ends = prepared.ends.union(model.eos_token_ids)
         self._room = model.shapes.context - len(ids)
         self._asked = asked
         self._tell = tell
-        self._stream = Stream(tokenizer, asked.stops, ids)
+        self._stream = Stream(codec_of(tokenizer, prepared.form), asked.stops, ids)
+        self._reader = CallReader(prepared.form) if prepared.form else None
         self._chances: tuple[TokenChances, ...] = ()
+        self._called = 0
 
     def request(self, ids: Sequence[int], choice: int, constraint: Constraint | None) -> Request:
         asked = self._asked
@@ -184,13 +193,27 @@ class _Choice:
             return False
         text = self._stream.push(token)
         if text or self._chances:
-            self._tell(Piece(self._index, text, self._chances))
+            self._tell_all(self._reader.push(text) if self._reader else [text], self._chances)
         return not self._stream.stopped
+
+    def _tell_all(self, parts: Sequence[str | Call], chances: tuple[TokenChances, ...] = ()) -> None:
+        """Text, of which the first piece brings the token's probabilities, and calls."""
+        if chances and not (parts and isinstance(parts[0], str)):
+            parts = ["", *parts]
+        for part in parts:
+            if isinstance(part, Call):
+                self._tell(Called(self._index, self._called, part))
+                self._called += 1
+            else:
+                self._tell(Piece(self._index, part, chances))
+                chances = ()
 
     def _ended(self, handle: Handle) -> None:
         stopped = self._stream.stopped or bool(handle.tokens and handle.tokens[-1] in self._ends)
         rest = self._stream.finish()
-        if rest:
-            self._tell(Piece(self._index, rest))
-        reason = "stop" if stopped else "length"
+        reader = self._reader
+        self._tell_all(
+            [*reader.push(rest), *reader.finish(not stopped)] if reader else [rest] if rest else []
+        )
+        reason = "length" if not stopped else "tool_calls" if self._called else "stop"
         self._tell(Ended(self._index, reason, len(handle.tokens), handle.error))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llrun.faces.server.choices import Ended, Event, Likely, Piece, TokenChances
+from llrun.faces.server.choices import Called, Ended, Event, Likely, Piece, TokenChances
+from llrun.requests.tool_calls import Call
 
 Object = dict[str, Any]
 
@@ -56,7 +57,9 @@ class Head:
         choice: Object = {"index": event.index, "finish_reason": reason, "logprobs": None}
         if self.told and chances:
             choice["logprobs"] = logprobs(self.kind, chances)
-        if self.kind.chat:
+        if isinstance(event, Called):
+            choice["delta"] = {"tool_calls": [{"index": event.number, **called(event.call)}]}
+        elif self.kind.chat:
             choice["delta"] = {"content": text} if isinstance(event, Piece) else {}
         else:
             choice["text"] = text
@@ -75,12 +78,15 @@ class Whole:
 
     index: int
     texts: list[str] = field(default_factory=list)
+    calls: list[Object] = field(default_factory=list)
     chances: list[TokenChances] = field(default_factory=list)
     reason: str = ""
 
     def add(self, event: Event) -> None:
         if isinstance(event, Ended):
             self.reason = event.reason
+        elif isinstance(event, Called):
+            self.calls.append(called(event.call))
         else:
             self.texts.append(event.text)
             self.chances += event.chances
@@ -90,10 +96,18 @@ class Whole:
         told = logprobs(head.kind, self.chances) if head.told else None
         choice: Object = {"index": self.index, "finish_reason": self.reason, "logprobs": told}
         if head.kind.chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            message: Object = {"role": "assistant", "content": text, "refusal": None}
+            if self.calls:
+                message = {**message, "content": text or None, "tool_calls": self.calls}
+            choice["message"] = message
         else:
             choice["text"] = text
         return choice
+
+
+def called(call: Call) -> Object:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def usage(prompt_tokens: int, tokens: int) -> Object:

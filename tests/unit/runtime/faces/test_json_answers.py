@@ -110,7 +110,7 @@ def test_a_schema_is_read_while_others_are_answered(server, monkeypatch):
     ("asked", "param", "words"),
     [
         (form({"type": "array", "uniqueItems": True}), "response_format", "uniqueItems"),
-        (form({"enum": ["x" * 70000]}), "response_format", "65536 are the most"),
+        (form({"enum": ["x" * 140000]}), "response_format", "131072 are the most"),
         ({"type": "json_schema"}, "response_format.json_schema", "needs json_schema"),
         ({"type": "json_schema", "json_schema": {"schema": {}}}, "name", "missing"),
         (
