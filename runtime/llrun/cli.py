@@ -250,7 +250,7 @@ def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequenc
 @listening
 @balanced
 @common
-def serve(path: str, host: str, port: int, api_key: str | None, slots: int | None, queue: int,
+def serve(path: str, host: str, port: int, api_key: str | None, slots: int | None, queue: int, origins: tuple[str, ...],
           local: bool, peers: tuple[str, ...], no_verify: bool, timeout: float,
           rebalance: str, wait_s: float, mirror: bool) -> None:  # fmt: skip
     """Answer requests over HTTP, as OpenAI's API has them, from the head."""
@@ -271,7 +271,8 @@ def serve(path: str, host: str, port: int, api_key: str | None, slots: int | Non
     stored = _stored(path, None)
     where = Where(local, peers_of(peers), not no_verify, positive(timeout, "--timeout"), Tcp())
     balancing = _balancing(rebalance, wait_s, mirror)
-    serve_http(stored, where, balancing, Listening(host, port, api_key, slots, queue), Console(quiet=True))
+    listening = Listening(host, port, api_key, slots, queue, origins)
+    serve_http(stored, where, balancing, listening, Console(quiet=True))
 
 
 def _stored(path: str, device: str | None) -> StoredSlice:

@@ -93,6 +93,9 @@ def measured(command: Callable[..., None]) -> Callable[..., None]:
 def listening(command: Callable[..., None]) -> Callable[..., None]:
     """Options of server.serve.Listening."""
     for option in (
+        click.option("--cors", "origins", multiple=True, metavar="ORIGIN",
+                     help="Let pages of this origin ask from a browser, such as https://chat.example.org; * for all."
+                     " Repeatable."),
         click.option("--queue", type=click.IntRange(min=1), default=256, show_default=True, metavar="N",
                      help="Requests that may wait beside them; more are refused."),
         click.option("--slots", type=click.IntRange(min=1), metavar="N",

@@ -91,6 +91,7 @@ def serving(
     template: str | None = TEMPLATE,
     special: str | None = None,
     seconds_a_step: float = 0.0,
+    origins: tuple[str, ...] = (),
     wait_for: str = "ready",
 ) -> Iterator[Server]:
     """A server, as soon as it is ready; it has ended, and its threads with it, after the `with`."""
@@ -100,7 +101,7 @@ def serving(
         ending = Ending()
         driver = Driver(lambda: own, slots, queue, lambda: ending.end() if driver.ended else None)
         served = Served(driver, tokenizer(special), own.device.record.model, chat, 1)
-        app = make_app(served, api_key)
+        app = make_app(served, api_key, origins)
         thread = threading.Thread(target=lambda: asyncio.run(run(app, sock, driver, ending)))
         thread.start()
         try:

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llrun.faces.server import asked, metrics
 from llrun.faces.server.answering import Answering, error_response, json_response
 from llrun.faces.server.choices import Answers
+from llrun.faces.server.crossing import crossed
 from llrun.faces.server.driver import Condition, Driver, Reading, not_ready
 from llrun.faces.server.faults import BROKEN, INVALID, UNAUTHORISED, ApiError
 from llrun.faces.server.objects import Head, Kind
@@ -42,8 +44,8 @@ class Served:
     created_s: int
 
 
-def make_app(served: Served, api_key: str | None) -> ASGIApp:
-    """The server's application. `api_key` None: everybody may ask."""
+def make_app(served: Served, api_key: str | None, origins: Sequence[str] = ()) -> ASGIApp:
+    """The server's application. `api_key` None: everybody may ask. `origins`: of other sites whose pages may."""
     paths = _Paths(served)
     app = Starlette(
         routes=[
@@ -56,7 +58,7 @@ def make_app(served: Served, api_key: str | None) -> ASGIApp:
         ],
         exception_handlers={ApiError: _told, HTTPException: _told_of_path, ClientDisconnect: _gone},
     )
-    return _Keyed(app, api_key) if api_key else app
+    return crossed(_Keyed(app, api_key) if api_key else app, origins)
 
 
 class _Keyed:

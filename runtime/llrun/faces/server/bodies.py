@@ -19,7 +19,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Shared(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What both kinds of request have. Of those that say who asks and how it is billed nothing depends here."""
+    """What both kinds of request have. Nothing depends here on who asks and how it is billed or kept in a cache."""
 
     model: str | None = None
     stream: bool | None = None
@@ -35,9 +35,10 @@ class Shared(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
     service_tier: str | None = None
 
 
@@ -128,7 +129,7 @@ class ChatBody(Shared, kw_only=True):
     function_call: Any = None
     modalities: Any = None
     audio: Any = None
-    prediction: Any = None
+    prediction: Any = None  # it says what an answer may be like, to have it sooner, and changes none
     reasoning_effort: Any = None
     verbosity: Any = None
     web_search_options: Any = None

@@ -17,6 +17,7 @@ from llrun.device.slice import StoredSlice
 from llrun.errors import INTERNAL, RunError
 from llrun.faces.console import Console
 from llrun.faces.server.app import Served, make_app
+from llrun.faces.server.crossing import check_origins
 from llrun.faces.server.driver import Condition, Driver
 from llrun.faces.template_files import read_chat_template
 from llrun.faces.tokenizer_files import read_tokenizer
@@ -33,13 +34,14 @@ BACKLOG = 128
 @dataclass(frozen=True)
 class Listening:
     """Where and for whom. `slots`: requests that run at once, None as many as the devices have room for; `queue`: those
-    that may wait beside them."""
+    that may wait beside them; `origins`: of pages of other sites that may ask."""
 
     host: str
     port: int
     api_key: str | None
     slots: int | None
     queue: int
+    origins: tuple[str, ...] = ()
 
 
 def serve_http(
@@ -51,6 +53,7 @@ def serve_http(
     devices' session.
     """
     check_peers(stored, where.peers)
+    check_origins(listening.origins)
     tokenizer = read_tokenizer(stored)
     if tokenizer is None:
         raise RunError(NO_TOKENIZER, "this bundle has no tokenizer, and a server answers in text")
@@ -75,7 +78,9 @@ def serve_http(
 
         served = Served(driver, tokenizer, stored.record.model, template, int(time.time()))
         console.note(f"listening on {serving.serves}; the model is being loaded")
-        asyncio.run(run(make_app(served, listening.api_key), sock, driver, ending, SIGNALS))
+        asyncio.run(
+            run(make_app(served, listening.api_key, listening.origins), sock, driver, ending, SIGNALS)
+        )
     if driver.error:
         raise driver.error
     if not ending.asked:
