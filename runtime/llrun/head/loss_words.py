@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from llrun.errors import INTERNAL, RunError
 from llrun.programs.rated import Stages, blocks_on, owners_of, spans
+from llrun.wire.messages import StepDone
 
 
 def taken_over(device: str, reason: RunError, before: Stages, after: Stages) -> str:
@@ -28,4 +31,22 @@ def irreplaceable(device: str, reason: RunError, stages: Stages, wait_s: float) 
         " them (--spare auto)",
         INTERNAL,
         device,
+    )
+
+
+def standstill(
+    newest: tuple[int, int] | None,
+    done: Mapping[str, Collection[StepDone]],
+    alive: Collection[str],
+    timeout_s: float,
+) -> RunError:
+    """Nothing moves though every device lives: name those that have not done the newest step, a sequence's position.
+    `done`: what each did last."""
+    steps = {device: {(step.sequence, step.position) for step in each} for device, each in done.items()}
+    behind = [name for name in sorted(alive) if newest and newest not in steps.get(name, ())]
+    return RunError(
+        "R305",
+        f"nothing came from any device for {timeout_s:g} s (--timeout); the newest step is not done"
+        f" on {', '.join(behind) or 'none'}",
+        INTERNAL,
     )

@@ -14,6 +14,9 @@ from llrun.schema import StageRecord
 from llrun.wire.messages import Measured, StepDone
 
 RECENT, LONG = 8, 64  # steps
+PASSES = (
+    8  # of each device, kept to follow a token by: what others have told of meanwhile is not further behind
+)
 NEWEST, APART = (
     4,
     1.3,
@@ -42,12 +45,14 @@ class Samples:
 
 @dataclass
 class DeviceSamples:
-    """Of one device: a token's compute, waiting and sending seconds, and the compute of each of its segments."""
+    """Of one device: a token's compute, waiting and sending seconds, and the compute of each of its segments. `passes`:
+    the newest as they were told."""
 
     compute: Samples = field(default_factory=Samples)
     wait: Samples = field(default_factory=Samples)
     send: Samples = field(default_factory=Samples)
     runs: list[Samples] = field(default_factory=list)
+    passes: deque[tuple[StepDone, ...]] = field(default_factory=lambda: deque(maxlen=PASSES))
     free_memory_bytes: int = 0
     tokens: int = 0
 
@@ -93,6 +98,7 @@ class Monitor:
         for samples in self._devices.values():
             samples.compute, samples.wait, samples.send = Samples(), Samples(), Samples()
             samples.runs, samples.tokens = [], 0
+            samples.passes.clear()
 
     def steps(self, device: str, steps: Sequence[StepDone]) -> None:
         """A pass was done: single tokens, of one or of several sequences, or a chunk, which `chunk` says."""
@@ -100,6 +106,7 @@ class Monitor:
         if samples is None:
             samples = self._devices[device] = DeviceSamples()
         samples.tokens += 1
+        samples.passes.append(tuple(steps))
         if len(steps) == 1:
             step = steps[0]
             samples.compute.values.append(step.compute_s)

@@ -23,11 +23,13 @@ from llrun.head.cluster import Cluster
 from llrun.head.controls import Controls, Note, silent
 from llrun.head.feeding import Feeding
 from llrun.head.history import History
+from llrun.head.loss_words import standstill
 from llrun.head.membership import Membership
 from llrun.head.monitor import Monitor
 from llrun.head.moves import Move
 from llrun.head.options import Balancing
 from llrun.head.outbound import Outbound
+from llrun.head.present import Present, present_of
 from llrun.head.readings import Readings
 from llrun.head.replies import Logits, Reply, Said, Unlinked
 from llrun.head.view import EventKind
@@ -153,6 +155,11 @@ class Session:
         return self._cluster.monitor.readings()
 
     @property
+    def present(self) -> Present:
+        """What it does now."""
+        return present_of(self._cluster, self._changes)
+
+    @property
     def recovering(self) -> bool:
         """Whether tokens stand still because of a device that was lost."""
         return self._changes.recovering
@@ -192,6 +199,10 @@ class Session:
     def history(self, number: int) -> History:
         """The sequence's tokens so far: extend it, then feed."""
         return self._feeding.history(number)
+
+    def open_numbers(self) -> list[int]:
+        """Every sequence that is open, or is being opened. From any thread."""
+        return sorted({*self._opening, *self._feeding.histories})
 
     def feed(self, numbers: Iterable[int], all_rows: bool = False) -> None:
         """Of each sequence, have computed what its history holds that was not fed before: in chunks, of which
@@ -261,7 +272,8 @@ class Session:
                 return reply
             self._look_after()
             if until is not None and time.monotonic() >= until and not self._changes.recovering:
-                raise self._standstill()
+                newest, alive = self._feeding.newest, self._cluster.alive
+                raise standstill(newest, self._done, alive, self._timeout_s)
 
     def _next_reply(self, until: float | None) -> Reply | None:
         """The next reply; None when something else is due before."""
@@ -339,10 +351,6 @@ class Session:
             self.close_sequence(said.sequence)
             self._refused[said.sequence] = RunError(said.code, reason, INTERNAL)
 
-    def open_numbers(self) -> list[int]:
-        """Every sequence that is open, or is being opened. From any thread."""
-        return sorted({*self._opening, *self._feeding.histories})
-
     def _parted(self, device: str, came: bool) -> None:
         """A device takes part from now on, or does not any more."""
         self._balancer.happened(EventKind.JOINED if came else EventKind.LOST, device)
@@ -358,20 +366,6 @@ class Session:
 
     def _unlinked(self, device: str, reason: str) -> None:
         self._replies.put(Unlinked(device, reason))
-
-    def _standstill(self) -> RunError:
-        """Nothing moves though every device lives: name those that have not done the newest step."""
-        newest = self._feeding.newest
-        done = {
-            device: {(step.sequence, step.position) for step in steps} for device, steps in self._done.items()
-        }
-        behind = [name for name in sorted(self._cluster.alive) if newest and newest not in done.get(name, ())]
-        return RunError(
-            "R305",
-            f"nothing came from any device for {self._timeout_s:g} s (--timeout); the newest step is not done"
-            f" on {', '.join(behind) or 'none'}",
-            INTERNAL,
-        )
 
     def _go(self, feeds: Sequence[Feed]) -> None:
         if feeds:
