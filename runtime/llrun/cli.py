@@ -55,7 +55,7 @@ Examples:
   llrun serve bundle/ --slots 4 --queue 16           four answers at once, sixteen requests that wait
   LLRUN_API_KEY=... llrun serve bundle/ --host 0.0.0.0    for other machines too, with a key
 
-Paths: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
+Paths: / (a page), /v1/chat/completions, /v1/completions, /v1/models, /cluster, /health, /metrics.
 """
 
 

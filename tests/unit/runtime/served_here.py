@@ -14,8 +14,10 @@ import numpy_model
 import small_tokenizers
 
 from llrun.device.load import Device
+from llrun.faces.console import Console
 from llrun.faces.server.app import Served, make_app
 from llrun.faces.server.driver import Driver
+from llrun.faces.server.notes import Notes
 from llrun.faces.server.serve import Ending, listening_socket, run
 from llrun.head.options import Balancing
 from llrun.head.session import Session
@@ -100,7 +102,10 @@ def serving(
         chat = ChatTemplate("the template", {"default": template}) if template else None
         ending = Ending()
         driver = Driver(lambda: own, slots, queue, lambda: ending.end() if driver.ended else None)
-        served = Served(driver, tokenizer(special), own.device.record.model, chat, 1)
+        notes = Notes(Console(quiet=True))
+        served = Served(
+            driver, tokenizer(special), own.device.record.model, chat, 1, own.device.record, notes
+        )
         app = make_app(served, api_key, origins)
         thread = threading.Thread(target=lambda: asyncio.run(run(app, sock, driver, ending)))
         thread.start()

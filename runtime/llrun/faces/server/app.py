@@ -16,21 +16,23 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llrun.faces.server import asked, metrics
+from llrun.faces.server import asked, metrics, page
 from llrun.faces.server.answering import Answering, error_response, json_response
 from llrun.faces.server.choices import Answers
 from llrun.faces.server.crossing import crossed
 from llrun.faces.server.driver import Condition, Driver, Reading, not_ready
 from llrun.faces.server.faults import BROKEN, INVALID, UNAUTHORISED, ApiError
+from llrun.faces.server.live import Live, Watched
+from llrun.faces.server.notes import Notes
 from llrun.faces.server.objects import Head, Kind
 from llrun.faces.server.preparing import Prepared, Preparing
 from llrun.requests.chat_template import ChatTemplate
 from llrun.requests.tokenizer import Tokenizer
-from llrun.schema import ModelInfo
+from llrun.schema import ModelInfo, Slice
 
 MAX_BODY_BYTES = 8 << 20
 BODY_S, READING_S = 30.0, 5.0
-OPEN_PATHS = ("/health",)  # what asks whether the server lives has no key
+OPEN_PATHS = ("/health", *page.PATHS)  # what asks whether the server lives has no key, nor who loads the page
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,18 @@ class Served:
     model: ModelInfo
     template: ChatTemplate | None
     created_s: int
+    record: Slice
+    notes: Notes
 
 
 def make_app(served: Served, api_key: str | None, origins: Sequence[str] = ()) -> ASGIApp:
     """The server's application. `api_key` None: everybody may ask. `origins`: of other sites whose pages may."""
     paths = _Paths(served)
+    live = Live(Watched(served.driver, served.record, served.notes, served.template is not None))
     app = Starlette(
         routes=[
+            *page.routes(),
+            *live.routes(),
             Route("/health", paths.health, methods=["GET"]),
             Route("/metrics", paths.metrics, methods=["GET"]),
             Route("/v1/models", paths.models, methods=["GET"]),

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from llrun.errors import INTERNAL, RunError
 from llrun.faces.server.faults import BROKEN, OVERLOADED, STOPPED, ApiError
+from llrun.head.present import Present
 from llrun.head.readings import Readings
 from llrun.head.session import Session
 from llrun.requests.request import Handle, Request
@@ -36,6 +37,7 @@ class Reading:
     """What devices, links and the queue are like now."""
 
     readings: Readings
+    present: Present
     figures: dict[str, Figures]
     moves: int
     running: int
@@ -117,6 +119,7 @@ class Driver:
             with self._opened() as session:
                 scheduler = Scheduler(session, self._waiting, self._slots)
                 self._scheduler = scheduler
+                session.ask()  # so that figures are there before the first request
                 self._changed()
                 while not self._stopping.is_set():
                     scheduler.step(wait=True)
@@ -140,10 +143,17 @@ class Driver:
             if not future.set_running_or_notify_cancel():
                 continue  # whoever asked waits no longer
             running, waiting = scheduler.load
-            reading = Reading(
-                session.readings, dict(session.figures), len(session.moves), running, waiting, scheduler.room
+            future.set_result(
+                Reading(
+                    session.readings,
+                    session.present,
+                    dict(session.figures),
+                    len(session.moves),
+                    running,
+                    waiting,
+                    scheduler.room,
+                )
             )
-            future.set_result(reading)
 
 
 def not_ready(condition: Condition) -> ApiError:

@@ -19,6 +19,7 @@ from llrun.faces.console import Console
 from llrun.faces.server.app import Served, make_app
 from llrun.faces.server.crossing import check_origins
 from llrun.faces.server.driver import Condition, Driver
+from llrun.faces.server.notes import Notes
 from llrun.faces.template_files import read_chat_template
 from llrun.faces.tokenizer_files import read_tokenizer
 from llrun.faces.where import Where, check_peers, session_on
@@ -61,10 +62,10 @@ def serve_http(
     with listening_socket(listening.host, listening.port) as sock, template or nullcontext():
         if template:
             template.check()
-        ending = Ending()
+        ending, notes = Ending(), Notes(console)
         serving = replace(where, serves=f"http://{show_address(sock.getsockname())}")
         driver = Driver(
-            lambda: session_on(stored, serving, console, balancing),
+            lambda: session_on(stored, serving, notes, balancing),
             listening.slots,
             listening.queue,
             lambda: told(),
@@ -76,7 +77,9 @@ def serve_http(
             else:
                 console.note(f"{stored.record.model.name}: ready")
 
-        served = Served(driver, tokenizer, stored.record.model, template, int(time.time()))
+        served = Served(
+            driver, tokenizer, stored.record.model, template, int(time.time()), stored.record, notes
+        )
         console.note(f"listening on {serving.serves}; the model is being loaded")
         asyncio.run(
             run(make_app(served, listening.api_key, listening.origins), sock, driver, ending, SIGNALS)
