@@ -9,9 +9,10 @@ SOURCES := llcompile runtime scripts tests benchmarks examples
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
 
-setup: ## make .venv with pinned packages, and fetch what Arm devices need
+setup: ## make .venv with pinned packages, and fetch what Arm devices and the tests of the page need
 	@$(PYTHON) scripts/setup_venv.py
 	@$(BIN)/python scripts/setup_arm.py
+	@$(BIN)/python scripts/setup_browser.py
 
 demo: setup ## build the example model for three unequal devices, print the plan, run it
 	@scripts/demo
