@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,9 @@ from llrun.schema import FileEntry, Precision, Shapes, WireFormat
 
 DEFAULT_CONTEXT = 4096
 CHUNK = 128
+PIECE_SHARE = (
+    1 / 4
+)  # of the head's memory, for a piece of an output head that streams: a ring has up to three
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class BuildOptions:
     target: Path
     quant: str = "q4"
     cache: str = "f16"
-    wire: str = "auto"
+    wire: str = partition.wires.AUTO
     context: int | None = None
     objective: str = "latency"
     use_all: bool = False
@@ -141,16 +145,19 @@ def plan_graph(model: Model, dataflow: Graph, cluster: Cluster, options: BuildOp
 
     @cache
     def in_pieces() -> tuple[Model, Graph]:
-        return graph.output_in_pieces(model, dataflow)
+        room_bytes = cluster.device(cluster.head).memory_bytes * PIECE_SHARE
+        return graph.output_in_pieces(model, dataflow, ceil(costs[-1].weights_bytes / room_bytes))
 
     plan = _best_plan(dataflow, cluster, options, wishes, sharding, lambda: in_pieces()[1])
+    if plan.stages[-1].stop != len(dataflow.blocks):
+        model, dataflow = in_pieces()
+        costs, sharding = cost.block_costs(dataflow, precision, shapes), Sharding(dataflow, precision, shapes)
+    if options.wire == partition.wires.AUTO:
+        plan = _per_link(plan, dataflow, cluster, wishes, sharding)
     travel, exact = (
         cost.flows(dataflow, shapes.chunk, wire) for wire in (plan.precision.wire, WireFormat.F32)
     )
     left = partition.settled(travel, exact, plan.wires)
-    if plan.stages[-1].stop != len(dataflow.blocks):
-        model, dataflow = in_pieces()
-        costs, sharding = cost.block_costs(dataflow, precision, shapes), Sharding(dataflow, precision, shapes)
     sharding, spare = replace(sharding, precision=plan.precision), partition.Spare(options.spare)
     plan = partition.with_divisions(plan, costs, left, cluster, wishes, spare, sharding.costs)
     groups = sharding.groups((*plan.stages, *plan.divisions))
@@ -188,6 +195,18 @@ def _best_plan(
         return partition.plan_portions(asked, devices, lambda rows, left_s: make(wire, rows, left_s))
 
     return partition.plan_wire(options.wire, devices, options.time_limit, in_portions)
+
+
+def _per_link(
+    plan: Plan, dataflow: Graph, cluster: Cluster, wishes: partition.PlanOptions, sharding: Sharding
+) -> Plan:
+    """The plan whose narrow format is taken where it saves time alone."""
+    precision, portion, chunk = plan.precision, plan.portion, plan.shapes.chunk
+    asked = replace(wishes, precision=precision, portion=portion)
+    costs = cost.block_costs(dataflow, precision, plan.shapes, portion)
+    flows = [cost.flows(dataflow, chunk, wire, portion) for wire in (precision.wire, WireFormat.F32)]
+    pieces = replace(sharding, precision=precision, portion=portion).costs
+    return partition.widened(plan, costs, (flows[0], flows[1]), cluster, asked, pieces)
 
 
 def notes_on(model: Model, options: BuildOptions) -> tuple[str, ...]:

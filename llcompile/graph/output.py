@@ -88,17 +88,17 @@ class _Head:
         return replace(self.flow, nodes=tuple(nodes), weights=weights, given=given)
 
 
-def output_in_pieces(model: Model, graph: Graph) -> tuple[Model, Graph]:
-    """The graph with as many blocks for the output head as make none larger than the largest block of a layer, and the
-    model with the parts of the matrix that they have; both as they are where one block is no larger, or where the last
-    block does more than to multiply by one matrix and to go on with that.
+def output_in_pieces(model: Model, graph: Graph, least: int = 1) -> tuple[Model, Graph]:
+    """The graph with as many blocks for the output head, `least` or more, as make none larger than the largest block of
+    a layer, and the model with the parts of the matrix that they have; both as they are where that is one block, or
+    where the last block does more than to multiply by one matrix and to go on with that.
 
     Raises CompileError G106 (exit 1), an internal one, where that is no graph.
     """
     head = _found(graph)
     if head is None:
         return model, graph
-    parts = _parts(head.shape, _largest(graph))
+    parts = _parts(head.shape, min(_largest(graph), -(-prod(head.shape) // least)))
     if len(parts) < 2:
         return model, graph
     cut = _assembled(graph, head, parts)

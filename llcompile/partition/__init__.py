@@ -17,7 +17,7 @@ from llcompile.partition.programs import device_programs
 from llcompile.partition.solver import resolve
 from llcompile.partition.spares import Spare, with_divisions, with_spares
 from llcompile.partition.windows import parse_window, plan_with_windows
-from llcompile.partition.wires import plan_wire, settled
+from llcompile.partition.wires import plan_wire, settled, widened
 
 __all__ = [
     "Pin",
@@ -38,6 +38,7 @@ __all__ = [
     "request_of",
     "resolve",
     "settled",
+    "widened",
     "with_divisions",
     "with_spares",
 ]

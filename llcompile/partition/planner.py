@@ -11,7 +11,7 @@ from llcompile.ir.plan import BlockCost, DeviceLoad, Flow, PieceCosts, Plan, Sha
 from llcompile.partition.answers import Answer, answer
 from llcompile.partition.check import check_plan
 from llcompile.partition.clock import Clock
-from llcompile.partition.evaluate import Figures, memory
+from llcompile.partition.evaluate import Figures, evaluate, memory
 from llcompile.partition.formulation import TOLERANCE
 from llcompile.partition.grouped import exactly, grouped
 from llcompile.partition.options import NO_GROUPS, PlanOptions, check_pins
@@ -140,6 +140,27 @@ def _plan(problem: Problem, best: Answer, notes: tuple[str, ...], seconds: float
         problem=best.text,
         notes=notes,
         portion=options.portion,
+    )
+
+
+def with_stages(made: Plan, problem: Problem, stages: tuple[Stage, ...], bound: float) -> Plan:
+    """The plan with `stages` and what follows from them in `problem`, of whose objective `bound` is the least. That
+    it is the best is not proven."""
+    figures = evaluate(stages, problem.costs, problem.flows, problem.cluster, problem.options, problem.pieces)
+    bound = min(bound, figures.objective)
+    return replace(
+        made,
+        transmissions=transmissions(stages, problem.flows, problem.pieces),
+        status=PlanStatus.FEASIBLE,
+        objective=figures.objective,
+        bound=bound,
+        gap=(figures.objective - bound) / figures.objective if figures.objective else 0.0,
+        ttft_s=figures.ttft_s,
+        tpot_s=figures.tpot_s,
+        chunk_s=figures.chunk_s,
+        slowest_chunk_s=figures.slowest_chunk_s,
+        stages=stages,
+        devices=device_loads(stages, problem, figures),
     )
 
 

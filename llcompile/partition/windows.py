@@ -25,15 +25,13 @@ from llcompile.partition.clock import Clock
 from llcompile.partition.disk import file_bytes, room_bytes
 from llcompile.partition.evaluate import Figures, evaluate, held_costs, in_flight_bytes, memory
 from llcompile.partition.options import NO_GROUPS, PlanOptions
-from llcompile.partition.planner import device_loads, plan, verify
+from llcompile.partition.planner import plan, verify, with_stages
 from llcompile.partition.problem import HEAD, Problem
 from llcompile.partition.refusal import size
 from llcompile.partition.rounds import best_rounds
 from llcompile.partition.search import least_seconds
 from llcompile.partition.streaming import as_streamed, ends, streamed, window_on
-from llcompile.partition.transmissions import transmissions
 from llrun.programs.ring import AHEAD, places
-from llrun.schema import PlanStatus
 
 OFF = 0
 MOST = 1 << 14
@@ -104,13 +102,16 @@ def plan_with_windows(
 def _planned(problem: Problem, cluster: Cluster, window: int, wider: bool) -> Plan:
     """The plan with windows of `window` blocks, or `wider` ones where memory allows.
 
-    Where groups are free to be, the best one without is made as well: what rounds bring is known only after them.
+    Where groups are free to be, the best one without is made as well: what rounds bring is known only after them. And
+    where no device has room for a window of whole blocks, a group of all may have for one of their parts.
     """
     options = problem.options
     if options.tensor_parallel is not None or problem.pieces is None:
         return _windowed(problem, cluster, window, wider)
     made, refused = list[Plan](), list[CompileError]()
-    for groups in (NO_GROUPS, None):
+    for groups in (NO_GROUPS, None, len(problem.devices)):
+        if made and groups == len(problem.devices):
+            break
         wishes = replace(options, tensor_parallel=groups, time_limit_s=options.time_limit_s / 2)
         try:
             made.append(_windowed(replace(problem, options=wishes), cluster, window, wider))
@@ -205,23 +206,7 @@ def _figures(problem: Problem, stages: tuple[Stage, ...]) -> Figures:
 
 
 def _with_stages(problem: Problem, made: Plan, stages: tuple[Stage, ...]) -> Plan:
-    """The plan with these stages instead, and what follows from them."""
-    figures = _figures(problem, stages)
-    bound = min(least_seconds(problem), figures.objective)
-    return replace(
-        made,
-        transmissions=transmissions(stages, problem.flows, problem.pieces),
-        status=PlanStatus.FEASIBLE,
-        objective=figures.objective,
-        bound=bound,
-        gap=(figures.objective - bound) / figures.objective if figures.objective else 0.0,
-        ttft_s=figures.ttft_s,
-        tpot_s=figures.tpot_s,
-        chunk_s=figures.chunk_s,
-        slowest_chunk_s=figures.slowest_chunk_s,
-        stages=stages,
-        devices=device_loads(stages, problem, figures),
-    )
+    return with_stages(made, problem, stages, least_seconds(problem))
 
 
 def _reckoned(device: Device, share: float) -> Device:
@@ -290,7 +275,7 @@ def _with_less_memory(problem: Problem, cluster: Cluster, window: int, token: in
     model's ends, without all that they leave."""
     never = ends(problem.costs)
     beside = problem.free[HEAD] - problem.needed([(block, block + 1) for block in never])
-    middle = [cost.weights_bytes for cost in problem.costs[1 : problem.output]]
+    middle = [cost.weights_bytes for cost in _middle(problem)]
     pieces = [cost.weights_bytes for cost in problem.costs[problem.output :] if cost.block not in never]
 
     def taken(sizes: Sequence[int]) -> int:
@@ -307,6 +292,16 @@ def _with_less_memory(problem: Problem, cluster: Cluster, window: int, token: in
         return replace(device, memory_bytes=max(1, device.memory_bytes - less))
 
     return replace(cluster, devices=tuple(map(left, cluster.devices)))
+
+
+def _middle(problem: Problem) -> Sequence[BlockCost]:
+    """What a device may hold of the layers: blocks, or an equal part of each where all are to be a group's."""
+    count = problem.options.tensor_parallel or NO_GROUPS
+    if count == NO_GROUPS or problem.pieces is None:
+        return problem.costs[1 : problem.output]
+    names = tuple(device.name for device in problem.devices[:count])
+    group = Stage(names, (1 / count,) * len(names), 1, problem.output)
+    return held_costs([group], names[0], problem.costs, problem.pieces)
 
 
 def _opened(

@@ -1,13 +1,19 @@
-"""How activations travel: --wire, and what `auto` makes of it."""
+"""How activations travel: --wire, and what `auto` makes of it, as a whole and for each tensor that leaves a device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+from llcompile.ir.cluster import Cluster
 from llcompile.ir.errors import INFEASIBLE, CompileError
-from llcompile.ir.plan import Flow, Plan
+from llcompile.ir.plan import BlockCost, Flow, Plan, ShardCosts
 from llcompile.partition.clock import Clock
-from llrun.schema import WireFormat
+from llcompile.partition.evaluate import Figures, evaluate
+from llcompile.partition.options import PlanOptions
+from llcompile.partition.planner import with_stages
+from llcompile.partition.problem import Problem
+from llrun.schema import PlanStatus, WireFormat
 
 AUTO = "auto"
 Make = Callable[[WireFormat, float], Plan]  # a plan for what travels so, in so many seconds
@@ -56,3 +62,49 @@ def settled(
     """`flows` where a plan has been made: a tensor has its format for as long as there is the bundle, wherever its
     blocks run; what the plan does not send is as in `exact`, in float32."""
     return tuple(flow if flow.tensor in wires else other for flow, other in zip(flows, exact, strict=True))
+
+
+def widened(
+    made: Plan,
+    costs: Sequence[BlockCost],
+    flows: tuple[Sequence[Flow], Sequence[Flow]],
+    cluster: Cluster,
+    options: PlanOptions,
+    shard_costs: ShardCosts | None = None,
+) -> Plan:
+    """The plan whose tensors travel in float32 where a narrower format saves next to nothing, as over quick links.
+
+    `flows`: those that `made` was made for, and the same in float32. Of what a format must save to be taken at all,
+    LEAST_F16 or LEAST_NARROW of TTFT or TPOT, each tensor must save its part, so that together they cost no more than
+    that. Sums of a group stay as they are. No device needs more memory: what is coded it has in both formats.
+    """
+    given, exact = flows
+    problem = Problem(tuple(costs), tuple(given), cluster.at_work(), options, shard_costs)
+    narrow = sorted(made.wires.keys() & {flow.tensor for flow in problem.flows})
+    least = (LEAST_F16 if made.precision.wire is WireFormat.F16 else LEAST_NARROW) / max(len(narrow), 1)
+    base = _figures(made, problem)
+
+    def saves(tensor: str) -> bool:
+        figures = _figures(made, _with_flows(problem, exact, {tensor}))
+        return any(
+            wide > narrow * (1 + least)
+            for wide, narrow in ((figures.ttft_s, base.ttft_s), (figures.tpot_s, base.tpot_s))
+        )
+
+    wide = {tensor for tensor in narrow if not saves(tensor)}
+    if not wide:
+        return made
+    mixed = with_stages(made, _with_flows(problem, exact, wide), made.stages, made.bound)
+    proven = made.status is PlanStatus.OPTIMAL and mixed.gap <= problem.options.gap
+    return replace(mixed, status=PlanStatus.OPTIMAL if proven else PlanStatus.FEASIBLE)
+
+
+def _with_flows(problem: Problem, exact: Sequence[Flow], wide: set[str]) -> Problem:
+    flows = (w if w.tensor in wide else flow for flow, w in zip(problem.flows, exact, strict=True))
+    return replace(problem, flows=tuple(flows))
+
+
+def _figures(made: Plan, problem: Problem) -> Figures:
+    return evaluate(
+        made.stages, problem.costs, problem.flows, problem.cluster, problem.options, problem.pieces
+    )

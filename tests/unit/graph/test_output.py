@@ -129,3 +129,10 @@ def test_a_graph_that_says_wrong_which_blocks_make_logits_is_told() -> None:
     graph = build_graph(decoder(2))
     assert any("has a cache" in text for text in check_graph(replace(graph, output_blocks=3)))
     assert any("are said to make" in text for text in check_graph(replace(graph, output_blocks=0)))
+
+
+def test_more_pieces_are_made_where_that_many_are_asked_for() -> None:
+    model = model_with(capped)
+    _, cut = output_in_pieces(model, build_graph(model), 7)
+    assert cut.output_blocks == 7 == -(-VOCAB // 64)
+    assert output_in_pieces(model, build_graph(model), 2)[1] == output_in_pieces(model, build_graph(model))[1]

@@ -18,6 +18,7 @@ from llcompile.partition.options import Pin
 from llcompile.partition.spares import Spare
 from llrun.programs.ring import weights_bytes
 from tests.unit.partition.cases import OPTIONS, chain, cost, device
+from tests.unit.partition.cut import linear
 from tests.unit.partition.graphs import layered, with_pieces
 
 PAGE = 4096
@@ -158,6 +159,19 @@ def test_where_not_even_a_window_fits_both_numbers_are_told() -> None:
 def test_a_narrower_one_is_taken_where_two_do_not_fit() -> None:
     made = planned(cluster(ENDS, BESIDE + BIG + 1000 + PAGE), None)
     assert made.stages[1].window == 1
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_a_group_streams_parts_of_blocks_that_no_device_has_room_for(count: int | None) -> None:
+    parts, options = linear(COSTS), replace(OPTIONS, tensor_parallel=count)
+    where = cluster(ENDS + BIG - PAGE, BESIDE + BIG - PAGE, BESIDE + BIG - PAGE)
+    made = plan_with_windows(COSTS, FLOWS, where, options, None, parts)
+    assert check_plan(made, COSTS, FLOWS, where, options, parts) == []
+    group = made.stages[1]
+    assert (group.devices, group.start, group.stop) == (("h", "w0", "w1"), 1, 11)
+    assert 0 < group.window < 20  # of ten shards and ten tails
+    with pytest.raises(CompileError, match="no feasible plan"):
+        plan_with_windows(COSTS, FLOWS, where, replace(OPTIONS, tensor_parallel=1), None, parts)
 
 
 @pytest.mark.parametrize(("text", "window"), [("auto", None), ("off", 0), ("1", 1), ("48", 48)])

@@ -12,7 +12,8 @@ from llcompile.ir.cluster import Cluster, Link
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import TensorSpec
 from llcompile.ir.plan import Flow, Plan
-from llcompile.partition import plan, plan_wire, settled
+from llcompile.partition import plan, plan_wire, settled, widened
+from llcompile.partition.check import check_plan
 from llcompile.partition.evaluate import in_flight_bytes
 from llrun.programs.formats import row_bytes
 from llrun.schema import WireFormat
@@ -126,3 +127,42 @@ def test_tensors_that_the_plan_does_not_send_stay_as_they_are() -> None:
         flow.tensor: found.wires.get(flow.tensor, WireFormat.F32) for flow in flows(WireFormat.Q8)
     }
     assert {flow.wire for flow in left} == {WireFormat.F32, WireFormat.Q8}
+
+
+def on_two_links(slow: Link, memory: int, wire: str = "q8") -> tuple[Plan, Plan]:
+    """The plan of three devices, of which a alone is behind a slow link, in one format and with each link's own."""
+    devices = tuple(device(name, memory) for name in ("h", "b", "a"))
+    links = {pair: slow for other in ("h", "b") for pair in (("a", other), (other, "a"))}
+    where = Cluster("h", devices, Link(1e10, 1e-4), links)
+    precision = replace(OPTIONS.precision, wire=WireFormat(wire))
+    options = replace(OPTIONS, precision=precision, use_all=True)
+    uniform = plan(COSTS, flows(WireFormat(wire)), where, options)
+    both = flows(WireFormat(wire)), flows(WireFormat.F32)
+    mixed = widened(uniform, COSTS, both, where, options)
+    wide = uniform.wires.keys() - mixed.wires.keys()
+    own = [exact if exact.tensor in wide else narrow for narrow, exact in zip(*both, strict=True)]
+    assert check_plan(mixed, COSTS, own, where, options) == []
+    return uniform, mixed
+
+
+def test_each_link_has_the_format_that_saves_time_there() -> None:
+    uniform, mixed = on_two_links(Link(1e6, 1e-4), 6 * 10**6)
+    assert mixed.stages == uniform.stages
+    assert {sent.wire for sent in uniform.transmissions} == {"q8"}
+    for sent in mixed.transmissions:
+        assert sent.wire == ("q8" if "a" in (sent.source, sent.destination) else "f32")
+    assert len({sent.wire for sent in mixed.transmissions}) == 2
+    assert uniform.tpot_s <= mixed.tpot_s <= uniform.tpot_s * 1.05
+    assert mixed.bound <= mixed.objective
+    assert mixed.gap == pytest.approx(1 - mixed.bound / mixed.objective)
+
+
+def test_a_format_that_saves_alike_everywhere_stays_everywhere() -> None:
+    uniform, mixed = on_two_links(Link(1e10, 1e-4), 6 * 10**6)
+    assert {sent.wire for sent in mixed.transmissions} == {"f32"}  # none saves anything
+    devices = tuple(device(name, 6 * 10**6) for name in ("h", "a"))
+    slow = Cluster("h", devices, Link(1e6, 1e-4), {})
+    both = flows(WireFormat.Q8), flows(WireFormat.F32)
+    options = replace(OPTIONS, precision=replace(OPTIONS.precision, wire=WireFormat.Q8), use_all=True)
+    uniform = plan(COSTS, both[0], slow, options)
+    assert widened(uniform, COSTS, both, slow, options) is uniform
