@@ -28,12 +28,19 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file: absolute `offset` in bytes, `dtype` in safetensors' words (F32, BF16 ...)."""
+    """One tensor of a file: absolute `offset` in bytes, `dtype` in safetensors' words (F32, BF16 ...).
+
+    Of a GGUF file it has its `gguf_name` there, and `dtype` may be one of llcompile.gguf.BLOCKS; `pairs` and `added` as
+    in WeightSource.
+    """
 
     path: str
     offset: int
     dtype: str
     shape: tuple[int, ...]
+    gguf_name: str = ""
+    pairs: int = 0
+    added: float = 0.0
 
 
 def _refuse(path: Path, what: str) -> CompileError:
@@ -186,8 +193,10 @@ def _check_places(path: Path, places: Mapping[str, tuple[int, int]], data_bytes:
 
 
 def stored_dtype(name: str, tensor: StoredTensor) -> str:
-    """f32, f16 or bf16. Raises CompileError F142 for a dtype that weights may not have."""
+    """f32, f16, bf16, or a type of GGUF's blocks. Raises CompileError F142 for a dtype that weights may not have."""
     known = {"F32": "f32", "F16": "f16", "BF16": "bf16"}.get(tensor.dtype)
+    if known is None and tensor.gguf_name:
+        return tensor.dtype  # the file's header was read, and it has types that can be read alone
     if known is None:
         raise CompileError(
             "F142",

@@ -1,4 +1,4 @@
-"""The stage itself: from a Hugging Face directory or hub id to a Model."""
+"""The stage itself: from a Hugging Face directory, a GGUF file or a hub id to a Model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from llcompile.frontend.checkpoint import StoredTensor, read_checkpoint
 from llcompile.frontend.configuration import read_configuration
 from llcompile.frontend.ends import begin_and_ends
 from llcompile.frontend.export import export_graph
+from llcompile.frontend.from_gguf import describe, naming, require_all_used, stored_tensors
 from llcompile.frontend.functions import local_functions
 from llcompile.frontend.rotary import RotaryLimit
 from llcompile.frontend.skeleton import (
@@ -31,6 +32,7 @@ from llcompile.frontend.source import locate
 from llcompile.frontend.tied import differing_copies
 from llcompile.frontend.tokenizer import read_tokenizer, tokenizer_files
 from llcompile.frontend.weights import choose_names, require_stored, weight_sources
+from llcompile.gguf import Header, read_header
 from llcompile.ir.errors import INTERNAL, CompileError
 from llcompile.ir.model import Model
 from llcompile.passes import Observer, run_passes
@@ -39,21 +41,49 @@ _IR_VERSION = 10
 _UNLIMITED_POSITIONS = 1 << 17
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What a Model is made of: the folder with config.json and tokenizer, the `stored` tensors by their names in a
+    checkpoint (None: none are read), and of a GGUF file its `header`."""
+
+    name: str
+    directory: Path
+    stored: Mapping[str, StoredTensor] | None
+    header: Header | None = None
+    notes: tuple[str, ...] = ()
+
+
 def load_model(
     model: str, random_seed: int | None = None, observe: Observer[ir.Model] | None = None
 ) -> Model:
-    """The model named `model`: a directory with config.json, safetensors and tokenizer files, or a hub id.
+    """The model named `model`: a directory with config.json, safetensors and tokenizer files, a GGUF file, or a hub id.
 
     With `random_seed`, config.json alone is enough and no weight is read. `observe` is called after every
     pass. Raises CompileError: F10x source, F11x configuration, F12x and F13x a model that cannot be compiled,
     F14x files of the checkpoint, F15x weights that do not fit the configuration, F16x tokenizer.
     """
-    directory, name = locate(model, weights=random_seed is None)
+    path, name = locate(model, weights=random_seed is None)
+    if path.is_file():
+        return _load_gguf(path, name, random_seed, observe)
+    stored = read_checkpoint(path) if random_seed is None else None
+    return _load(_Source(name, path, stored), random_seed, observe)
+
+
+def _load_gguf(path: Path, name: str, random_seed: int | None, observe: Observer[ir.Model] | None) -> Model:
+    header = read_header(path)
+    described = describe(header)
+    stored = stored_tensors(header, described.config) if random_seed is None else None
+    with naming(header, described):
+        source = _Source(name, described.directory, stored, header, described.notes)
+        return _load(source, random_seed, observe)
+
+
+def _load(source: _Source, random_seed: int | None, observe: Observer[ir.Model] | None) -> Model:
+    directory, stored = source.directory, source.stored
     config = read_configuration(directory / "config.json")
     files = tokenizer_files(directory)
     tokenizer, tokenizer_notes = read_tokenizer(directory, files, config.vocab_size)
     begin, ends = begin_and_ends(directory, config, tokenizer)
-    stored = read_checkpoint(directory) if random_seed is None else None
     built = build_skeleton(config)
     skeleton = built.model
     known = stored_names(skeleton, stored or ())
@@ -61,12 +91,14 @@ def load_model(
     names = choose_names(aliases(skeleton), skeleton.base_model_prefix, known)
     if stored is not None:
         wanted = {names[own]: shape for own, shape in parameter_shapes(skeleton).items()}
-        require_stored(wanted, stored, str(directory))
+        require_stored(wanted, stored, str(source.header.path if source.header else directory))
+        if source.header:
+            require_all_used(stored, wanted, type(skeleton).__name__)
     graph = _canonical_graph(built, config, names, observe)
     sources = weight_sources(graph, stored, float(getattr(config, "initializer_range", 0.02)))
     positions = _positions(config, built.rotary)
     return Model(
-        name=name,
+        name=source.name,
         architecture=type(skeleton).__name__,
         onnx=_serialize(graph),
         weights=sources,
@@ -74,7 +106,7 @@ def load_model(
         hidden_size=config.hidden_size,
         max_positions=positions.most,
         positions_reason=positions.reason,
-        notes=notes + tokenizer_notes,
+        notes=source.notes + notes + tokenizer_notes,
         bos_token_id=begin,
         eos_token_ids=ends,
         tokenizer_files=files,

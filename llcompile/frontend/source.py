@@ -1,4 +1,4 @@
-"""From what the user names, a directory or a hub id, to a local directory."""
+"""From what the user names, a directory, a GGUF file or a hub id, to what is there of it locally."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from llcompile.gguf import is_gguf
 from llcompile.ir.errors import CompileError
 
 _DESCRIPTION = (
@@ -37,7 +38,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def locate(model: str, weights: bool) -> tuple[Path, str]:
-    """(directory, name) of `model`; a hub id is fetched first, with its weights if `weights` says so.
+    """(directory, name) of `model`; a hub id is fetched first, with its weights if `weights` says so. For a GGUF file,
+    (the file, its name).
 
     Raises CompileError F100 (no such directory), F101 (hub), F102 (a LoRA adapter) or F103 (a link that leads out of
     the directory).
@@ -48,8 +50,13 @@ def locate(model: str, weights: bool) -> tuple[Path, str]:
         _require_no_adapter(directory)
         if not (directory / "config.json").is_file():
             raise CompileError("F100", f"{path} holds no config.json: {_what_it_is(path)}.")
+    elif path.is_file() and is_gguf(path):
+        return path.resolve(), path.resolve().stem
     elif path.exists():
-        raise CompileError("F100", f"{path} is a file; a model is a directory with config.json, or a hub id.")
+        raise CompileError(
+            "F100",
+            f"{path} is a file and no GGUF file; a model is a directory with config.json, a GGUF file, or a hub id.",
+        )
     elif not _HUB_ID.fullmatch(model) or model.endswith((".git", ".safetensors", ".gguf")):
         raise CompileError("F100", f"{model}: no such directory, and not a hub id (owner/name).")
     else:
@@ -61,6 +68,9 @@ def locate(model: str, weights: bool) -> tuple[Path, str]:
 def _what_it_is(path: Path) -> str:
     """What a directory without config.json is, and what to name instead where that can be told."""
     snapshots = sorted(config.parent.name for config in path.glob("snapshots/*/config.json"))
+    files = sorted(file.name for file in path.glob("*.gguf"))
+    if files:
+        return f"it holds GGUF files. Name one of them: {path / files[0]}"
     if not snapshots:
         return "not a Hugging Face model directory"
     reference = path / "refs" / "main"

@@ -126,6 +126,8 @@ def _stored(value: ir.Value, tensor: StoredTensor) -> WeightSource:
         path=tensor.path,
         offset=tensor.offset,
         transpose=rw.TRANSPOSED in value.metadata_props,
+        pairs=tensor.pairs,
+        added=tensor.added,
     )
 
 

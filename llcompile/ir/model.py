@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 class WeightSource:
     """One tensor of the checkpoint, by reference.
 
-    `shape` is the shape the graph uses. `path`, `offset` (absolute, bytes) and `dtype` (f32 | f16 | bf16) say where
-    the stored bytes are; with `transpose` the file holds the matrix the other way round (GPT-2's Conv1D) and
-    `shape` is the one after transposing. `path` is None for random weights: then `init` (normal | ones | zeros)
-    and `std` say how to draw them, seeded by (seed, name). `rows_before`, `rows_after`: where it is a part of the
-    tensor, the rows that lie before and behind it there.
+    `shape` is the shape the graph uses. `path`, `offset` (absolute, bytes) and `dtype` (f32 | f16 | bf16, or a type of
+    a GGUF file's blocks: Q4_K ...) say where the stored bytes are; with `transpose` the file holds the matrix the
+    other way round (GPT-2's Conv1D) and `shape` is the one after transposing. `path` is None for random weights: then
+    `init` (normal | ones | zeros) and `std` say how to draw them, seeded by (seed, name). `rows_before`, `rows_after`:
+    where it is a part of the tensor, the rows that lie before and behind it there. `pairs`: the number of heads whose
+    rows the file has in another order, 0 for none: of a head's 2 d rows there, row 2 i is row i of `shape` and row
+    2 i + 1 is row d + i. `added`: what the file's numbers are larger by.
     """
 
     name: str
@@ -27,6 +29,8 @@ class WeightSource:
     std: float = 0.02
     rows_before: int = 0
     rows_after: int = 0
+    pairs: int = 0
+    added: float = 0.0
 
     @property
     def stored_rows(self) -> int:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's tensors by bounded ranges of rows, as float32.
+"""Reading a checkpoint's tensors, or a GGUF file's, by bounded ranges of rows, as float32.
 
 By pread, never mmap: resident pages of a mapping count as memory of the build.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llcompile.gguf import BLOCKS, dequantise, row_bytes
 from llcompile.ir.errors import CompileError
 from llcompile.ir.model import WeightSource
 from llcompile.ir.shard import WeightCut
@@ -25,25 +26,54 @@ def read_rows(source: WeightSource, start: int, stop: int, seed: int = 0) -> Flo
     """Rows start..stop-1 of `source` along its first dimension: float32 (stop - start, *shape[1:]).
 
     `seed` matters to random sources only. Raises CompileError Q101 when the file ends inside the tensor, Q102
-    when it cannot be read, Q103 when its dtype is not one of f32, f16, bf16.
+    when it cannot be read, Q103 when its dtype is neither one of f32, f16, bf16 nor of GGUF's blocks.
     """
     shape = (stop - start, *source.shape[1:])
     width = prod(source.shape[1:])
     start, stop = source.rows_before + start, source.rows_before + stop
     if source.path is None:
         return random_flat(source, seed, start * width, stop * width).reshape(shape)
-    if source.dtype not in _STORED:
+    if source.dtype not in _STORED and source.dtype not in BLOCKS:
         raise CompileError(
             "Q103",
             f"tensor {source.name} of {source.path} has dtype {source.dtype}; supported: f32, f16, bf16",
         )
-    item = _STORED[source.dtype].itemsize
     if source.transpose:
-        raw = _read_columns(source, start, stop)
+        rows = _to_float32(_read_columns(source, start, stop), source.dtype)
+    elif source.dtype not in BLOCKS:
+        rows = _to_float32(_read_in_order(source, start, stop, width), source.dtype)
+    elif len(source.shape) > 1:
+        rows = dequantise(_read_in_order(source, start, stop, width), source.dtype)
+    else:  # blocks run along a vector
+        rows = dequantise(_read_in_order(source, 0, 1, source.stored_rows), source.dtype)[0, start:stop]
+    if source.added:
+        rows = rows - np.float32(source.added)
+    return rows.reshape(shape)
+
+
+def _read_in_order(source: WeightSource, start: int, stop: int, width: int) -> npt.NDArray[Any]:
+    """Rows start..stop-1 of `width` numbers as stored, in the order of the graph: (stop - start, numbers or bytes)."""
+    first, last, chosen = _stored_range(source, start, stop)
+    if source.dtype in BLOCKS:
+        raw = np.empty((last - first, row_bytes(source.dtype, width)), np.uint8)
     else:
-        raw = np.empty((stop - start, width), _STORED[source.dtype])
-        _read(source, [raw], [source.offset + start * width * item])
-    return _to_float32(raw, source.dtype).reshape(shape)
+        raw = np.empty((last - first, width), _STORED[source.dtype])
+    _read(source, [raw], [source.offset + first * raw.strides[0]])
+    return raw if chosen is None else raw[chosen]
+
+
+def _stored_range(
+    source: WeightSource, start: int, stop: int
+) -> tuple[int, int, npt.NDArray[np.int64] | None]:
+    """(first, last, chosen): where rows start..stop-1 of the graph are stored: all of first..last-1, or those `chosen`
+    of them, which are whole heads."""
+    if not source.pairs:
+        return start, stop, None
+    size = source.stored_rows // source.pairs
+    heads, within = np.divmod(np.arange(start, stop), size)
+    stored = heads * size + within % (size // 2) * 2 + within // (size // 2)
+    first, last = start // size * size, -(-stop // size) * size
+    return first, last, stored - first
 
 
 def read_part(source: WeightSource, cut: WeightCut, start: int, stop: int, seed: int = 0) -> Floats:
@@ -101,14 +131,21 @@ def _fill(source: WeightSource, descriptor: int, view: memoryview, offset: int) 
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], offset + done)
         if count == 0:
-            item = _STORED[source.dtype].itemsize
-            end = source.offset + source.stored_rows * prod(source.shape[1:]) * item
+            end = source.offset + _stored_bytes(source)
             raise CompileError(
                 "Q101",
                 f"{source.path} is truncated: tensor {source.name} ends at byte {end}, the file at byte "
                 f"{offset + done}. Download the file again.",
             )
         done += count
+
+
+def _stored_bytes(source: WeightSource) -> int:
+    """What the whole tensor takes in its file."""
+    width = prod(source.shape[1:])
+    if source.dtype in BLOCKS:
+        return row_bytes(source.dtype, source.stored_rows * width)
+    return source.stored_rows * width * _STORED[source.dtype].itemsize
 
 
 def _to_float32(raw: npt.NDArray[Any], dtype: str) -> Floats:
