@@ -45,8 +45,7 @@ _GEMMA = {"num_hidden_layers": 6, "head_dim": 256, "sliding_window": 16, "query_
 
 @dataclass(frozen=True)
 class Family:
-    """How to make the model, and what its file says besides: `architecture` there, `kinds`: types of its matrices, in
-    turn."""
+    """How to make the model, and what its file says. `kinds`: the types of its matrices, by turns."""
 
     architecture: str
     make: Callable[[], PreTrainedModel]
@@ -63,11 +62,9 @@ FAMILIES = {
     ),
     "mistral": Family(
         "llama",
-        lambda: tf.MistralForCausalLM(
-            tf.MistralConfig(**_COMMON | {"num_attention_heads": 8}, **_ROPE, sliding_window=None)
-        ),
+        lambda: tf.MistralForCausalLM(tf.MistralConfig(**_COMMON, **_ROPE, sliding_window=None)),
         ("Q4_K", "Q6_K", "Q5_K"),
-        {"rope.dimension_count": 32, "vocab_size": VOCAB},
+        {"rope.dimension_count": 64},
     ),
     "qwen2": Family(
         "qwen2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import gguf
 import numpy as np
@@ -14,18 +15,6 @@ Floats = npt.NDArray[np.float32]
 FLOATS = ("F32", "F16", "BF16")
 
 
-def _names() -> dict[int, str]:
-    return {int(kind): str(kind.name) for kind in gguf.GGMLQuantizationType}
-
-
-def _sizes() -> dict[str, tuple[int, int]]:
-    return {str(kind.name): size for kind, size in gguf.GGML_QUANT_SIZES.items()}
-
-
-# The names of all types, by their number in files.
-NAMES: Mapping[int, str] = _names()
-# Numbers in a block and bytes of one, by the name of the type.
-_SIZES: Mapping[str, tuple[int, int]] = _sizes()
 # Quantised types of which the library makes numbers.
 BLOCKS = (
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4",
@@ -33,14 +22,26 @@ BLOCKS = (
 )  # fmt: skip
 
 
+@cache
+def names() -> Mapping[int, str]:
+    """The names of all types, by their number in files."""
+    return {int(kind): str(kind.name) for kind in gguf.GGMLQuantizationType}
+
+
+@cache
+def _sizes() -> Mapping[str, tuple[int, int]]:
+    """Numbers in a block and bytes of one, by the name of the type."""
+    return {str(kind.name): size for kind, size in gguf.GGML_QUANT_SIZES.items()}
+
+
 def block_columns(kind: str) -> int:
     """Numbers in a block of type `kind`: the columns of a tensor are a multiple."""
-    return _SIZES[kind][0]
+    return _sizes()[kind][0]
 
 
 def row_bytes(kind: str, columns: int) -> int:
     """Bytes of `columns` numbers of type `kind`, a multiple of its block's."""
-    numbers, size = _SIZES[kind]
+    numbers, size = _sizes()[kind]
     return columns // numbers * size
 
 

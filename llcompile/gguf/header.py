@@ -13,7 +13,7 @@ from itertools import pairwise
 from math import prod
 from pathlib import Path
 
-from llcompile.gguf.blocks import BLOCKS, FLOATS, NAMES, block_columns, row_bytes
+from llcompile.gguf.blocks import BLOCKS, FLOATS, block_columns, names, row_bytes
 from llcompile.gguf.cursor import Cursor, Value
 from llcompile.ir.errors import CompileError
 
@@ -130,7 +130,7 @@ def _tensor(cursor: Cursor) -> Tensor:
     number, offset = cursor.number("I", f"tensor {name}"), cursor.number("Q", f"tensor {name}")
     if not all(0 < size <= _LARGEST_SIZE for size in shape) or prod(shape) > _LARGEST_SIZE:
         raise cursor.damaged(f"tensor {name} has the sizes {list(shape)}")
-    kind = NAMES.get(number, f"type {number}")
+    kind = names().get(number, f"type {number}")
     if kind not in (*FLOATS, *BLOCKS):
         raise CompileError(
             "F144",

@@ -16,6 +16,7 @@ FILE_LINES, FUNCTION_LINES = 400, 60
 # Third-party packages by the only folders or files that import them. Whatever is not here is not allowed.
 HOMES: dict[str, tuple[str, ...]] = {
     "click": ("llcompile/cli.py", "runtime/llrun"),
+    "gguf": ("llcompile/gguf",),
     "huggingface_hub": ("llcompile/frontend",),
     "jinja2": ("llcompile/explain", "runtime/llrun/requests/rendering.py"),
     "llguidance": ("runtime/llrun/requests/grammars.py",),
