@@ -214,7 +214,7 @@ def test_a_file_and_an_empty_directory(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match=r"holds no config\.json"):
         load_model(str(tmp_path))
     (tmp_path / "file").touch()
-    with pytest.raises(CompileError, match="is a file; a model is a directory"):
+    with pytest.raises(CompileError, match="is a file and no GGUF file; a model is a directory"):
         load_model(str(tmp_path / "file"))
 
 
