@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -118,6 +119,10 @@ def test_where_a_worker_is_replaced_the_answers_go_on_the_same(bundle, tmp_path)
         assert [(answer.whole, answer.text) for answer in found] == [(True, answer.text) for answer in alone]
         assert gauge(port, "llrun_moves_total") >= 1
         server.until_healthy()
+        seen = json.loads(get(port, "/cluster")[1])
+        assert {each["name"] for each in seen["devices"] if not each["alive"]} == {"d1"}
+        assert any("d1" in each["text"] for each in seen["events"])  # moved from, or lost
+        assert len(seen["moves"]) == seen["queue"]["moves"] >= 1
         [after] = ask_all(port, [Ask(PATH, greedy(prompts[0], 10))])
         assert alone[0].text.startswith(after.text)
         assert server.stop() == 1

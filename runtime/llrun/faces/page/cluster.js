@@ -13,6 +13,7 @@ const SPEED_S = 2;
 
 const cards = new Map();
 const colours = new Map();
+const there = new Map();
 let heads = [];
 let counted = [];
 let newest = 0;
@@ -51,8 +52,8 @@ function figures(now) {
   const one = speed ? now.queue.running / speed : null;
   setText(byId("token-time"), one === null ? "–" : seconds(one));
   const queue = now.queue;
-  const waiting = queue && queue.waiting ? `, ${queue.waiting} wait` : "";
-  setText(byId("requests"), queue ? `${queue.running} of ${queue.slots}${waiting}` : "–");
+  setText(byId("requests"), queue ? `${queue.running} of ${queue.slots}` : "–");
+  setText(byId("requests-name"), queue?.waiting ? `Requests, ${queue.waiting} wait` : "Requests");
   setText(byId("moves"), queue ? String(queue.moves) : "–");
 }
 
@@ -85,7 +86,7 @@ function map(now) {
         part.style.flexGrow = stage.shares[rank];
         piece.append(part);
       });
-      piece.append(make("span", { className: "numbers" }, blocks([stage.blocks])));
+      piece.append(make("span", { className: "numbers" }, make("span", {}, blocks([stage.blocks]))));
       strip.append(piece);
     }
     return [strip, make("ul", { className: "legend" }, ...now.devices.map(legend(now.stages)))];
@@ -93,14 +94,14 @@ function map(now) {
 }
 
 /** What a device has of the stages, alone and with others. */
-const legend = (stages) => ({ name }) => {
+const legend = (stages) => ({ name, alive }) => {
   const mine = stages.filter((stage) => stage.devices.includes(name));
   const words = mine.map(({ blocks: range, devices, shares, window }) => {
     const share = devices.length > 1 ? ` (${Math.round(100 * shares[devices.indexOf(name)])} %)` : "";
     return blocks([range]) + share + (window ? ` (${window} in memory at once)` : "");
   });
   const chip = coloured(make("span", { className: "chip" }, name), name);
-  return make("li", {}, chip, words.length ? words.join(", ") : "nothing now");
+  return make("li", {}, chip, words.length ? words.join(", ") : alive === false ? "not there" : "no blocks now");
 };
 
 function said(now) {
@@ -111,7 +112,7 @@ function said(now) {
 function way(now) {
   const token = now.token;
   setText(byId("way-note"), token ? wayNote(token) : "It is shown as soon as a token was produced.");
-  fill(byId("way"), token, () => (token ? token.legs.map((leg) => row(leg, longest(token))) : []));
+  fill(byId("way"), token, () => (token ? token.legs.map((leg) => row(leg, longest(token), now.stages)) : []));
 }
 
 function wayNote(token) {
@@ -125,26 +126,36 @@ function wayNote(token) {
 const taken = (leg) => (leg.kind === "hop" ? (leg.seconds ?? 0) : Math.max(...leg.spent.map((each) => each.compute_s)));
 const longest = (token) => Math.max(...token.legs.map(taken), 1e-9);
 
-function row(leg, most) {
-  const bar = make("span", { className: "time" });
-  bar.style.width = `${Math.max((100 * taken(leg)) / most, 0.5)}%`;
-  const track = make("span", { className: "track", aria: { hidden: "true" } }, bar);
+function row(leg, most, stages) {
+  const bar = (time) => {
+    const made = make("span", { className: "time" });
+    made.style.width = `${Math.max((100 * time) / most, 0.5)}%`;
+    return made;
+  };
   if (leg.kind === "hop") {
-    bar.classList.add("hop");
+    const track = make("span", { className: "track", aria: { hidden: "true" } }, bar(taken(leg)));
     const what = make("span", { className: "what" }, `to ${leg.to}`, make("small", {}, bytes(leg.bytes)));
     const about = leg.measured || leg.seconds === null ? "" : "≈ ";
     return make("li", { className: "leg hop" }, what, track, make("span", { className: "took" }, about + seconds(leg.seconds)));
   }
-  coloured(bar, leg.spent[0].device);
+  const bars = leg.spent.map((each) => coloured(bar(each.compute_s), each.device));
+  const track = make("span", { className: "track", aria: { hidden: "true" } }, ...bars);
   const names = leg.spent.map((each) => each.device).join(" + ");
   const waited = leg.spent.reduce((sum, each) => Math.max(sum, each.wait_s), 0);
+  const summed = stages.find((stage) => stage.blocks[0] === leg.blocks[0])?.all_reduce;
+  const sums = summed ? ` · sums by ${summed}` : "";
   const idle = waited > 0 ? ` · idle ${seconds(waited)}` : "";
-  const what = make("span", { className: "what" }, names, make("small", {}, `blocks ${blocks([leg.blocks])}${idle}`));
+  const what = make("span", { className: "what" }, names, make("small", {}, `blocks ${blocks([leg.blocks])}${sums}${idle}`));
   return make("li", { className: "leg" }, what, track, make("span", { className: "took" }, seconds(taken(leg))));
 }
 
 function devices(now) {
-  const here = byId("devices");
+  const here = byId("devices"), names = now.devices.map((each) => each.name);
+  for (const [name, card] of cards) {
+    if (names.includes(name)) continue; // of another bundle, which was served before
+    card.remove();
+    cards.delete(name);
+  }
   for (const each of now.devices) {
     if (!cards.has(each.name)) {
       cards.set(each.name, make("article", { className: "card device" }));
@@ -215,6 +226,13 @@ function links(now) {
   );
 }
 
+function tell(at, text, bad) {
+  const line = make("li", {}, make("time", {}, new Date(at * 1000).toLocaleTimeString()), make("span", {}, text));
+  if (bad) line.dataset.kind = "lost";
+  byId("events").prepend(line);
+  heads.push(line);
+}
+
 /** Lines that are new since the last look are added, so that a reader hears each once. */
 function happened(now) {
   if (now.events.length && now.events.at(-1).number < newest) {
@@ -225,11 +243,13 @@ function happened(now) {
   for (const { number, at_s: at, text } of now.events) {
     if (number <= newest) continue;
     newest = number;
-    const clock = new Date(at * 1000).toLocaleTimeString();
-    const line = make("li", {}, make("time", {}, clock), make("span", {}, text));
-    if (/\blost\b/.test(text)) line.dataset.kind = "lost";
-    byId("events").prepend(line);
-    heads.push(line);
+    tell(at, text, /\blost\b/.test(text));
+  }
+  for (const { name, alive } of now.devices) {
+    // Of a device without blocks the session has nothing to say when it goes.
+    const told = now.events.some(({ text }) => text.includes(`device ${name} was lost`));
+    if (there.get(name) && alive === false && !told) tell(Date.now() / 1000, `device ${name} is gone; it ran no blocks`, true);
+    if (alive !== null) there.set(name, alive);
   }
   byId("no-events").hidden = heads.length > 0;
 }

@@ -245,12 +245,39 @@ def test_what_happened_is_told_once(page, server):
     lines = [{"number": each.number, "at_s": each.at_s, "text": each.text} for each in notes.told().lines]
     set_up(page, server)
     now = server.get("/cluster").json() | {"events": lines}
-    page.run(
-        f"import('/page/cluster.js').then((it) => {{ it.draw({json.dumps(now)}); it.draw({json.dumps(now)}) }})"
+    gone = now | {"devices": [*now["devices"][:2], now["devices"][2] | {"alive": False}]}
+    shown = page.run(
+        f"import('/page/cluster.js').then((it) => {{ {json.dumps([now, now, gone, gone])}.forEach(it.draw);"
+        "return [...document.querySelectorAll('#events li')].map((e) => [e.dataset.kind, e.lastChild.textContent]) })"
     )
-    assert page.run("document.querySelectorAll('#events li').length") == 1
-    assert page.run("document.querySelector('#events li').dataset.kind") == "lost"
+    assert shown == [
+        ["lost", "device d2 is gone; it ran no blocks"],
+        ["lost", "device pi was lost: it is off"],
+    ]
     assert not page.run("document.getElementById('no-events').checkVisibility()")
+
+
+def test_a_group_is_one_stage_of_several_and_another_bundle_takes_the_place_of_the_first(page, server):
+    set_up(page, server)
+    now = server.get("/cluster").json()
+    spent = [{"device": name, "compute_s": 0.02, "wait_s": 0.01, "send_s": 0} for name in ("d0", "pi")]
+    stages = [
+        {"devices": ["d0", "pi"], "shares": [0.75, 0.25], "blocks": [0, 7], "window": 0, "all_reduce": "star"}
+    ]
+    legs = [{"kind": "stay", "blocks": [0, 7], "spent": spent}]
+    devices = [now["devices"][0], now["devices"][1] | {"name": "pi", "alive": False}]
+    now |= {"stages": stages, "devices": devices, "token": {"position": 3, "sequences": 2, "legs": legs}}
+    shown = page.run(  # at once, for the server goes on telling what really is
+        f"import('/page/cluster.js').then((it) => {{ it.draw({json.dumps(now)});"
+        "const texts = (wanted) => [...document.querySelectorAll(wanted)].map((e) => e.textContent);"
+        "return [document.querySelectorAll('#way .time').length, texts('#way small'), texts('#way-note'),"
+        "texts('.legend li'), texts('.device h4'), texts('.device .state')] })"
+    )
+    bars, told, note, legend, devices, states = shown
+    assert (bars, legend) == (2, ["d00–6 (75 %)", "pi0–6 (25 %)"])
+    assert "sums by star" in told[0]
+    assert "with those of 1 other request" in note[0]
+    assert (devices, states) == (["d0head", "pi"], ["ready", "not there"])
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
