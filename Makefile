@@ -14,8 +14,8 @@ setup: ## make .venv with pinned packages, and fetch what Arm devices and the te
 	@$(BIN)/python scripts/setup_arm.py
 	@$(BIN)/python scripts/setup_browser.py
 
-demo: setup ## build the example model for three unequal devices, print the plan, run it
-	@scripts/demo
+demo: setup ## build a small chat model for three unequal devices, print the plan, ask it a question
+	@$(BIN)/python scripts/demo.py
 
 bench: setup ## measure beside llama.cpp, built on first use, into docs/llama_cpp.md; 42 minutes
 	@$(BIN)/python benchmarks/llama_cpp.py

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 
-LIBRARY = Path(__file__).resolve().parents[2] / ".cache" / "peer" / "python"
-WRITER = "gguf==0.19.0"
 # Tensors of a layer: the name in the file, and in a checkpoint.
 _MATRICES = {
     "attn_q": "self_attn.q_proj",
@@ -25,16 +21,6 @@ _MATRICES = {
     "ffn_down": "mlp.down_proj",
 }
 _NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-
-
-def gguf() -> Any:
-    """The gguf package, kept beside the peer: nothing else needs it."""
-    if not (LIBRARY / "gguf").is_dir():
-        pip = [sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--target", str(LIBRARY), WRITER]
-        subprocess.run(pip, check=True, stdout=sys.stderr)
-    if str(LIBRARY) not in sys.path:
-        sys.path.append(str(LIBRARY))
-    return importlib.import_module("gguf")
 
 
 def write_random(path: Path, config: Mapping[str, Any]) -> None:
@@ -114,7 +100,7 @@ def checkpoint_name(name: str) -> str:
 
 
 def _vocabulary(writer: Any, bpe: Mapping[str, Any], size: int) -> None:
-    kinds = gguf().TokenType
+    kinds = gguf.TokenType
     tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
     assert len(tokens) == size
     writer.add_tokenizer_model("gpt2")
@@ -128,7 +114,7 @@ def _vocabulary(writer: Any, bpe: Mapping[str, Any], size: int) -> None:
 
 
 def _header(path: Path, config: Mapping[str, Any]) -> Any:
-    writer = gguf().GGUFWriter(str(path), "llama", use_temp_file=True)
+    writer = gguf.GGUFWriter(str(path), "llama", use_temp_file=True)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])

@@ -15,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from shared.gguf_files import gguf, write_random
+import gguf
+
+from shared.gguf_files import write_random
 from shared.processes import run
 from shared.rounds import Rates
 from shared.shapes import TINYLLAMA
@@ -90,7 +92,7 @@ def quantise(given: Path, wanted: Path, format: str, *options: str, folder: str 
 def weights_bytes(model: Path) -> tuple[int, int]:
     """Bytes of all of the weights of a GGUF file, and of those that decoding a token reads: all but the
     embedding's, of which it reads one row, unless the output head shares it."""
-    sizes = {t.name: int(t.n_bytes) for t in gguf().GGUFReader(model).tensors}
+    sizes = {t.name: int(t.n_bytes) for t in gguf.GGUFReader(model).tensors}
     shared = "output.weight" not in sizes
     return sum(sizes.values()), sum(sizes.values()) - (0 if shared else sizes["token_embd.weight"])
 

@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import gguf
 import numpy as np
 
 from llcompile.ir.packing import layout_of
-from shared.gguf_files import checkpoint_name, gguf, halves, write_llama
+from shared.gguf_files import checkpoint_name, halves, write_llama
 from shared.peer import CACHE, quantise
 
 # llama-quantize's options. By default it holds a tied table in more bits than the format's: Q6_K, or Q8_0 where rows
@@ -65,9 +66,9 @@ def peer_weights(model: Path, name: str) -> dict[str, np.ndarray]:
     config = json.loads((model / "config.json").read_text())
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     found = {}
-    for tensor in gguf().GGUFReader(peer_files(model)[name]).tensors:
+    for tensor in gguf.GGUFReader(peer_files(model)[name]).tensors:
         theirs = checkpoint_name(tensor.name)
-        value = gguf().quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         if value.ndim == 2:
             projection = theirs.split(".")[-2]
             found[theirs] = halves(value, heads[projection]) if projection in heads else value

@@ -40,7 +40,7 @@ def describe(header: Header) -> Described:
     if tokenizer is None:
         notes = (*notes, f"{header.path} has no vocabulary: the model takes token ids alone")
     else:
-        texts["tokenizer.json"] = json.dumps(tokenizer, ensure_ascii=False)
+        texts["tokenizer.json"] = tokenizer
         template = tokenizer_config.pop(_TEMPLATE, None)
         texts["tokenizer_config.json"] = json.dumps(tokenizer_config, indent=1, sort_keys=True)
         if template is not None:

@@ -36,13 +36,14 @@ _WHOLE_WORDS = (
     "tekken",
 )
 _WITHOUT_SPACE = ("gemma3",)
+_LONGEST_TOKEN = 1024
 _CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
-def tokenizer_of(header: Header) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """(tokenizer.json, None where the file has no vocabulary; tokenizer_config.json).
+def tokenizer_of(header: Header) -> tuple[str | None, dict[str, Any]]:
+    """(the text of tokenizer.json, None where the file has no vocabulary; tokenizer_config.json).
 
     Raises CompileError F145 for a tokenizer that is not understood, F161 for a vocabulary that does not hold together.
     """
@@ -64,14 +65,31 @@ def tokenizer_of(header: Header) -> tuple[dict[str, Any] | None, dict[str, Any]]
         backend = _with_tokens_as_written(backend, keys, tokens)
     named = {key: value for key, value in config.items() if key != "chat_template"}
     made = TokenizersBackend(tokenizer_object=backend, **named)
-    document: dict[str, Any] = json.loads(made.backend_tokenizer.to_str())
+    return _text(header, keys, made.backend_tokenizer, len(tokens)), config
+
+
+def _text(header: Header, keys: Keys, backend: Tokenizer, count: int) -> str:
+    """tokenizer.json of `backend`, which has `count` tokens of the file, with what the converter does not know of it.
+
+    Parsed where something is to be changed alone: half a million merges of Gemma take 0.3 GB as Python's lists.
+    """
+    text = str(backend.to_str())
+    added = max(backend.get_added_tokens_decoder(), default=0)
+    whole = keys.text("model") == _BYTE_LEVEL and keys.text("pre") in _WHOLE_WORDS
+    space = keys.text("model") == _SENTENCEPIECE and _lacks_space(header, keys)
+    if added < count and not whole and not space:
+        return text
+    document = json.loads(text)
     # The converter's classes add tokens that they are used to where a vocabulary has none of that name.
-    document["added_tokens"] = [token for token in document["added_tokens"] if token["id"] < len(tokens)]
-    if keys.text("pre") in _WHOLE_WORDS:
+    document["added_tokens"] = [token for token in document["added_tokens"] if token["id"] < count]
+    if whole:
         document["model"]["ignore_merges"] = True
-    if kind == _SENTENCEPIECE:
-        _set_space_before(header, keys, document)
-    return document, config
+    if space:
+        document["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        document["pre_tokenizer"] = None
+        parts = document["decoder"]["decoders"]
+        document["decoder"]["decoders"] = [part for part in parts if part["type"] != "Strip"]
+    return json.dumps(document, ensure_ascii=False)
 
 
 def _with_tokens_as_written(backend: Tokenizer, keys: Keys, tokens: list[str]) -> Tokenizer:
@@ -101,17 +119,12 @@ def _with_tokens_as_written(backend: Tokenizer, keys: Keys, tokens: list[str]) -
     return made
 
 
-def _set_space_before(header: Header, keys: Keys, document: dict[str, Any]) -> None:
-    """Whether a text begins as if a space were before it: the converter knows it by the architecture alone."""
+def _lacks_space(header: Header, keys: Keys) -> bool:
+    """Whether a text begins without the space that the converter, which looks at the architecture alone, puts there."""
     asked, gemma = keys.flag("add_space_prefix"), architecture_of(header) in _WITHOUT_SPACE
-    if asked is None or asked != gemma:
-        return
-    if asked:
+    if asked and gemma:
         raise refuse(header, f"{keys.prefix}add_space_prefix is true, which Gemma's vocabulary does not have")
-    document["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    document["pre_tokenizer"] = None
-    kept = [part for part in document["decoder"]["decoders"] if part["type"] != "Strip"]
-    document["decoder"]["decoders"] = kept
+    return asked is False and not gemma
 
 
 def _refuse_others(header: Header, keys: Keys, kind: str, tokens: list[str]) -> None:
@@ -123,8 +136,15 @@ def _refuse_others(header: Header, keys: Keys, kind: str, tokens: list[str]) -> 
             f"{keys.prefix}pre is {split!r}: how this vocabulary splits text is not known, and its tokens would be "
             "others",
         )
-    if keys.flag("remove_extra_whitespaces") or keys.texts("precompiled_charsmap"):
+    if keys.flag("remove_extra_whitespaces"):
         raise refuse(header, f"{keys.prefix}remove_extra_whitespaces is not supported")
+    longest = max(tokens, key=len, default="")
+    if len(longest) > _LONGEST_TOKEN:  # merges are looked for at every place of each token
+        raise CompileError(
+            "F161",
+            f"{header.path}: {keys.prefix}tokens has one of {len(longest)} characters, {_LONGEST_TOKEN} may be: fetch "
+            "the file again.",
+        )
     for key in ("scores", "token_type"):
         numbers = keys.numbers(key)
         if numbers is not None and len(numbers) != len(tokens):

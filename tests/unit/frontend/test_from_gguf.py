@@ -218,6 +218,7 @@ def test_the_chat_template_goes_along(tmp_path: Path) -> None:
         (bpe("gpt-2").with_values(tokenizer__ggml__merges=[1]), "F161", "vocabulary does not hold together"),
         (bpe("gpt-2").with_values(tokenizer__ggml__tokens=["a", "a"]), "F161", "token_type is of"),
         (vocabulary("gpt2", "gpt-2", ["a", "a"]), "F161", "has a token twice"),
+        (vocabulary("gpt2", "gpt-2", ["a", "b" * 2000]), "F161", "has one of 2000 characters"),
         (vocabulary("gpt2", "gpt-2", ["a", "b"]), "F161", "vocabulary does not hold together"),
         (vocabulary("bert", None, ["a", "b"]), "F145", "tokenizer.ggml.model is 'bert'"),
         (sentencepiece("gemma3", add_space_prefix=True), "F145", "add_space_prefix is true"),
