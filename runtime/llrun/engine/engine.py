@@ -124,7 +124,7 @@ class Engine:
             case Fed():
                 self._feed(event)
             case Opening():
-                self._open(event.sequence)
+                self._open(event)
             case Closing():
                 self._close(event.sequence)
             case Asking():
@@ -140,8 +140,9 @@ class Engine:
             case _:
                 assert_never(event)
 
-    def _open(self, number: int) -> None:
-        reason = self.sequences.open(number)
+    def _open(self, event: Opening) -> None:
+        number = event.sequence
+        reason = self.sequences.open(number, event.after, event.tokens)
         if reason is None:
             self._outside.opened(number, self.measure())
         else:

@@ -43,7 +43,11 @@ class Fed:
 
 @dataclass(frozen=True)
 class Opening:
+    """`after`: a sequence that is no more then; the new one begins with its first `tokens`."""
+
     sequence: int
+    after: int | None = None
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

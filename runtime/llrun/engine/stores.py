@@ -179,11 +179,20 @@ class SequenceStore:
 
     # --- sequences ---
 
-    def open(self, number: int) -> str | None:
-        """Make room for a sequence; why there is none: too many are open, or the number was used before."""
+    def open(self, number: int, after: int | None = None, tokens: int = 0) -> str | None:
+        """Make room for a sequence; why there is none: too many are open, or the number was used before.
+
+        `after`: an open sequence that is closed by this, whose caches it takes over as far as its first `tokens`; a
+        reason, too, where they do not hold as many. One that was never here is none where no block with caches runs.
+        """
         if number <= self._newest:
             return f"sequence {number} is not newer than sequence {self._newest}"
         self._newest = number
+        earlier = self._open.get(after) if after is not None else None
+        if earlier is not None:
+            return self._take_over(number, earlier, tokens)
+        if after is not None and self._segment_of:
+            return f"sequence {after}, which it goes on from, is not here"
         if not self._free:
             return f"{self.capacity} sequences are open, and there is room for no more"
         slot = heappop(self._free)  # the lowest: its page tables are there already
@@ -191,6 +200,21 @@ class SequenceStore:
         slots[0] = slot
         with self.lock:
             self._open[number] = Sequence(number, slot, self._wrap(slots), [0] * len(self._segments))
+        return None
+
+    def _take_over(self, number: int, earlier: Sequence, tokens: int) -> str | None:
+        counts = self.counts(earlier)
+        least = min((counts[block] for block in self._segment_of), default=tokens)
+        if earlier.steps or least < tokens:
+            self.close(earlier.number)
+            return (
+                f"sequence {earlier.number} holds {least} tokens here, and is to be gone on from at {tokens}"
+            )
+        filled = {block: min(count, tokens) for block, count in earlier.filled.items()}
+        with self.lock:
+            del self._open[earlier.number]
+            frontier = [tokens] * len(self._segments)
+            self._open[number] = Sequence(number, earlier.slot, earlier.slots, frontier, filled=filled)
         return None
 
     def close(self, number: int) -> None:

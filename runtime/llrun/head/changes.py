@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 
 from llrun.engine.events import Feed
@@ -44,7 +44,7 @@ class Phase(StrEnum):
 class Changes:
     """What the head does about stages. Every method is called on the driver's thread.
 
-    `opening`: sequences that not every device has made room for yet. `go` hands feeds to the engine. `moves`: the
+    `opening`: sequences without a history: they begin at 0 then. `go` hands feeds to the engine. `moves`: the
     newest that were made. Raises RunError R301 from `tick` when a device that nothing can replace does not come back
     in time.
     """
@@ -53,7 +53,7 @@ class Changes:
         self,
         cluster: Cluster,
         feeding: Feeding,
-        opening: Collection[int],
+        opening: Iterable[int],
         balancing: Balancing,
         note: Note,
         go: Go,

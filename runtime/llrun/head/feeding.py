@@ -48,8 +48,9 @@ class Feeding:
     def history(self, number: int) -> History:
         return self._histories[number]
 
-    def begin(self, number: int) -> None:
-        self._histories[number] = History()
+    def begin(self, number: int, ids: Sequence[int] = ()) -> None:
+        """`ids`: what the devices' caches hold of it already."""
+        self._histories[number] = History(list(ids), len(ids), len(ids))
 
     def forget(self, number: int) -> None:
         """The sequence is closed: nothing of it waits or is under way any more."""

@@ -18,6 +18,7 @@ from llrun.wire.links import Links
 from llrun.wire.messages import (
     AnyMessage,
     AskFigures,
+    Close,
     Configure,
     Configured,
     Connect,
@@ -241,10 +242,12 @@ class Membership:
     def tell_all(self, message: Message) -> None:
         """Say it to every worker that takes part; what is about sequences also to those that are about to."""
         for device in sorted(self._cluster.alive - {self._cluster.head}):
-            self._controls.tell(device, message)
+            for each in _as_told(message, self._cluster.runs(device)):
+                self._controls.tell(device, each)
         for device, joining in self._joining.items():
             if joining.unopened is not None and not isinstance(message, AskFigures):
-                self._controls.tell(device, message)
+                for each in _as_told(message, False):
+                    self._controls.tell(device, each)
                 if isinstance(message, Open):
                     joining.unopened.add(message.sequence)
 
@@ -329,3 +332,10 @@ class Membership:
 
 def _failure(device: str, reason: str, code: str) -> RunError:
     return lost(device, reason) if code == LOST else RunError(code, f"device {device}: {reason}", INTERNAL)
+
+
+def _as_told(message: Message, runs: bool) -> list[Message]:
+    """What is said to a device that `runs` a stage, or none: that has nothing in its caches to go on from."""
+    if isinstance(message, Open) and message.after is not None and not runs:
+        return [Close(message.after), Open(message.sequence)]
+    return [message]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from llrun.device.load import Device
 from llrun.engine.caches import Caches
 from llrun.engine.engine import Engine
-from llrun.engine.events import Asking, Closing, Event, Fed, Feed, Inbox, Opening, Stop
+from llrun.engine.events import Asking, Closing, Event, Fed, Feed, Inbox, Stop
 from llrun.engine.part import Part
-from llrun.errors import INTERNAL, RunError
+from llrun.errors import RunError
 from llrun.head.balancer import Balancer
 from llrun.head.changes import Changes
 from llrun.head.cluster import Cluster
@@ -27,6 +27,7 @@ from llrun.head.loss_words import standstill
 from llrun.head.membership import Membership
 from llrun.head.monitor import Monitor
 from llrun.head.moves import Move
+from llrun.head.openings import Openings, Parked
 from llrun.head.options import Balancing
 from llrun.head.outbound import Outbound
 from llrun.head.present import Present, present_of
@@ -43,7 +44,6 @@ from llrun.wire.messages import (
     Figures,
     Measured,
     Message,
-    Open,
     Opened,
     Rejected,
     StepDone,
@@ -107,14 +107,13 @@ class Session:
         )
         self._compute = threading.Thread(target=self._run_engine, name="compute", daemon=True)
         self._feeding = Feeding(record.model, self._cluster.portion)
-        self._next = 0
-        self._opening: dict[int, set[str]] = {}  # sequences, and the devices that have not said anything yet
-        self._changes = Changes(self._cluster, self._feeding, self._opening, balancing, note, self._go)
+        self._openings = Openings(self._cluster, self._feeding, self._tell)
+        self._changes = Changes(self._cluster, self._feeding, self._openings, balancing, note, self._go)
         self._members = Membership(
             self._cluster, self._changes, self._feeding, self.open_numbers, self._parted, self._links, note
         )
+        self._mirrored = balancing.mirror
         self._balancer = Balancer(self._cluster, self._changes, self._feeding, balancing, note)
-        self._refused: dict[int, RunError] = {}
         self._ready: deque[Logits] = deque()
         self._done: dict[str, tuple[StepDone, ...]] = {}  # what each did last
         self._asked, self._ask_at = 0, 0.0
@@ -166,19 +165,23 @@ class Session:
 
     # --- sequences ---
 
-    def begin(self) -> int:
-        """Ask every device to make room for a sequence; its number. It may be fed once it `is_open`."""
-        number = self._next
-        self._next += 1
-        self._opening[number] = set(self._cluster.alive)
-        self._tell(Open(number), Opening(number))
-        return number
+    @property
+    def parked(self) -> Mapping[int, Parked]:
+        """Sequences that can be gone on from, the oldest first. With --mirror there are none: copies of what they hold
+        would be on their way while others take it over."""
+        return self._openings.parked
+
+    def begin(self, after: int | None = None, tokens: int = 0) -> int:
+        """Ask every device to make room for a sequence; its number. It may be fed once it `is_open`.
+
+        `after`: a parked one that it goes on from, after its first `tokens`: its history has those, unless a change of
+        stages came between.
+        """
+        return self._openings.begin(after, tokens)
 
     def is_open(self, number: int) -> bool:
         """Whether every device has made room. Raises the RunError of a device that has none."""
-        if number in self._refused:
-            raise self._refused.pop(number)
-        return number in self._feeding
+        return self._openings.is_open(number)
 
     def open(self) -> int:
         """Make room for a sequence on every device; its number. Raises the RunError of one that has none."""
@@ -189,12 +192,22 @@ class Session:
 
     def close_sequence(self, number: int) -> None:
         """Forget the sequence, and of its tokens those that have not been computed yet."""
-        self._opening.pop(number, None)
-        self._refused.pop(number, None)
+        self._openings.forget(number)
         self._feeding.forget(number)
         self._ready = deque(logits for logits in self._ready if logits.sequence != number)
         self._tell(Close(number), Closing(number))
         self._go(self._feeding.release())
+
+    def park(self, number: int) -> None:
+        """Nobody uses the sequence any more, of which nothing is under way: keep what the devices hold of it."""
+        if self._mirrored:
+            self.close_sequence(number)
+        else:
+            self._openings.park(number)
+
+    def drop(self, number: int) -> None:
+        """Give a parked sequence up."""
+        self._openings.drop(number)
 
     def history(self, number: int) -> History:
         """The sequence's tokens so far: extend it, then feed."""
@@ -202,7 +215,7 @@ class Session:
 
     def open_numbers(self) -> list[int]:
         """Every sequence that is open, or is being opened. From any thread."""
-        return sorted({*self._opening, *self._feeding.histories})
+        return self._openings.numbers
 
     def feed(self, numbers: Iterable[int], all_rows: bool = False) -> None:
         """Of each sequence, have computed what its history holds that was not fed before: in chunks, of which
@@ -321,9 +334,10 @@ class Session:
                 self._cluster.monitor.measured(device, message)
             case Opened():
                 self.figures[device] = message.figures
-                self._opened(device, message.sequence)
+                self._openings.opened(device, message.sequence)
             case Rejected():
-                self._rejected(device, message)
+                if self._openings.rejected(device, message):
+                    self._tell(Close(message.sequence), Closing(message.sequence))
             case _:
                 if not self._members.said(device, message):
                     self._changes.heard(device, message)
@@ -337,20 +351,6 @@ class Session:
             self._go(self._feeding.release())
         self._changes.steps_done()
 
-    def _opened(self, device: str, number: int) -> None:
-        if number in self._opening:  # else it was refused by another, or is not wanted any more
-            self._opening[number].discard(device)
-            if not self._opening[number]:
-                del self._opening[number]
-                self._feeding.begin(number)
-
-    def _rejected(self, device: str, said: Rejected) -> None:
-        """Those that have made room for it give it back."""
-        if said.sequence in self._opening:
-            reason = f"device {device} has no room for another conversation: {said.reason}"
-            self.close_sequence(said.sequence)
-            self._refused[said.sequence] = RunError(said.code, reason, INTERNAL)
-
     def _parted(self, device: str, came: bool) -> None:
         """A device takes part from now on, or does not any more."""
         self._balancer.happened(EventKind.JOINED if came else EventKind.LOST, device)
@@ -360,8 +360,7 @@ class Session:
             return
         self._answered.pop(device, None)
         self._done.pop(device, None)
-        for number in list(self._opening):
-            self._opened(device, number)
+        self._openings.lost(device)
         self._replies.put([])  # who waits for all others to answer looks again
 
     def _unlinked(self, device: str, reason: str) -> None:

@@ -101,13 +101,15 @@ class Spent:
 class Handle:
     """A request that was submitted, as it goes. `times`: of each token that was not produced before, and
     `prompt_at`: of the prompt's logits, by time.perf_counter. `begun`: its prompt was taken, and is in its sequence's
-    history. `error`: why the request ended without a result."""
+    history. `reused`: how many of its tokens an earlier request's caches had. `error`: why the request ended without a
+    result."""
 
     def __init__(self, request: Request, cancel: Callable[[Handle], None]) -> None:
         self.request = request
         self.state = State.WAITING
         self.tokens = list(request.produced)
         self.begun = False
+        self.reused = 0
         self.allowed = 0
         self.ends: frozenset[int] = frozenset()
         self.submitted_at = time.perf_counter()

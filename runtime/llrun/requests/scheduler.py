@@ -11,6 +11,7 @@ from llrun.errors import INTERNAL, RunError
 from llrun.head.history import History
 from llrun.head.replies import Logits, Reply, Said
 from llrun.head.session import Session
+from llrun.requests.prefixes import Prefixes
 from llrun.requests.request import Handle, Request, Result, State, check_ids, tokens_allowed
 from llrun.wire.messages import Measured, Opened, Rejected, StepsDone
 
@@ -20,7 +21,8 @@ MAX_WAITING = 256
 @dataclass(eq=False)
 class Line:
     """A sequence, for one request or (`kept`) for those of a conversation, one after another. `number`: None
-    until there is room for it. `claims`: the newest requests, each with the position that it began at."""
+    until there is room for it. `claims`: the newest requests, each with the position that it began at.
+    `anew`: nothing that an earlier request has left is used for it."""
 
     kept: bool
     number: int | None = None
@@ -29,6 +31,7 @@ class Line:
     current: Handle | None = None
     history: History = field(default_factory=History)
     claims: list[tuple[int, Handle]] = field(default_factory=list)
+    anew: bool = False
 
     def payer(self, position: int) -> Handle:
         """Whose step it is that began at `position`."""
@@ -48,10 +51,14 @@ class Scheduler:
     any; what they ask for is done in the driver's next step, which they wake. Sinks run on the driver's.
     """
 
-    def __init__(self, session: Session, max_waiting: int = MAX_WAITING, slots: int | None = None) -> None:
-        """`slots`: sequences at once, where fewer are wanted than the devices have room for."""
+    def __init__(
+        self, session: Session, max_waiting: int = MAX_WAITING, slots: int | None = None, kept: int = 0
+    ) -> None:
+        """`slots`: sequences at once, where fewer are wanted than the devices have room for. `kept`: as `tokens` of
+        Prefixes."""
         self._session = session
         self._slots = slots
+        self._prefixes = Prefixes(session, kept)
         self._max_waiting = max_waiting
         self._model = session.device.record.model
         self._ends = frozenset(self._model.eos_token_ids)
@@ -182,7 +189,7 @@ class Scheduler:
             else:
                 if line.number is None and room > 0:
                     room -= 1
-                    line.number = self._session.begin()
+                    line.number = self._open(handle, line)
                     self._lines[line.number] = line
                     self._opening.add(line.number)
                 left.append((handle, line))
@@ -190,19 +197,33 @@ class Scheduler:
             self._waiting = deque(left)
         self._session.feed(beginning)
 
+    def _open(self, handle: Handle, line: Line) -> int:
+        """Ask for a sequence, which goes on from what an earlier request has left where the prompt begins with that."""
+        found = None if line.kept or line.anew else self._prefixes.longest(handle.request.ids)
+        line.anew = found is None
+        if found is None:
+            self._make_room(1)
+        return self._session.begin(*(found or ()))
+
+    def _make_room(self, more: int = 0) -> None:
+        used = [len(line.history) for line in self._lines.values() if not line.closed]
+        self._prefixes.make_room(sum(used), len(used) + more)
+
     def _begin(self, handle: Handle, line: Line) -> list[int]:
         """Make it its sequence's request; the sequences that are to be fed for it."""
         assert line.number is not None
         history, request = self._session.history(line.number), handle.request
+        ids = request.ids if line.kept else request.ids[len(history) :]
         try:
-            allowed = tokens_allowed(len(request.ids), request.wanted, self._model, len(history))
+            allowed = tokens_allowed(len(ids), request.wanted, self._model, len(history))
         except RunError as error:
             self._fail(handle, line, error)
             return []
         line.current, line.history = handle, history
         self._running[handle] = line
         line.claims = [*line.claims[-1:], (history.queued, handle)]
-        history.extend((*request.ids, *request.produced))
+        handle.reused = len(request.ids) - len(ids)
+        history.extend((*ids, *request.produced))
         history.until = len(history) + allowed - len(request.produced)
         handle.begin(allowed, frozenset() if request.given else self._ends)
         if history.queued == len(history):
@@ -249,7 +270,14 @@ class Scheduler:
             self._changed = True
 
     def _refuse(self, number: int, line: Line, error: RunError) -> None:
-        """A device has no room for the sequence: those who wait for it have the error."""
+        """A device has no room for the sequence: those who wait for it have the error, unless that was because they
+        were to go on from an earlier one."""
+        if not (line.kept or line.anew):
+            line.anew = True
+            self._opening.remove(number)
+            del self._lines[number]
+            line.number, self._changed = None, True
+            return
         for handle, owner in self._waiting:
             if owner is line:
                 handle.fail(error)
@@ -267,6 +295,8 @@ class Scheduler:
             # Logits of a step that was under way when its request was cancelled are nobody's.
             if line and handle and logits.position >= line.claims[-1][0]:
                 self._advance(handle, line, logits)
+        if self._session.parked:
+            self._make_room()  # those that run have grown
         if self._ready and (not self._flying or len(self._ready) >= self._session.batch):
             ready, self._ready = self._ready, []
             self._flying.update(ready)
@@ -302,7 +332,7 @@ class Scheduler:
         handle.state = State.ENDING
         self._ending.append((self._session.ask(), handle, line))
         if not line.kept:
-            self._close(line)
+            self._close(line, keep=not handle.cancelled)
 
     def _finish_those_measured(self) -> None:
         while self._ending and self._ending[0][0] <= self._session.answered:
@@ -340,13 +370,16 @@ class Scheduler:
             self._ready.remove(line.number)
         self._changed = True
 
-    def _close(self, line: Line) -> None:
+    def _close(self, line: Line, keep: bool = False) -> None:
         if line.closed:
             return
         line.closed = self._changed = True
         if line.number is None:
             return
-        self._session.close_sequence(line.number)
+        if keep and self._prefixes.keep(line.number):
+            self._make_room()
+        else:
+            self._session.close_sequence(line.number)
         self._flying.discard(line.number)
         self._opening.discard(line.number)
         if not any(owner is line for _, _, owner in self._ending):

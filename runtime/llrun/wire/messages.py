@@ -78,9 +78,15 @@ class Ready(Message, frozen=True, tag="ready"):
 
 
 class Open(Message, frozen=True, tag="open"):
-    """Make room for a sequence. Numbers rise and are never used twice in a session."""
+    """Make room for a sequence. Numbers rise and are never used twice in a session.
+
+    `after`: a sequence that nothing is under way of, and that is closed by this; the new one takes over its caches, and
+    goes on after the first `tokens` that they hold.
+    """
 
     sequence: Count
+    after: Count | None = None
+    tokens: Count = 0
 
 
 class Opened(Message, frozen=True, tag="opened"):

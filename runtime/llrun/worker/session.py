@@ -243,7 +243,7 @@ class WorkerSession:
     def _heard(self, message: AnyMessage) -> bool:
         """Handle a message of the head; False at its last."""
         if isinstance(message, Open):
-            self._inbox.put(Opening(message.sequence))
+            self._inbox.put(Opening(message.sequence, message.after, message.tokens))
         elif isinstance(message, Close):
             self._inbox.put(Closing(message.sequence))
         elif isinstance(message, AskFigures):

@@ -115,7 +115,7 @@ class Answering:
         return [*([self._head.first_chunk(event.index)] if first else []), self._head.chunk(event)]
 
     def _usage(self) -> Object:
-        return usage(self._answers.prompt_tokens, self._answers.tokens)
+        return usage(self._answers.prompt_tokens, self._answers.tokens, self._answers.reused)
 
 
 def _event(value: Object) -> bytes:

@@ -66,11 +66,13 @@ class Called:
 
 @dataclass(frozen=True)
 class Ended:
-    """The answer number `index` is there. `reason`: stop, length or tool_calls. `error`: why it is not whole."""
+    """The answer number `index` is there. `reason`: stop, length or tool_calls. `reused`: tokens of its prompt that an
+    earlier answer's caches had. `error`: why it is not whole."""
 
     index: int
     reason: str
     tokens: int
+    reused: int = 0
     error: RunError | None = None
 
 
@@ -100,7 +102,7 @@ class Answers:
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._handles: list[Handle] = []
         self.prompt_tokens = sum(map(len, prepared.ids))
-        self.tokens = 0
+        self.tokens = self.reused = 0
 
     def begin(self) -> None:
         tell = _teller(asyncio.get_running_loop(), self._events)
@@ -135,6 +137,7 @@ class Answers:
                     raise of_run_error(event.error)
                 left -= 1
                 self.tokens += event.tokens
+                self.reused += event.reused
             yield event
 
 
@@ -216,4 +219,4 @@ class _Choice:
             [*reader.push(rest), *reader.finish(not stopped)] if reader else [rest] if rest else []
         )
         reason = "length" if not stopped else "tool_calls" if self._called else "stop"
-        self._tell(Ended(self._index, reason, len(handle.tokens), handle.error))
+        self._tell(Ended(self._index, reason, len(handle.tokens), handle.reused, handle.error))

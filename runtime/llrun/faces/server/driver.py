@@ -117,7 +117,10 @@ class Driver:
     def _run(self) -> None:
         try:
             with self._opened() as session:
-                scheduler = Scheduler(session, self._waiting, self._slots)
+                context = session.device.record.model.shapes.context
+                # As much as the slots may hold that were asked for; one, which every plan has room for, else.
+                kept = context * (self._slots or 1)
+                scheduler = Scheduler(session, self._waiting, self._slots, kept)
                 self._scheduler = scheduler
                 session.ask()  # so that figures are there before the first request
                 self._changed()

@@ -110,11 +110,13 @@ def called(call: Call) -> Object:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def usage(prompt_tokens: int, tokens: int) -> Object:
+def usage(prompt_tokens: int, tokens: int, reused: int) -> Object:
+    """`reused`: tokens of the prompts that were not computed again."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": tokens,
         "total_tokens": prompt_tokens + tokens,
+        "prompt_tokens_details": {"cached_tokens": reused},
     }
 
 

@@ -125,3 +125,37 @@ def test_a_row_that_goes_out_is_what_lies_there() -> None:
     assert Caches(made).rows_out(1, 4, 7, 30) is None
     assert Caches(made).row_bytes(4) == WIDTH * 4
     assert Caches(made).row_bytes(0) == Caches(made).row_bytes(99) == 0
+
+
+def test_a_sequence_goes_on_from_what_another_holds() -> None:
+    made, values = store(), rows(12)
+    made.caches(3)[0][0] = 7
+    made.get(0).frontier = [9]
+    come(made, 0, 1, 0, values)
+    assert made.open(2, 0, 8) is None
+    assert made.get(0) is None
+    assert made.was_closed(0)
+    assert (made.get(2).slot, made.get(2).frontier) == (0, [8])
+    assert made.held() == (Held(2, 1, 2, 8), Held(2, 3, 5, 8))
+    assert made.caches(3)[0][0].all()
+    assert made.open(3) is None
+    assert made.get(3).slot == 2  # its own is nobody else's
+
+
+@pytest.mark.parametrize(
+    ("after", "tokens", "reason"),
+    [(0, 10, "holds 9 tokens here"), (7, 4, "which it goes on from, is not here")],
+)
+def test_what_is_not_there_cannot_be_gone_on_from(after, tokens, reason) -> None:
+    made = store()
+    made.get(0).frontier = [9]
+    assert reason in made.open(8, after, tokens)
+    assert made.get(8) is None
+    assert (made.get(0) is None) == (after == 0)
+    assert made.open(9) is None
+
+
+def test_a_device_that_runs_nothing_has_nothing_to_go_on_from() -> None:
+    made = store(segments=())
+    assert made.open(8, 7, 4) is None
+    assert made.get(8).frontier == []

@@ -54,7 +54,12 @@ def test_a_completion_is_what_the_model_says(server):
     assert body["choices"] == [
         {"index": 0, "finish_reason": "length", "logprobs": None, "text": greedy(IDS, 24)}
     ]
-    assert body["usage"] == {"prompt_tokens": 11, "completion_tokens": 24, "total_tokens": 35}
+    assert body["usage"] == {
+        "prompt_tokens": 11,
+        "completion_tokens": 24,
+        "total_tokens": 35,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 def test_a_stream_is_the_same_text_in_pieces(server):

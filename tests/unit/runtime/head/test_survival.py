@@ -236,6 +236,32 @@ def test_the_session_after_a_loss_serves_on(workers):
         assert not session.moves
 
 
+@pytest.mark.parametrize("at", [0, 1, 5])
+def test_what_earlier_requests_left_is_right_or_given_up_when_a_worker_is_killed(workers, at):
+    """Killed before the request that goes on from it is open, and while it runs."""
+    devices, ids = workers(3), prompt(40, 1)
+
+    def sink(_: int) -> bool:
+        if len(handle.tokens) == at:
+            devices.kill("anna")
+        return True
+
+    with devices.session() as session:
+        scheduler = Scheduler(session, kept=2 * numpy_model.CONTEXT)
+        scheduler.run_until(scheduler.submit(Request(ids, 4)))
+        scheduler.run_until(scheduler.submit(Request(prompt(30, 2), 4)))
+        if not at:
+            devices.kill("anna")
+        handle = scheduler.submit(Request([*ids, 7], 30, sink=sink))
+        assert list(scheduler.run_until(handle).tokens) == numpy_model.greedy([*ids, 7], 30)
+        assert handle.reused == 40 or not at
+        assert len(session.moves) == 1
+        assert [len(each.ids) for each in session.parked.values()] == [70]  # the other is not there any more
+        again = scheduler.submit(Request([*ids, 7, 8], 4))
+        assert list(scheduler.run_until(again).tokens) == numpy_model.greedy([*ids, 7, 8], 4)
+        assert again.reused == 41
+
+
 def held(process: int) -> tuple[int, int]:
     """Open files and threads."""
     return len(os.listdir(f"/proc/{process}/fd")), len(os.listdir(f"/proc/{process}/task"))

@@ -97,12 +97,12 @@ def test_a_sequence_that_a_device_refuses_is_the_requests_error_alone(cluster, m
     workers = cluster(NAMES[:3])
     small = SequenceStore.open
 
-    def two_at_most(self: SequenceStore, number: int) -> str | None:
+    def two_at_most(self: SequenceStore, number: int, *after: object) -> str | None:
         mine = threading.current_thread().name == "worker bert"
         if mine and len(self._open) >= 2:
             self._newest = number
             return "2 sequences are open, and there is room for no more"
-        return small(self, number)
+        return small(self, number, *after)
 
     monkeypatch.setattr(SequenceStore, "open", two_at_most)
     prompts = [prompt(4 + i, seed=i) for i in range(4)]
@@ -130,7 +130,7 @@ def test_a_refused_conversation_can_ask_again(cluster, monkeypatch):
     full = [True]
     inner = SequenceStore.open
     monkeypatch.setattr(
-        SequenceStore, "open", lambda self, number: "it is full" if full[0] else inner(self, number)
+        SequenceStore, "open", lambda self, *asked: "it is full" if full[0] else inner(self, *asked)
     )
     with cluster(NAMES[:2]).scheduler() as scheduler:
         talk = Conversation(scheduler)
