@@ -28,6 +28,9 @@ SOURCE = "llama-cpp-python==0.3.36"
 FORMATS = {"q4": "Q4_0", "q8": "Q8_0", "f16": "F16"}
 _COMMON = ("-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DBUILD_SHARED_LIBS=OFF")
 _AVX2 = tuple(f"-DGGML_{name}=ON" for name in ("AVX", "AVX2", "FMA", "F16C", "BMI2"))
+_AVX512 = tuple(
+    f"-DGGML_{name}=ON" for name in ("SSE42", "AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16")
+)
 # Build folder: switches, programs. Native takes what this processor offers.
 BUILDS = {
     "build": (
@@ -40,11 +43,18 @@ BUILDS = {
     ),
     "build-avx2": (("-DGGML_NATIVE=OFF", *_AVX2, "-DGGML_AVX512=OFF"), ("llama-bench",)),
 }
+# For llama-server alone: without AMX, whose kernels crash with matrices of 576 columns in this release.
+SERVER_BUILDS = {
+    "build-avx512": (("-DGGML_NATIVE=OFF", *_AVX2, *_AVX512), ("llama-server",)),
+    "build": (("-DGGML_NATIVE=ON",), ("llama-server",)),
+}
 
 
-def built(folder: str) -> Path:
-    """Folder of the programs of a build of BUILDS, made on first use (some ten minutes of processor time)."""
-    switches, programs = BUILDS[folder]
+def built(folder: str, *wanted: str) -> Path:
+    """Folder of the programs of a build of BUILDS or SERVER_BUILDS, those `wanted` instead of its usual ones, made on
+    first use (some ten minutes of processor time)."""
+    switches, usual = (SERVER_BUILDS | BUILDS)[folder]
+    programs = wanted or usual
     build = CACHE / folder
     missing = [name for name in programs if not (build / "bin" / name).is_file()]
     if missing:
@@ -84,7 +94,7 @@ def weights(quant: str, folder: str = "build") -> Path:
 def quantise(given: Path, wanted: Path, format: str, *options: str, folder: str = "build") -> None:
     """llama-quantize, written beside its place and renamed."""
     partial = wanted.with_suffix(".partial")
-    run([built(folder) / "llama-quantize", *options, given, partial, format])
+    run([built(folder, "llama-quantize") / "llama-quantize", *options, given, partial, format])
     partial.rename(wanted)
 
 
