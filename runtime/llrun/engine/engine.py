@@ -31,7 +31,7 @@ from llrun.memory import peak_bytes
 from llrun.programs.installed import Installed
 from llrun.schema import MAX_BATCH
 from llrun.wire.messages import Figures, Held, StepDone
-from llrun.wire.protocol import ONE_ROW, REPLAY, Header, ProtocolError
+from llrun.wire.protocol import AHEAD, ONE_ROW, REPLAY, Header, ProtocolError
 
 MAX_STEPS = 64
 MAX_RUNS = 8  # segments of which the seconds are told one by one: a group has two a layer
@@ -293,6 +293,8 @@ class Engine:
         """Let the step run if it has all it needs."""
         segment, sequence = self._segments[step.cursor], step.sequence
         waits = segment.waits if step.flags & FINAL else segment.waits_early
+        if step.flags & AHEAD:
+            sequence.keep(step.cursor, step.position)
         # A device that only has rows of the last chunk to compute never hears of the others.
         in_order = sequence.frontier[step.cursor] == step.position or not self._installed.every_chunk
         if in_order and not step.queued and step.values.keys() >= waits:
@@ -309,7 +311,7 @@ class Engine:
         done = []
         for step in steps:
             sequence, stop = step.sequence, step.position + step.rows
-            sequence.frontier[index] = stop
+            sequence.ran(index, step)
             step.cursor += 1
             if step.cursor < count and sequence.frontier[step.cursor] > step.position:
                 self._pass_by(step)

@@ -13,7 +13,7 @@ from llrun.errors import INTERNAL, RunError
 from llrun.memory import Array, empty, reserve_slots
 from llrun.schema import BlockEntry
 from llrun.wire.messages import Held
-from llrun.wire.protocol import ProtocolError
+from llrun.wire.protocol import DRAFTS, ProtocolError
 
 MAX_SEQUENCES = 64
 Wrap = Callable[[Array], Any]
@@ -42,15 +42,34 @@ class StepState:
 @dataclass(eq=False)
 class Sequence:
     """`slot`: where its caches are; `slots`: that as an argument, int64 (1,). `frontier`: for each segment the
-    position it runs next. `steps`: by position. `filled`: of blocks that do not run here, how many of the sequence's
+    position it runs next. `drafted`: for each segment the end of what it computed of guesses, 0 where there are none.
+    `steps`: by position. `filled`: of blocks that do not run here, how many of the sequence's
     first tokens their caches hold."""
 
     number: int
     slot: int
     slots: Any
     frontier: list[int]
+    drafted: list[int]
     steps: dict[int, StepState] = field(default_factory=dict)
     filled: dict[int, int] = field(default_factory=dict)
+
+    def ran(self, segment: int, step: StepState) -> None:
+        """A segment has computed a step: of guesses the first token alone is the sequence's."""
+        stop = step.position + step.rows
+        drafts = bool(step.flags & DRAFTS)
+        self.frontier[segment] = step.position + 1 if drafts else stop
+        self.drafted[segment] = stop if drafts else 0
+
+    def keep(self, segment: int, position: int) -> None:
+        """The guesses before `position` were right. Raises ProtocolError where they are not there."""
+        if self.frontier[segment] < position:
+            if self.drafted[segment] < position:
+                raise ProtocolError(
+                    f"sequence {self.number} goes on at {position}, segment {segment} has nothing from"
+                    f" {max(self.frontier[segment], self.drafted[segment])} on"
+                )
+            self.frontier[segment] = position
 
 
 class SequenceStore:
@@ -114,6 +133,7 @@ class SequenceStore:
                     self._slots[block].discard(sequence.slot)
                 sequence.filled = {}
                 sequence.frontier = following[number]
+                sequence.drafted = [0] * len(segments)
             self._segments, self._segment_of = cached, running
 
     # --- what the caches hold ---
@@ -199,7 +219,9 @@ class SequenceStore:
         slots = empty((1,), "int64")
         slots[0] = slot
         with self.lock:
-            self._open[number] = Sequence(number, slot, self._wrap(slots), [0] * len(self._segments))
+            self._open[number] = Sequence(
+                number, slot, self._wrap(slots), [0] * len(self._segments), [0] * len(self._segments)
+            )
         return None
 
     def _take_over(self, number: int, earlier: Sequence, tokens: int) -> str | None:
@@ -213,8 +235,9 @@ class SequenceStore:
         filled = {block: min(count, tokens) for block, count in earlier.filled.items()}
         with self.lock:
             del self._open[earlier.number]
-            frontier = [tokens] * len(self._segments)
-            self._open[number] = Sequence(number, earlier.slot, earlier.slots, frontier, filled=filled)
+            count = len(self._segments)
+            places = [tokens] * count, [0] * count
+            self._open[number] = Sequence(number, earlier.slot, earlier.slots, *places, filled=filled)
         return None
 
     def close(self, number: int) -> None:

@@ -13,10 +13,11 @@ from llrun.head.replay import Rewind
 from llrun.memory import ALIGNMENT, Array, empty
 from llrun.schema import ModelInfo
 from llrun.wire.messages import StepDone
-from llrun.wire.protocol import ALL_ROWS, LAST_CHUNK, REPLAY
+from llrun.wire.protocol import AHEAD, ALL_ROWS, DRAFTS, LAST_CHUNK, REPLAY
 
 CHUNKS_A_DEVICE = 2
 ROWS = 256
+NO_DRAFTS: Mapping[int, Sequence[int]] = {}
 
 
 class Feeding:
@@ -63,9 +64,11 @@ class Feeding:
         self._drop_waiting(number)
         self._histories[number].withdraw()
 
-    def add(self, numbers: Iterable[int], all_rows: bool) -> list[Feed]:
-        """Of each sequence, all that was not asked for before: what goes at once. Raises RunError R105
-        beyond the context."""
+    def add(
+        self, numbers: Iterable[int], all_rows: bool, drafts: Mapping[int, Sequence[int]] = NO_DRAFTS
+    ) -> list[Feed]:
+        """Of each sequence, all that was not asked for before: what goes at once. `drafts`: guesses at what follows a
+        token that does. Raises RunError R105 beyond the context."""
         histories = [(number, self._histories[number]) for number in numbers]
         for _, history in histories:
             if len(history.ids) > self._context:
@@ -74,9 +77,9 @@ class Feeding:
                 )
         going = []
         for number, history in histories:
-            single = history.fed == history.queued == len(history.ids) - 1
+            single = history.fed == history.queued == len(history.ids) - 1 - history.ahead
             if single and not all_rows and not self.held:
-                going.append(self._token(number, history))
+                going.append(self._token(number, history, drafts.get(number, ())))
             else:
                 start, ids = history.queued, history.take(all_rows)
                 self._waiting.extend(self._chunked(number, start, ids, _final_flags(all_rows)))
@@ -85,6 +88,7 @@ class Feeding:
     def rewind(self, way: Rewind, stages: Mapping[str, Sequence[int]]) -> None:
         """Feed a sequence again from `way.start` on. `stages`: for each device the numbers of its stages."""
         history = self._histories[way.sequence]
+        history.forget_drafts()
         self._drop_waiting(way.sequence)
         firsts = {device: min(way.stages[i] for i in mine) for device, mine in stages.items()}
         self.progress.rewind(way.sequence, firsts)
@@ -116,20 +120,31 @@ class Feeding:
         """A device has done these steps; whether others may go now."""
         return self.progress.done(device, steps)
 
-    def _token(self, number: int, history: History) -> Feed:
-        """The one token that is not fed yet: decoding does nothing else, so it is quick."""
-        position = history.fed
-        if not self._rows:
-            lines = empty((ROWS, ALIGNMENT // 8), "int64")
-            self._rows = [line.reshape(1, 1) for line in lines[:, :1]]
-        array = self._rows.pop()
+    def _token(self, number: int, history: History, drafts: Sequence[int]) -> Feed:
+        """The one token that is not computed yet: decoding does nothing else, so it is quick."""
+        position, flags = history.fed + history.ahead, LAST_CHUNK
+        if history.ahead:
+            flags |= AHEAD
+        if drafts:
+            array, flags = empty((1, 1 + len(drafts)), "int64"), flags | ALL_ROWS | DRAFTS
+            array[0, 1:] = drafts
+        else:
+            array = self._row()
         array[0, 0] = history.ids[position]
         history.queued = history.fed = position + 1
+        history.drafted, history.ahead = position + 1 + len(drafts), 0
         history.awaited = history.final = position
         history.all_rows = False
         self.newest = number, position
-        self.progress.single(number, position)
-        return Feed(number, position, LAST_CHUNK, array)
+        self.progress.single(number, position, bool(drafts))
+        return Feed(number, position, flags, array)
+
+    def _row(self) -> Array:
+        """For a token."""
+        if not self._rows:
+            lines = empty((ROWS, ALIGNMENT // 8), "int64")
+            self._rows = [line.reshape(1, 1) for line in lines[:, :1]]
+        return self._rows.pop()
 
     def _gone(self, feed: Feed) -> Feed:
         """Keep count of a feed that goes to the devices."""

@@ -17,6 +17,8 @@ class History:
 
     `awaited`: the first position whose logits are due and have not come, None when none are. `all_rows`: whether those
     of every position from there on are due, or of the newest alone. `final`: where the step begins that gives these.
+    `drafted`: the end of what the devices computed of guesses at what follows `fed`; `ahead`: how many of these were
+    right, which count only when what follows them is fed.
     `until`: how many tokens it will have at most when the request that runs is done.
     """
 
@@ -27,6 +29,8 @@ class History:
     all_rows: bool = False
     final: int | None = None
     until: int = 0
+    drafted: int = 0
+    ahead: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,6 +46,7 @@ class History:
 
     def take(self, all_rows: bool = False) -> list[int]:
         """The ids that are not queued yet, which are now: their logits are awaited, all or the newest token's."""
+        self.forget_drafts()
         start, ids = self.queued, self.ids[self.queued :]
         self.queued = len(self.ids)
         if ids:
@@ -58,8 +63,17 @@ class History:
         elif position == self.final:
             self.awaited = None
 
+    def keep(self, guesses: int) -> None:
+        """So many of the newest step's guesses were right, and are in `ids` by now."""
+        self.ahead = guesses if self.fed + guesses <= self.drafted else 0
+
+    def forget_drafts(self) -> None:
+        """Nothing that was computed of guesses is there any more."""
+        self.drafted = self.ahead = 0
+
     def withdraw(self) -> None:
         """What the devices have not been given waits again to be taken."""
+        self.forget_drafts()
         self.queued = self.fed
         if self.awaited is not None and self.awaited >= self.fed:
             self.awaited = None

@@ -33,6 +33,7 @@ class Progress:
         default_factory=dict
     )  # device -> sequence -> the position it did last
     _rows: dict[Step, int] = field(default_factory=dict)
+    _drafted: set[Step] = field(default_factory=set)  # of whose rows the first alone is a token for sure
     _from: dict[int, Mapping[str, int]] = field(default_factory=dict)  # replays: where each device begins
 
     def plan(self, every: Collection[str], partial: Collection[str]) -> None:
@@ -50,10 +51,12 @@ class Progress:
         """Chunks that the devices have been given and not done."""
         return len(self._due)
 
-    def single(self, number: int, position: int) -> None:
-        """A token goes to all devices."""
+    def single(self, number: int, position: int, drafts: bool = False) -> None:
+        """A token goes to all devices, with guesses behind it or alone."""
         newest = self._newest.setdefault(number, Newest())
         newest.step = newest.final = position
+        if drafts:
+            self._drafted.add((number, position))
 
     def gone(self, number: int, position: int, rows: int, final: bool) -> None:
         """A step goes to the devices that take part in it."""
@@ -98,8 +101,9 @@ class Progress:
         )
 
     def are_tokens(self, steps: Collection[StepDone]) -> bool:
-        """Whether these are single tokens, not a chunk of a prompt."""
-        return all(self._rows.get((step.sequence, step.position), 1) == 1 for step in steps)
+        """Whether these are single tokens, not a chunk of a prompt, nor with guesses."""
+        made = [(step.sequence, step.position) for step in steps]
+        return self._drafted.isdisjoint(made) and all(self._rows.get(step, 1) == 1 for step in made)
 
     def reached(self, device: str, number: int) -> int:
         """How many tokens of a sequence a device has computed for sure."""
@@ -119,6 +123,7 @@ class Progress:
         self._newest.pop(number, None)
         self._due = {step: due for step, due in self._due.items() if step[0] != number}
         self._rows = {step: rows for step, rows in self._rows.items() if step[0] != number}
+        self._drafted = {step for step in self._drafted if step[0] != number}
         for mine in self._done.values():
             mine.pop(number, None)
 

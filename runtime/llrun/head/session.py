@@ -21,7 +21,7 @@ from llrun.head.balancer import Balancer
 from llrun.head.changes import Changes
 from llrun.head.cluster import Cluster
 from llrun.head.controls import Controls, Note, silent
-from llrun.head.feeding import Feeding
+from llrun.head.feeding import NO_DRAFTS, Feeding
 from llrun.head.history import History
 from llrun.head.loss_words import standstill
 from llrun.head.membership import Membership
@@ -217,11 +217,14 @@ class Session:
         """Every sequence that is open, or is being opened. From any thread."""
         return self._openings.numbers
 
-    def feed(self, numbers: Iterable[int], all_rows: bool = False) -> None:
+    def feed(
+        self, numbers: Iterable[int], all_rows: bool = False, drafts: Mapping[int, Ids] = NO_DRAFTS
+    ) -> None:
         """Of each sequence, have computed what its history holds that was not fed before: in chunks, of which
         those beyond what may be under way wait here, not on the devices; single tokens of several sequences
-        in one pass, or in as many as their number takes. Raises RunError R105 beyond the context."""
-        self._go(self._feeding.add(numbers, all_rows))
+        in one pass, or in as many as their number takes; `drafts` with guesses at what follows (logits of each
+        are due then). Raises RunError R105 beyond the context."""
+        self._go(self._feeding.add(numbers, all_rows, drafts))
 
     def withdraw(self, number: int) -> None:
         """Feed no more of what waits here; it stays in the history, and goes with what is fed next."""

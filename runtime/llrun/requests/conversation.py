@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llrun.requests.line import Line
 from llrun.requests.request import Handle, Request, Result, Sink
 from llrun.requests.sampling import Sampling
-from llrun.requests.scheduler import Line, Scheduler
+from llrun.requests.scheduler import Scheduler
 
 
 class Conversation:

@@ -5,45 +5,28 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llrun.errors import INTERNAL, RunError
-from llrun.head.history import History
 from llrun.head.replies import Logits, Reply, Said
 from llrun.head.session import Session
 from llrun.requests.prefixes import Prefixes
+from llrun.requests.line import Line
 from llrun.requests.request import Handle, Request, Result, State, check_ids, tokens_allowed
 from llrun.wire.messages import Measured, Opened, Rejected, StepsDone
 
 MAX_WAITING = 256
 
 
-@dataclass(eq=False)
-class Line:
-    """A sequence, for one request or (`kept`) for those of a conversation, one after another. `number`: None
-    until there is room for it. `claims`: the newest requests, each with the position that it began at.
-    `anew`: nothing that an earlier request has left is used for it."""
-
-    kept: bool
-    number: int | None = None
-    opened: bool = False
-    closed: bool = False
-    current: Handle | None = None
-    history: History = field(default_factory=History)
-    claims: list[tuple[int, Handle]] = field(default_factory=list)
-    anew: bool = False
-
-    def payer(self, position: int) -> Handle:
-        """Whose step it is that began at `position`."""
-        start, newest = self.claims[-1]
-        return newest if start <= position else self.claims[0][1]
-
-
 class Scheduler:
     """All requests of one session, of which it is the only user.
 
     Requests begin in the order in which they were submitted, as far as the devices have room for their
-    sequences; a bounded number waits. The next tokens of all that have one are computed in one pass. What is
+    sequences; a bounded number waits. The next tokens of all that have one are computed in one pass; that of one alone
+    with guesses at those after it, where that pays: the tokens are the same. What is
     wrong with one request (bad input, no room, logits that are no numbers, an error of its sink) is that
     request's error alone; a device that is lost ends the session, and every request with it.
 
@@ -52,11 +35,17 @@ class Scheduler:
     """
 
     def __init__(
-        self, session: Session, max_waiting: int = MAX_WAITING, slots: int | None = None, kept: int = 0
+        self,
+        session: Session,
+        max_waiting: int = MAX_WAITING,
+        slots: int | None = None,
+        kept: int = 0,
+        speculate: bool = True,
     ) -> None:
         """`slots`: sequences at once, where fewer are wanted than the devices have room for. `kept`: as `tokens` of
-        Prefixes."""
+        Prefixes. `speculate`: whether tokens may be guessed."""
         self._session = session
+        self._speculate = speculate
         self._slots = slots
         self._prefixes = Prefixes(session, kept)
         self._max_waiting = max_waiting
@@ -300,29 +289,47 @@ class Scheduler:
         if self._ready and (not self._flying or len(self._ready) >= self._session.batch):
             ready, self._ready = self._ready, []
             self._flying.update(ready)
-            self._session.feed(ready)
+            self._session.feed(ready, drafts=self._drafts(ready))
+
+    def _drafts(self, ready: Sequence[int]) -> Mapping[int, Sequence[int]]:
+        """Guesses for the one request that there is: of several the tokens are computed in one pass anyway."""
+        if not self._speculate or len(self._running) > 1 or len(ready) != 1:
+            return {}
+        return {ready[0]: self._lines[ready[0]].guess(self._model.shapes)}
 
     def _advance(self, handle: Handle, line: Line, logits: Logits) -> None:
-        """The request's next token, or its end."""
+        """The request's next token, and those that were guessed right, or its end."""
         if handle.prompt_at is None:
             handle.prompt_at = time.perf_counter()
         if not handle.allowed:
             self._end(handle, line)
             return
+        drafts, line.drafts = line.drafts if len(logits.rows) > 1 else (), ()
+        kept = 0
         try:
-            token = handle.choose(logits.rows[-1])
-            line.history.ids.append(token)
-            go_on = handle.request.sink(token)
+            while go_on := self._takes_next(handle, line, logits.rows[kept - len(drafts) - 1]):
+                if kept == len(drafts) or handle.tokens[-1] != drafts[kept]:
+                    break
+                kept += 1
         except RunError as error:
             self._fail(handle, line, error)
             return
         except BaseException:  # an interrupt, or a terminal that is gone: the driver's, but the request ends
             self._end(handle, line)
             raise
-        if go_on and len(handle.tokens) < handle.allowed and token not in handle.ends:
+        line.history.keep(kept)
+        line.drafter.answered(len(drafts), kept)
+        if go_on:
             self._ready.append(logits.sequence)
         else:
             self._end(handle, line)
+
+    def _takes_next(self, handle: Handle, line: Line, row: NDArray[np.float32]) -> bool:
+        """Choose a token by its logits, and tell it; whether another is to follow."""
+        token = handle.choose(row)
+        line.history.ids.append(token)
+        go_on = handle.request.sink(token)
+        return go_on and len(handle.tokens) < handle.allowed and token not in handle.ends
 
     # --- how requests end ---
 

@@ -7,6 +7,7 @@ from llrun.programs.layouts import Layout, Limits
 from llrun.schema import MAX_BATCH
 from llrun.wire.protocol import (
     ALL_ROWS,
+    DRAFTS,
     LAST_CHUNK,
     ONE_ROW,
     REPLAY,
@@ -80,6 +81,8 @@ def _check_step(header: Header, layout: Layout, limits: Limits) -> None:
         )
     if header.flags & REPLAY and header.flags & (LAST_CHUNK | ALL_ROWS):
         raise ProtocolError(f"tensor {layout.name} is of a last chunk that is computed again")
+    if header.flags & DRAFTS and not (header.flags & ALL_ROWS and header.rows > 1):
+        raise ProtocolError(f"tensor {layout.name} of {header.rows} rows, flags {header.flags:#x}: no drafts")
     _check_size(header, layout, layout.wire_bytes * (1 if header.flags & ONE_ROW else header.rows))
 
 

@@ -19,13 +19,13 @@ import msgspec
 from llrun.errors import INTERNAL, RunError
 from llrun.wire.messages import AnyMessage, Failed, LostPeer, Message, Refused, Rejected, Unprepared
 
-MAGIC, VERSION = b"LLRN", 3
+MAGIC, VERSION = b"LLRN", 4
 CONTROL, TENSOR, ROWS, CACHE, CACHE_ACK = 1, 2, 3, 4, 5
 CONTROL_LIMIT = 1 << 20
 REASON_CHARS = 256
 BUSY, LOADING = "R306", "R310"  # codes of refusals that pass: the head asks again
-LAST_CHUNK, ALL_ROWS, ONE_ROW, REPLAY = 1, 2, 4, 8
-FLAGS = LAST_CHUNK | ALL_ROWS | ONE_ROW | REPLAY
+LAST_CHUNK, ALL_ROWS, ONE_ROW, REPLAY, DRAFTS, AHEAD = 1, 2, 4, 8, 16, 32
+FLAGS = LAST_CHUNK | ALL_ROWS | ONE_ROW | REPLAY | DRAFTS | AHEAD
 HEADER = struct.Struct("<4sBBBBIIIIII")
 HEADER_BYTES = HEADER.size
 TABLE_ENTRY = struct.Struct("<IIII")
@@ -41,7 +41,9 @@ class Header(NamedTuple):
     Of cache rows: `tensor` is the block, `position` the first row, `epoch` the number of the transfer (0: a mirror),
     LAST_CHUNK says that it is the transfer's last frame. The payload has for each of the block's cache arrays in turn
     its rows: (rows, the other axes in their order). An acknowledgement has the transfer in `epoch`, and in `rows` how
-    many frames of it were taken so far. REPLAY: the step's tokens were computed before; who is past it drops it."""
+    many frames of it were taken so far. REPLAY: the step's tokens were computed before; who is past it drops it.
+    DRAFTS: of the step's tokens all but the first are guesses, whose cache rows count only when a step with AHEAD says
+    so: it begins where the last of them that was right ends."""
 
     kind: int
     flags: int

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy_model as synthetic
 import pytest
+from guessing import Guess
 from losses import irreplaceable
 
 from llrun.device.load import Device
@@ -15,6 +16,7 @@ from llrun.head.controls import silent
 from llrun.head.options import Balancing
 from llrun.head.session import Session
 from llrun.requests.scheduler import Scheduler
+from llrun.requests.speculate import Drafter
 from llrun.wire.transport import Tcp, TcpListener
 from llrun.worker.worker import Worker
 
@@ -57,3 +59,10 @@ class Cluster:
 @pytest.fixture
 def cluster() -> Callable[..., Cluster]:
     return Cluster
+
+
+@pytest.fixture
+def guesses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Guess], None]:
+    """Have all guesses at tokens made by a function."""
+    monkeypatch.setattr(Drafter, "answered", lambda *_: None)
+    return lambda guess: monkeypatch.setattr(Drafter, "draft", lambda _, ids, most: guess(ids, most))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy_model
 import pytest
+from guessing import Oracle
 
 from llrun.errors import RunError
 from llrun.head import changes
@@ -58,8 +59,11 @@ def test_a_move_that_a_function_asks_for(cluster, sequences):
     assert notes == [in_words(move, RECORD.stages)]
 
 
-def test_to_and_fro(cluster, monkeypatch):
+@pytest.mark.parametrize("guessed", [False, True])
+def test_to_and_fro(cluster, monkeypatch, guesses, guessed):
     monkeypatch.setattr(changes, "MOVES_KEPT", 2)
+    if guessed:
+        guesses(Oracle(numpy_model.greedy([1, 2, 3], 60), 3, 0.2))
 
     def swing(view: View):
         time.sleep(0.02)

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy_model
 import pytest
+from guessing import Oracle
 
 from llrun.errors import RunError
 from llrun.head.mirroring import links_of, ways_of
@@ -111,6 +112,19 @@ def test_a_killed_worker_is_replaced_and_no_token_is_lost(workers, lost, sequenc
     assert all(stage.lead != lost for stage in move.stages)
     assert move.computed_again > 0
     assert any(f"device {lost} was lost" in note for note in devices.notes)
+
+
+@pytest.mark.parametrize("lost", ["anna", "bert"])
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("at", [7, 8, 9, 10])
+def test_what_was_guessed_when_a_worker_is_killed_counts_for_nothing(workers, guesses, lost, mirror, at):
+    devices, ids = workers(3), prompt(6, at)
+    expected = numpy_model.greedy(ids, 60)
+    guesses(Oracle(expected, len(ids), 0.2, at))
+    with devices.session(mirror=mirror) as session:
+        found = answers(session, [ids], 60, {at: lambda: devices.kill(lost)})
+        assert len(session.moves) == 1
+    assert found == [expected]
 
 
 @pytest.mark.parametrize("wire", ["f16", "q4"])
