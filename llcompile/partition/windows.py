@@ -109,8 +109,9 @@ def _planned(problem: Problem, cluster: Cluster, window: int, wider: bool) -> Pl
     if options.tensor_parallel is not None or problem.pieces is None:
         return _windowed(problem, cluster, window, wider)
     made, refused = list[Plan](), list[CompileError]()
+    free = not options.use_all and all(pin.keep for pin in options.pins)
     for groups in (NO_GROUPS, None, len(problem.devices)):
-        if made and groups == len(problem.devices):
+        if groups == len(problem.devices) and (made or not free):
             break
         wishes = replace(options, tensor_parallel=groups, time_limit_s=options.time_limit_s / 2)
         try:

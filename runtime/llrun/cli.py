@@ -14,7 +14,17 @@ import click
 from llrun import __version__
 from llrun.commands import SETTINGS, doctor, ps
 from llrun.errors import INTERNAL, USAGE, RunError, printable
-from llrun.options import WAIT_S, balanced, chatting, common, listening, measured, peers_of, positive
+from llrun.options import (
+    WAIT_S,
+    balanced,
+    chatting,
+    common,
+    listening,
+    measured,
+    peers_of,
+    positive,
+    speculating,
+)
 
 if TYPE_CHECKING:
     from llrun.device.slice import StoredSlice
@@ -164,6 +174,7 @@ def llrun() -> None:
     " prompts the same run, its answers read where they are there.",
 )
 @chatting
+@speculating
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
 @balanced
 @common
@@ -172,7 +183,8 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
         texts: tuple[str, ...], prompt_ids: tuple[str, ...], tokens: int | None, temperature: float,
         top_k: int, top_p: float, seed: int, stops: tuple[str, ...], session: str | None, as_json: bool, local: bool,
         peers: tuple[str, ...], no_verify: bool, timeout: float, rebalance: str, wait_s: float, mirror: bool,
-        system: str | None, chat_template: str | None, raw: bool, keep_context: bool) -> None:  # fmt: skip
+        system: str | None, chat_template: str | None, raw: bool, keep_context: bool,
+        speculate: str) -> None:  # fmt: skip
     """Run a bundle, or one device's slice of it: the head answers prompts, a worker serves the head.
 
     Prompts come from --prompt or --prompt-ids, else line by line from standard input, else from a
@@ -196,7 +208,9 @@ def run(path: str, device: str | None, listen: str | None, announce: str | None,
     announcer = Announcer(announce) if announce else None
     with reasons_told(announcer):
         stored = _stored(path, device)
-        wanted = Wanted(tokens, Sampling(temperature, top_k, top_p, seed), _checked_stops(stops))
+        wanted = Wanted(
+            tokens, Sampling(temperature, top_k, top_p, seed), _checked_stops(stops), speculate == "auto"
+        )
         balancing = _balancing(rebalance, wait_s, mirror)
         template = Path(chat_template) if chat_template is not None else None
         chatting = Chatting(template, system, raw, keep_context)
@@ -248,11 +262,12 @@ def bench(path: str, prompt: int, tokens: int, depth: int, repeats: int, sequenc
 @llrun.command(epilog=SERVE_EXAMPLES, context_settings=SETTINGS)
 @click.argument("path", metavar="BUNDLE")
 @listening
+@speculating
 @balanced
 @common
 def serve(path: str, host: str, port: int, api_key: str | None, slots: int | None, queue: int, origins: tuple[str, ...],
           local: bool, peers: tuple[str, ...], no_verify: bool, timeout: float,
-          rebalance: str, wait_s: float, mirror: bool) -> None:  # fmt: skip
+          rebalance: str, wait_s: float, mirror: bool, speculate: str) -> None:  # fmt: skip
     """Answer requests over HTTP, as OpenAI's API has them, from the head."""
     from llrun.faces.console import Console
     from llrun.faces.where import Where
@@ -271,7 +286,7 @@ def serve(path: str, host: str, port: int, api_key: str | None, slots: int | Non
     stored = _stored(path, None)
     where = Where(local, peers_of(peers), not no_verify, positive(timeout, "--timeout"), Tcp())
     balancing = _balancing(rebalance, wait_s, mirror)
-    listening = Listening(host, port, api_key, slots, queue, origins)
+    listening = Listening(host, port, api_key, slots, queue, origins, speculate == "auto")
     serve_http(stored, where, balancing, listening, Console(quiet=True))
 
 

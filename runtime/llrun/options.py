@@ -111,6 +111,15 @@ def listening(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def speculating(command: Callable[..., None]) -> Callable[..., None]:
+    """Whether tokens are guessed."""
+    return click.option(
+        "--speculate", type=click.Choice(["auto", "off"]), default="auto", show_default=True,
+        help="auto: what followed the same few tokens before is guessed to follow again, and confirmed in one pass,"
+        " where that is quicker. The text is the same.",
+    )(command)  # fmt: skip
+
+
 def peers_of(pairs: Sequence[str]) -> dict[str, str]:
     """What --peer says: addresses by name. Raises RunError R107."""
     peers = {}

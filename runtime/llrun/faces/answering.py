@@ -83,7 +83,7 @@ def _answer(
         answers, readings = run.read(turns), None
         if len(answers) < len(prompts):
             with session_on(stored, where, console, balancing) as session:
-                for answer in run.rest(Scheduler(session), turns, len(answers)):
+                for answer in run.rest(Scheduler(session, speculate=wanted.speculate), turns, len(answers)):
                     answers.append(answer)
                     if not as_json:
                         console.figures(answer[0])
@@ -118,7 +118,7 @@ def talk(
         raise RunError(NO_TOKENIZER, "this bundle has no tokenizer to talk with: use --prompt-ids 1,2,3")
     dialogue = written.dialogue(tokenizer, stored.record.model)
     with session_on(stored, where, console, balancing) as session:
-        chat(Scheduler(session), wanted, tokenizer, console, file, dialogue)
+        chat(Scheduler(session, speculate=wanted.speculate), wanted, tokenizer, console, file, dialogue)
 
 
 def prompts_of(given: Given, tokenizer: Tokenizer | None, written: Written = PLAIN) -> list[Prompt]:

@@ -42,7 +42,7 @@ class Session:
     `local`: the workers are processes of this machine, which end with the `with`; leave it in the thread that entered
     it. `peers`: addresses of workers that are not where the bundle says, HOST:PORT by name. `rebalance`: a function of
     a View that gives the next stages or None, or a text as `--rebalance` takes it. `verify`, `timeout_s`, `wait_s`,
-    `mirror`: as the command line's options. `note` is told what the command line tells on stderr.
+    `mirror`, `speculate`: as the command line's options. `note` is told what the command line tells on stderr.
 
     A session is for one thread. What goes wrong is a RunError, which as a text is the line that llrun prints.
     """
@@ -58,6 +58,7 @@ class Session:
         rebalance: str | Rebalance = "auto",
         wait_s: float = WAIT_S,
         mirror: bool = False,
+        speculate: bool = True,
         note: Note = silent,
     ) -> None:
         """Raises RunError for what is wrong with the bundle or with an option, before anything is started."""
@@ -67,7 +68,7 @@ class Session:
         self._stored = find(Path(path), None)
         self._where = Where(local, dict(peers or {}), verify, timeout_s, Tcp())
         check_peers(self._stored, self._where.peers)
-        self._note = note
+        self._note, self._speculate = note, speculate
         self._tokenizer, self._no_text = _tokenizer_of(self._stored)
         self._scheduler: Scheduler | None = None
         self._open = ExitStack()
@@ -75,7 +76,7 @@ class Session:
     def __enter__(self) -> Session:
         told = _Told(self._note)
         session = self._open.enter_context(session_on(self._stored, self._where, told, self._balancing))
-        self._scheduler = Scheduler(session)
+        self._scheduler = Scheduler(session, speculate=self._speculate)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -130,12 +130,13 @@ class Console:
         first = "no token" if result.ttft_s is None else f"first token after {result.ttft_s:.3f} s"
         rate = "" if result.tpot_s is None else f", then {1 / result.tpot_s:.1f} tokens/s"
         stopped = ", stopped" if result.cancelled else ""
+        guessed = f", {result.guessed.right} of them guessed" if result.guessed.right else ""
         memory = ", ".join(
             f"{name} {figures.peak_memory_bytes / MIB:.0f} MiB" for name, figures in result.devices.items()
         )
         self.note(
             f"[{result.prompt_tokens} prompt tokens, {first}{rate}"
-            f" ({len(result.tokens)} tokens{stopped}); memory {memory}]"
+            f" ({len(result.tokens)} tokens{guessed}{stopped}); memory {memory}]"
         )
 
     def results(self, answers: Sequence[tuple[Result, str | None]], readings: Readings | None) -> None:
@@ -154,6 +155,7 @@ def _record(result: Result, text: str | None) -> dict[str, object]:
         "tpot_s": result.tpot_s,
         "prompt_tokens": result.prompt_tokens,
         "token_s": result.token_s,
+        "guessed": result.guessed._asdict(),
         "moves": [_move(move) for move in result.moves],
         "devices": {name: msgspec.to_builtins(figures) for name, figures in result.devices.items()},
     }

@@ -14,11 +14,12 @@ from llrun.schema import ModelInfo
 
 @dataclass(frozen=True)
 class Wanted:
-    """`tokens` None: as many as fit, up to a default."""
+    """`tokens` None: as many as fit, up to a default. `speculate`: whether tokens may be guessed."""
 
     tokens: int | None
     sampling: Sampling
     stops: tuple[str, ...]
+    speculate: bool = True
 
 
 class Printer:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llrun.head.history import History
-from llrun.requests.request import Handle
+from llrun.requests.request import Guessed, Handle
 from llrun.requests.speculate import Drafter
 from llrun.schema import MAX_BATCH, Shapes
 
@@ -32,6 +32,12 @@ class Line:
         """Whose step it is that began at `position`."""
         start, newest = self.claims[-1]
         return newest if start <= position else self.claims[0][1]
+
+    def guessed(self, handle: Handle, count: int, right: int) -> None:
+        """The logits of a token have come, with those of `count` guesses, of which the first `right` are tokens now."""
+        self.history.keep(right)
+        self.drafter.answered(count, right)
+        handle.guessed = Guessed(handle.guessed.tokens + count, handle.guessed.right + right)
 
     def guess(self, shapes: Shapes) -> Sequence[int]:
         """Guesses at the tokens behind the next one, which goes to the devices now; none where that does not pay."""

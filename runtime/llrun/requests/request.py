@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,13 +57,23 @@ class Request:
     ended: Ended | None = None
 
 
+class Guessed(NamedTuple):
+    """`tokens`: guesses that were computed; `right`: those that were tokens."""
+
+    tokens: int = 0
+    right: int = 0
+
+
+NONE_GUESSED = Guessed()
+
+
 @dataclass(frozen=True)
 class Result:
     """`tokens`: ids in order; an end-of-sequence token that was produced is the last of them. `token_s`: seconds from
     the request to each, 0 for those that an earlier run had produced. `ttft_s`: to the first that it had not, None
     when there is none; `tpot_s`: mean of those after that one, None when there are none. `devices`: what the request
     cost each, memory being the most the device ever had. `cancelled`: whether it was ended from outside. `moves`: the
-    changes of stages while it ran.
+    changes of stages while it ran. `guessed`: its tokens that were.
 
     A device's `compute_s` and `sent_bytes` are those of the request's steps, of steps computed together with
     others' an equal share. `wait_s`: the seconds that the device was idle before each of them, shared
@@ -77,6 +88,7 @@ class Result:
     cancelled: bool = False
     token_s: tuple[float, ...] = ()
     moves: tuple[Move, ...] = ()
+    guessed: Guessed = NONE_GUESSED
 
 
 class State(StrEnum):
@@ -118,6 +130,7 @@ class Handle:
         self.result: Result | None = None
         self.error: RunError | None = None
         self.cancelled = False
+        self.guessed = NONE_GUESSED
         self._cancel = cancel
         self._given = iter(request.given)
         self._random = generator(request.sampling, len(request.produced))
@@ -181,6 +194,7 @@ class Handle:
             cancelled=self.cancelled,
             token_s=(*(0.0 for _ in self.request.produced), *(at - start for at in times)),
             moves=tuple(self._seen(move) for move in moves if move.at_s >= start),
+            guessed=self.guessed,
         )
         self._end()
 

@@ -317,8 +317,7 @@ class Scheduler:
         except BaseException:  # an interrupt, or a terminal that is gone: the driver's, but the request ends
             self._end(handle, line)
             raise
-        line.history.keep(kept)
-        line.drafter.answered(len(drafts), kept)
+        line.guessed(handle, len(drafts), kept)
         if go_on:
             self._ready.append(logits.sequence)
         else:

@@ -26,7 +26,7 @@ SMOOTH = 0.2
 
 
 @dataclass
-class Guessed:
+class Chances:
     """How often guesses after so many equal tokens were right, and wrong."""
 
     right: float
@@ -45,13 +45,11 @@ class Drafter:
     """
 
     clock: Callable[[], float] = time.perf_counter
-    tried: int = 0
-    kept: int = 0
     _seen: int = 0
     _after: dict[tuple[int, ...], int] = field(default_factory=dict)  # where what follows these tokens is
-    _guessed: dict[int, Guessed] = field(
+    _guessed: dict[int, Chances] = field(
         default_factory=lambda: {
-            n: Guessed(rate * PRIOR_WEIGHT, (1 - rate) * PRIOR_WEIGHT) for n, rate in PRIOR.items()
+            n: Chances(rate * PRIOR_WEIGHT, (1 - rate) * PRIOR_WEIGHT) for n, rate in PRIOR.items()
         }
     )
     _most: int = FIRST_MOST
@@ -88,7 +86,6 @@ class Drafter:
         if not drafted:
             self._single_s = _smooth(self._single_s, seconds)
             return
-        self.tried, self.kept = self.tried + drafted, self.kept + kept
         if self._single_s is not None:
             self._row_s = _smooth(self._row_s, max(seconds - self._single_s, 0.0) / drafted)
         guessed = self._guessed[self._length]

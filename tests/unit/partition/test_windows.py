@@ -174,6 +174,13 @@ def test_a_group_streams_parts_of_blocks_that_no_device_has_room_for(count: int 
         plan_with_windows(COSTS, FLOWS, where, replace(OPTIONS, tensor_parallel=1), None, parts)
 
 
+def test_where_nothing_fits_beside_a_pin_the_memory_is_what_is_told_of() -> None:
+    where, options = cluster(ENDS, BESIDE + BIG - PAGE), replace(OPTIONS, pins=(Pin(1, 2, "w0"),))
+    with pytest.raises(CompileError, match="no feasible plan") as caught:
+        plan_with_windows(COSTS, FLOWS, where, options, None, linear(COSTS))
+    assert (caught.value.code, caught.value.exit_code) == ("P201", 3)
+
+
 @pytest.mark.parametrize(("text", "window"), [("auto", None), ("off", 0), ("1", 1), ("48", 48)])
 def test_window_option(text: str, window: int | None) -> None:
     assert parse_window(text) == window

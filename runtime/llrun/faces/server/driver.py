@@ -55,12 +55,18 @@ class Driver:
     """
 
     def __init__(
-        self, opened: Opened, slots: int | None, waiting: int, changed: Callable[[], object]
+        self,
+        opened: Opened,
+        slots: int | None,
+        waiting: int,
+        changed: Callable[[], object],
+        speculate: bool = True,
     ) -> None:
         self._opened = opened
         self._slots = slots
         self._waiting = waiting
         self._changed = changed
+        self._speculate = speculate
         self._scheduler: Scheduler | None = None
         self._stopping = threading.Event()
         self._asked: deque[Future[Reading]] = deque()
@@ -120,7 +126,7 @@ class Driver:
                 context = session.device.record.model.shapes.context
                 # As much as the slots may hold that were asked for; one, which every plan has room for, else.
                 kept = context * (self._slots or 1)
-                scheduler = Scheduler(session, self._waiting, self._slots, kept)
+                scheduler = Scheduler(session, self._waiting, self._slots, kept, self._speculate)
                 self._scheduler = scheduler
                 session.ask()  # so that figures are there before the first request
                 self._changed()

@@ -35,7 +35,8 @@ BACKLOG = 128
 @dataclass(frozen=True)
 class Listening:
     """Where and for whom. `slots`: requests that run at once, None as many as the devices have room for; `queue`: those
-    that may wait beside them; `origins`: of pages of other sites that may ask."""
+    that may wait beside them; `origins`: of pages of other sites that may ask; `speculate`: whether tokens are
+    guessed."""
 
     host: str
     port: int
@@ -43,6 +44,7 @@ class Listening:
     slots: int | None
     queue: int
     origins: tuple[str, ...] = ()
+    speculate: bool = True
 
 
 def serve_http(
@@ -69,6 +71,7 @@ def serve_http(
             listening.slots,
             listening.queue,
             lambda: told(),
+            listening.speculate,
         )
 
         def told() -> None:
