@@ -3,9 +3,9 @@
     sudo python benchmarks/speculation.py [--latency 0.005] [--texts 8] [-n 128] [--rounds 2]
 
 Texts are Python files that the model was not trained on, of which it continues a piece; pieces that it is to copy, as
-in an edit; and random tokens, where nothing repeats itself but by chance, continued by the likeliest tokens and by drawn
-ones. Each is asked alone, with `--speculate off` and `auto` by turns, in a session of its own; a ratio is of the same
-text and round. Tokens have to be the same. Needs root (see shared/machines.py).
+in an edit; and random tokens, where nothing repeats itself but by chance, continued by the likeliest tokens and by
+drawn ones. Each is asked alone, with `--speculate off` and `auto` by turns, in a session of its own; a ratio is of the
+same text and round. Tokens have to be the same. Needs root (see shared/machines.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import statistics
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,6 +36,8 @@ from heldout import heldout_paths  # noqa: E402
 
 HEADS = ("text", "guessed", "right", "off, t/s", "auto, t/s", "ratio", "least", "most")
 LINES = 24
+Said = Mapping[str, Any]  # what llrun says of a run
+Pair = tuple[Said, Said]
 DRAWN = ("--temperature", "1", "--seed", "7")
 
 
@@ -63,11 +65,11 @@ def texts(count: int) -> Iterator[Text]:
         yield Text("random tokens, drawn", [*asked, *DRAWN])
 
 
-def asked(fleet: Fleet, head: str, text: Text, tokens: int, how: str) -> dict[str, Any]:
+def asked(fleet: Fleet, head: str, text: Text, tokens: int, how: str) -> Said:
     """What llrun says of a run."""
     words = [sys.executable, "-m", "llrun", str(fleet.bundle / "devices" / head), "--no-verify", *fleet.peers]
     words += [*text.words, "-n", str(tokens), "--json", "--speculate", how, "--rebalance", "off"]
-    found: dict[str, Any] = json.loads(run(fleet.places.command(head, words)).stdout)
+    found: Said = json.loads(run(fleet.places.command(head, words)).stdout)
     return found
 
 
@@ -84,33 +86,38 @@ def main(latency: float, rate: float, count: int, new: int, rounds: int) -> None
         raise SystemExit(reason)
     recipe = example.recipe("q4-3")
     bundle, names = bundles.built(recipe), [device.name for device in recipe.devices]
-    found: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
-    with Machines(names, Link(rate, latency / 2)) as machines, tempfile.TemporaryDirectory() as folder:
-        with Fleet(bundle, machines, Path(folder), ["--no-verify"]) as fleet:
-            fleet.start()
-            for number in range(rounds):
-                for text in texts(count):
-                    order = ("off", "auto") if number % 2 == 0 else ("auto", "off")
-                    runs = {how: asked(fleet, names[0], text, new, how) for how in order}
-                    if runs["off"]["tokens"] != runs["auto"]["tokens"]:
-                        raise SystemExit(f"other tokens with guesses: {text}")
-                    found.setdefault(text.kind, []).append((runs["off"], runs["auto"]))
-                    click.echo(
-                        f"round {number + 1}/{rounds}: {text.kind}: {_ratio(*found[text.kind][-1]):.2f}",
-                        err=True,
-                    )
-    click.echo(own_description())
-    click.echo()
-    click.echo(table(HEADS, [_row(kind, pairs) for kind, pairs in found.items()], ("text",)))
+    found: dict[str, list[Pair]] = {}
+    with (
+        Machines(names, Link(rate, latency / 2)) as machines,
+        tempfile.TemporaryDirectory() as folder,
+        Fleet(bundle, machines, Path(folder), ["--no-verify"]) as fleet,
+    ):
+        fleet.start()
+        for number in range(rounds):
+            for text in texts(count):
+                pair = by_turns(fleet, names[0], text, new, number)
+                found.setdefault(text.kind, []).append(pair)
+                click.echo(f"round {number + 1}/{rounds}: {text.kind}: {_ratio(*pair):.2f}", err=True)
+    rows = [_row(kind, pairs) for kind, pairs in found.items()]
+    click.echo("\n".join([*own_description(), "", table(HEADS, rows, HEADS[:1])]))
 
 
-def _ratio(off: dict[str, Any], auto: dict[str, Any]) -> float:
+def by_turns(fleet: Fleet, head: str, text: Text, tokens: int, number: int) -> Pair:
+    """The run without guesses, and that with them, which is the first of every other round."""
+    order = ("off", "auto") if number % 2 == 0 else ("auto", "off")
+    runs = {how: asked(fleet, head, text, tokens, how) for how in order}
+    if runs["off"]["tokens"] != runs["auto"]["tokens"]:
+        raise SystemExit(f"other tokens with guesses: {text}")
+    return runs["off"], runs["auto"]
+
+
+def _ratio(off: Said, auto: Said) -> float:
     if not off["tpot_s"] or not auto["tpot_s"]:
         return 1.0  # one token, or none
     return float(off["tpot_s"] / auto["tpot_s"])
 
 
-def _row(kind: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+def _row(kind: str, pairs: Sequence[Pair]) -> list[str]:
     guessed = sum(auto["guessed"]["tokens"] for _, auto in pairs)
     right = sum(auto["guessed"]["right"] for _, auto in pairs)
     rates = [

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llrun.head.history import History
 from llrun.requests.request import Guessed, Handle
 from llrun.requests.speculate import Drafter
@@ -33,11 +36,25 @@ class Line:
         start, newest = self.claims[-1]
         return newest if start <= position else self.claims[0][1]
 
-    def guessed(self, handle: Handle, count: int, right: int) -> None:
-        """The logits of a token have come, with those of `count` guesses, of which the first `right` are tokens now."""
+    def advance(self, handle: Handle, rows: NDArray[np.float32]) -> bool:
+        """Take the next token of logits (rows, vocabulary), and those that were guessed right; whether more are to
+        follow. Raises what choosing one raises, and telling it."""
+        drafts, self.drafts = self.drafts if len(rows) > 1 else (), ()
+        right = 0
+        while go_on := self._take(handle, rows[right - len(drafts) - 1]):
+            if right == len(drafts) or handle.tokens[-1] != drafts[right]:
+                break
+            right += 1
         self.history.keep(right)
-        self.drafter.answered(count, right)
-        handle.guessed = Guessed(handle.guessed.tokens + count, handle.guessed.right + right)
+        self.drafter.answered(len(drafts), right)
+        handle.guessed = Guessed(handle.guessed.tokens + len(drafts), handle.guessed.right + right)
+        return go_on
+
+    def _take(self, handle: Handle, row: NDArray[np.float32]) -> bool:
+        token = handle.choose(row)
+        self.history.ids.append(token)
+        go_on = handle.request.sink(token)
+        return go_on and len(handle.tokens) < handle.allowed and token not in handle.ends
 
     def guess(self, shapes: Shapes) -> Sequence[int]:
         """Guesses at the tokens behind the next one, which goes to the devices now; none where that does not pay."""

@@ -7,14 +7,11 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from llrun.errors import INTERNAL, RunError
 from llrun.head.replies import Logits, Reply, Said
 from llrun.head.session import Session
-from llrun.requests.prefixes import Prefixes
 from llrun.requests.line import Line
+from llrun.requests.prefixes import Prefixes
 from llrun.requests.request import Handle, Request, Result, State, check_ids, tokens_allowed
 from llrun.wire.messages import Measured, Opened, Rejected, StepsDone
 
@@ -304,31 +301,18 @@ class Scheduler:
         if not handle.allowed:
             self._end(handle, line)
             return
-        drafts, line.drafts = line.drafts if len(logits.rows) > 1 else (), ()
-        kept = 0
         try:
-            while go_on := self._takes_next(handle, line, logits.rows[kept - len(drafts) - 1]):
-                if kept == len(drafts) or handle.tokens[-1] != drafts[kept]:
-                    break
-                kept += 1
+            go_on = line.advance(handle, logits.rows)
         except RunError as error:
             self._fail(handle, line, error)
             return
         except BaseException:  # an interrupt, or a terminal that is gone: the driver's, but the request ends
             self._end(handle, line)
             raise
-        line.guessed(handle, len(drafts), kept)
         if go_on:
             self._ready.append(logits.sequence)
         else:
             self._end(handle, line)
-
-    def _takes_next(self, handle: Handle, line: Line, row: NDArray[np.float32]) -> bool:
-        """Choose a token by its logits, and tell it; whether another is to follow."""
-        token = handle.choose(row)
-        line.history.ids.append(token)
-        go_on = handle.request.sink(token)
-        return go_on and len(handle.tokens) < handle.allowed and token not in handle.ends
 
     # --- how requests end ---
 
