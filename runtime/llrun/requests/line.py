@@ -37,8 +37,9 @@ class Line:
         return newest if start <= position else self.claims[0][1]
 
     def advance(self, handle: Handle, rows: NDArray[np.float32]) -> bool:
-        """Take the next token of logits (rows, vocabulary), and those that were guessed right; whether more are to
-        follow. Raises what choosing one raises, and telling it."""
+        """Take the next token of logits (rows, vocabulary), and those guessed right; whether more are to follow.
+
+        Raises what choosing one raises, and telling it."""
         drafts, self.drafts = self.drafts if len(rows) > 1 else (), ()
         right = 0
         while go_on := self._take(handle, rows[right - len(drafts) - 1]):

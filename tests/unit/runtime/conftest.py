@@ -50,10 +50,12 @@ class Cluster:
         return Session(self.parts[self.devices[0]], Tcp(), self.addresses, timeout_s, note, off)
 
     @contextmanager
-    def scheduler(self, timeout_s: float = 20.0, replaceable: bool = True) -> Iterator[Scheduler]:
+    def scheduler(
+        self, timeout_s: float = 20.0, replaceable: bool = True, speculate: bool = False
+    ) -> Iterator[Scheduler]:
         session = self.session(timeout_s)
         with session if replaceable else irreplaceable(session):
-            yield Scheduler(session)
+            yield Scheduler(session, speculate=speculate)
 
 
 @pytest.fixture

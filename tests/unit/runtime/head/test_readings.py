@@ -132,7 +132,7 @@ def test_json_tells_what_was_measured(cluster, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(answering, "session_on", on_loopback)
     stored = StoredSlice(tmp_path, "head", None, workers.parts["head"].record)
-    where, wanted = Where(False, {}, True, 20.0, Tcp()), Wanted(40, Sampling(), ())
+    where, wanted = Where(False, {}, True, 20.0, Tcp()), Wanted(40, Sampling(), (), speculate=False)
     given = answering.Given((), ([1, 2, 3], [4, 5]))
     answering.answer_all(stored, where, wanted, given, True, Console(quiet=True), Balancing("off"), None)
     found = json.loads(capsys.readouterr().out)

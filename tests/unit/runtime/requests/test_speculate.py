@@ -100,7 +100,7 @@ def test_tokens_are_those_without_guesses(cluster, guesses, count, wrong):
     expected = synthetic.greedy(ids, 60)
     oracle = Oracle(expected, len(ids), wrong)
     guesses(oracle)
-    with cluster(NAMES[:count]).scheduler() as scheduler:
+    with cluster(NAMES[:count]).scheduler(speculate=True) as scheduler:
         result = scheduler.run_until(scheduler.submit(Request(ids, 60)))
     assert list(result.tokens) == expected
     passes = len(oracle.drafted)
@@ -112,7 +112,7 @@ def test_tokens_are_those_without_guesses(cluster, guesses, count, wrong):
 def test_tokens_that_are_drawn_are_those_without_guesses(cluster, guesses, seed):
     ids, sampling = prompt(9, seed=seed), Sampling(temperature=1.3, top_p=0.9, seed=seed)
     request = Request(ids, 50, sampling)
-    with cluster(NAMES[:3]).scheduler() as scheduler:
+    with cluster(NAMES[:3]).scheduler(speculate=True) as scheduler:
         alone = scheduler.run_until(scheduler.submit(replace(request))).tokens
         oracle = Oracle(alone, len(ids), 0.2, seed)
         guesses(oracle)
@@ -131,7 +131,7 @@ def test_a_request_ends_within_what_was_guessed_and_its_conversation_goes_on(clu
             return len(took) < stop
 
         guesses(lambda ids, most: whole[len(ids) - 6 :][: min(7, most)])
-        with cluster(NAMES[:3]).scheduler() as scheduler:
+        with cluster(NAMES[:3]).scheduler(speculate=True) as scheduler:
             talk = Conversation(scheduler)
             assert list(talk.ask(first, 20, Sampling(), sink=sink).tokens) == whole[:stop]
             guesses(lambda ids, most: [])
@@ -144,7 +144,7 @@ def test_of_several_requests_nothing_is_guessed_while_they_run_together(cluster,
     expected = [synthetic.greedy(ids, count) for ids, count in zip(prompts, (40, 10), strict=True)]
     oracle = Oracle(expected[0], 5, 0.1)
     guesses(oracle)
-    with cluster(NAMES[:3]).scheduler() as scheduler:
+    with cluster(NAMES[:3]).scheduler(speculate=True) as scheduler:
         handles = [scheduler.submit(Request(ids, n)) for ids, n in zip(prompts, (40, 10), strict=True)]
         finish(scheduler)
     assert [list(handle.result.tokens) for handle in handles] == expected
