@@ -13,6 +13,7 @@ from math import isclose
 from typing import Any
 
 from llcompile.frontend.from_gguf.metadata import Keys, refuse
+from llcompile.frontend.from_gguf.rotary import scaled_rotary
 from llcompile.gguf import Header
 
 _COUNTS = {
@@ -93,6 +94,8 @@ def configuration_of(header: Header) -> tuple[dict[str, Any], tuple[str, ...]]:
     config["rope_theta"] = theta("rope.freq_base") or _ROPE_THETA
     _refuse_scaling(header, keys, config)
     _take_head_size(header, keys, family, config)
+    if architecture == "llama":
+        config |= scaled_rotary(header, config)
     if architecture == "gemma3":
         _take_gemma3(header, keys, config)
         return config, ()

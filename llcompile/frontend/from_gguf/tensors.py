@@ -9,6 +9,7 @@ from typing import Any
 from llcompile.frontend.checkpoint import StoredTensor
 from llcompile.frontend.from_gguf.configuration import architecture_of
 from llcompile.frontend.from_gguf.metadata import REMEDY
+from llcompile.frontend.from_gguf.rotary import FREQUENCIES
 from llcompile.gguf import Header, Tensor
 from llcompile.ir.errors import CompileError
 
@@ -54,6 +55,8 @@ def stored_tensors(header: Header, config: Mapping[str, Any]) -> dict[str, Store
         heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     found = {}
     for tensor in header.tensors.values():
+        if tensor.name == FREQUENCIES and "rope_scaling" in config:
+            continue  # computed of what it was made by
         match = _NAME.fullmatch(tensor.name)
         layer, part, kind = match.groups() if match else (None, "", "")
         names = _OUTSIDE if layer is None else _LAYER | _OWN.get(architecture, {})
@@ -86,5 +89,5 @@ def require_all_used(stored: Mapping[str, StoredTensor], used: Collection[str], 
 def _unknown(header: Header, tensor: Tensor, architecture: str) -> CompileError:
     what = f"has no place in models of architecture {architecture}"
     if _ROTARY.fullmatch(tensor.name):
-        what = "scales the rotary embedding (Llama 3.1 and later, LongRoPE), which is not read from GGUF"
+        what = "scales the rotary embedding (LongRoPE, and others than Llama), which is not read from GGUF"
     return CompileError("F144", f"{header.path}: tensor {tensor.name} {what}. {REMEDY}.")

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llcompile.frontend.configuration import read_configuration
 from llcompile.frontend.ends import begin_and_ends
-from llcompile.frontend.from_gguf import Described, describe
+from llcompile.frontend.from_gguf import Described, describe, stored_tensors
 from llcompile.frontend.tokenizer import read_tokenizer, tokenizer_files
 from llcompile.gguf import read_header
 from llcompile.ir.errors import CompileError
-from tests.gguf_bytes import File
+from tests.gguf_bytes import Entry, File
 from tests.gguf_models import FAMILIES, family_file
 from tests.unit.runtime.small_tokenizers import byte_level
 
@@ -57,6 +59,49 @@ def test_the_configuration_is_transformers_own(family: str) -> None:
     for key in _APART:
         found.pop(key, None), expected.pop(key, None)
     assert found == expected
+
+
+def with_divisors(path: Path, divisors: np.ndarray) -> Path:
+    """The small Llama with heads of 16 and a base of 500,000, whose frequencies are divided."""
+    file = File().with_values(llama__rope__freq_base=500000.0)
+    file.with_tensor("rope_freqs.weight", Entry((len(divisors),))).written(path)
+    with path.open("r+b") as written:
+        written.seek(read_header(path).tensors["rope_freqs.weight"].offset)
+        written.write(divisors.astype("<f4").tobytes())
+    return path
+
+
+def llama3(factor: float) -> tuple[LlamaConfig, np.ndarray]:
+    """Llama 3's configuration with such heads, and by what transformers divides their frequencies."""
+    scaling = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling |= {"rope_type": "llama3", "original_max_position_embeddings": 8192}
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, rope_theta=500000.0, rope_scaling=scaling)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    return config, 500000.0 ** -(np.arange(0, 16, 2) / 16) / scaled.numpy()
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama_3s_scaled_rotary_embedding_is_found_by_what_it_made(factor: float, tmp_path: Path) -> None:
+    expected, divisors = llama3(factor)
+    path = with_divisors(tmp_path / "m.gguf", divisors)
+    made = described(path)
+    found = read_configuration(made.directory / "config.json").rope_parameters
+    assert found.pop("factor") == pytest.approx(expected.rope_parameters.pop("factor"), rel=1e-6)
+    assert found == expected.rope_parameters
+    assert not any("rope" in name for name in stored_tensors(read_header(path), made.config))
+
+
+@pytest.mark.parametrize("change", [0, 3, 7])
+def test_any_other_scaling_is_refused(change: int, tmp_path: Path) -> None:
+    _, divisors = llama3(8.0)
+    divisors[change] *= 1.001
+    with pytest.raises(
+        CompileError, match=r"rope_freqs.weight scales the rotary embedding in another way"
+    ) as error:
+        described(with_divisors(tmp_path / "m.gguf", divisors))
+    assert error.value.code == "F144"
+    with pytest.raises(CompileError, match="in another way"):
+        described(with_divisors(tmp_path / "n.gguf", llama3(8.0)[1][:7]))
 
 
 def test_a_window_that_others_leave_out_bounds_the_context(tmp_path: Path) -> None:
