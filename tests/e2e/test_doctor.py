@@ -285,6 +285,8 @@ def test_a_worker_of_another_version(bundle):
         (["--peer", "d1"], "NAME=HOST:PORT"),
         (["--peer", "d1=::1:5700"], "is not an address"),
         (["--timeout", "0"], "--timeout"),
+        (["--local", "--peer", "d1=127.0.0.1:1"], "--local"),
+        (["--local", "--listen", "127.0.0.1:1"], "--local"),
     ],
 )
 def test_wrong_use(bundle, arguments, words):

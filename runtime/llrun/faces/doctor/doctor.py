@@ -36,6 +36,10 @@ class Asked:
 def examine(stored: StoredSlice, asked: Asked) -> list[Check]:
     """All checks. Raises RunError for wrong use."""
     check_peers(stored, asked.peers)
+    if asked.local and (asked.listen or asked.peers):
+        raise RunError(
+            "R108", "--local is of all devices on this machine: --listen and --peer mean nothing with it"
+        )
     if asked.local:
         return list(_together(stored, asked))
     worker = stored.device != stored.record.head
