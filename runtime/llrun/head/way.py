@@ -11,6 +11,8 @@ from llrun.programs.rated import devices_of
 from llrun.programs.transmissions import crossings, deliveries
 from llrun.schema import GraphRecord, LinkRecord, StageRecord
 
+Hops = Mapping[tuple[int, str, str], int]  # [stage that it leaves, its lead, destination]: bytes
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -53,14 +55,13 @@ class Way:
 
 
 def way_of(
-    present: Present, graph: GraphRecord, planned: Sequence[LinkRecord], links: Sequence[LinkReading]
+    present: Present, hops: Hops, planned: Sequence[LinkRecord], links: Sequence[LinkReading]
 ) -> Way | None:
-    """None before there is one under these stages."""
+    """None before there is one under these stages. `hops`: theirs."""
     found = _newest(present)
     if not found:
         return None
     first = next(iter(found.values()))
-    hops = _hops(graph, present.stages)
     legs: list[Stay | Hop] = []
     for number, stage in enumerate(present.stages):
         spent = tuple(_spent(name, found[name], present.stages, number) for name in stage.devices)
@@ -103,8 +104,8 @@ def _spent(device: str, steps: Pass, stages: Sequence[StageRecord], number: int)
     return Spent(device, compute_s, wait_s, send_s)
 
 
-def _hops(graph: GraphRecord, stages: Sequence[StageRecord]) -> Mapping[tuple[int, str, str], int]:
-    """[stage that it leaves, its lead, destination]: bytes of one token. In the order of stages."""
+def hops_of(graph: GraphRecord, stages: Sequence[StageRecord]) -> Hops:
+    """What goes from stage to stage of one token, in the order of stages."""
     stage_of = {block: number for number, stage in enumerate(stages) for block in range(*stage.blocks)}
     devices = [stage.devices for stage in stages]
     found: dict[tuple[int, str, str], int] = {}

@@ -1,8 +1,10 @@
-"""The cluster as one JSON object: what each device holds and does, links, one token's way, and what happened. Pure."""
+"""The cluster as one JSON object: what each device holds and does, links, one token's way, and what happened."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import msgspec
 
@@ -10,58 +12,90 @@ from llrun.faces.server.driver import Condition, Reading
 from llrun.faces.server.notes import Told
 from llrun.head.moves import Move
 from llrun.head.readings import LinkReading
-from llrun.head.way import Hop, Stay, Way, way_of
+from llrun.head.way import Hop, Hops, Stay, Way, hops_of, way_of
 from llrun.programs.groups import block_of
 from llrun.programs.rated import owned
 from llrun.programs.transmissions import transmissions
-from llrun.schema import EnvelopeDevice, Slice, StageRecord
+from llrun.schema import EnvelopeDevice, GraphRecord, ModelInfo, Slice, StageRecord
 from llrun.wire.messages import Figures
 
+KEPT = 4  # stages, of which what they send is kept
 Object = dict[str, object]
 
 
-def snapshot(record: Slice, condition: Condition, reading: Reading | None, told: Told, chat: bool) -> Object:
-    """`reading` None: there is no session, or it did not answer; then stages are the plan's and nothing is measured.
-    `chat`: whether the model has a chat template."""
-    present = reading.present if reading else None
-    stages = present.stages if present else record.stages
-    model = record.model
-    whole: Object = {
-        "condition": condition.value,
-        "model": {
-            "name": model.name,
-            "architecture": model.architecture,
-            "chat": chat,
-            "context": model.shapes.context,
-            "precision": msgspec.to_builtins(model.precision),
-        },
-        "head": record.head,
-        "blocks": len(record.graph.blocks),
-        "epoch": present.epoch if present else record.program.epoch,
-        "stages": _stages(stages),
-        "devices": [_device(record, name, stages, reading) for name in _in_order(record, stages)],
-        "links": _links(record, stages, reading),
-        "token": None,
-        "queue": None,
-        "tokens": None,
-        "moves": [],
-        "loading": {"done_bytes": told.done_bytes, "total_bytes": told.total_bytes},
-        "events": [{"number": each.number, "at_s": each.at_s, "text": each.text} for each in told.lines],
-    }
-    if reading and present:
-        way = way_of(present, record.graph, record.envelope.links, reading.readings.links)
-        whole |= {
-            "token": _token(way),
-            "queue": {
-                "running": reading.running,
-                "waiting": reading.waiting,
-                "slots": reading.slots,
-                "moves": reading.moves,
-            },
-            "tokens": {"count": present.tokens, "at_s": present.at_s},
-            "moves": [_move(move) for move in present.moves],
+@dataclass(frozen=True)
+class Sent:
+    """What stages send of a token: bytes by the ways between devices, and by the hops of its way."""
+
+    ways: Mapping[tuple[str, str], int]
+    hops: Hops
+
+
+def sent_of(graph: GraphRecord, stages: tuple[StageRecord, ...]) -> Sent:
+    ways: dict[tuple[str, str], int] = {}
+    for each in transmissions(graph, stages):
+        way = each.source, each.destination
+        ways[way] = ways.get(way, 0) + each.bytes
+    return Sent(ways, hops_of(graph, stages))
+
+
+class Picture:
+    """Makes objects of one bundle's cluster. `chat`: whether the model has a chat template.
+
+    What stages send follows from them alone and takes longer than all the rest: it is reckoned once for those that run.
+    """
+
+    def __init__(self, record: Slice, chat: bool) -> None:
+        self._record = record
+        self._chat = chat
+        self._sent = lru_cache(maxsize=KEPT)(partial(sent_of, record.graph))
+
+    def snapshot(self, condition: Condition, reading: Reading | None, told: Told) -> Object:
+        """What is known now. `reading` None: there is no session, or it did not answer; then stages are the plan's and
+        nothing is measured."""
+        record, present = self._record, reading.present if reading else None
+        stages = present.stages if present else record.stages
+        sent = self._sent(stages)
+        whole: Object = {
+            "condition": condition.value,
+            "model": _model(record.model, self._chat),
+            "head": record.head,
+            "blocks": len(record.graph.blocks),
+            "epoch": present.epoch if present else record.program.epoch,
+            "stages": _stages(stages),
+            "devices": [_device(record, name, stages, reading) for name in _in_order(record, stages)],
+            "links": _links(record, sent.ways, reading),
+            "token": None,
+            "queue": None,
+            "tokens": None,
+            "moves": [],
+            "loading": {"done_bytes": told.done_bytes, "total_bytes": told.total_bytes},
+            "events": [{"number": each.number, "at_s": each.at_s, "text": each.text} for each in told.lines],
         }
-    return whole
+        if reading and present:
+            way = way_of(present, sent.hops, record.envelope.links, reading.readings.links)
+            whole |= {
+                "token": _token(way),
+                "queue": {
+                    "running": reading.running,
+                    "waiting": reading.waiting,
+                    "slots": reading.slots,
+                    "moves": reading.moves,
+                },
+                "tokens": {"count": present.tokens, "at_s": present.at_s},
+                "moves": [_move(move) for move in present.moves],
+            }
+        return whole
+
+
+def _model(model: ModelInfo, chat: bool) -> Object:
+    return {
+        "name": model.name,
+        "architecture": model.architecture,
+        "chat": chat,
+        "context": model.shapes.context,
+        "precision": msgspec.to_builtins(model.precision),
+    }
 
 
 def _in_order(record: Slice, stages: Sequence[StageRecord]) -> list[str]:
@@ -126,12 +160,8 @@ def _memory(envelope: EnvelopeDevice, planned: int, figures: Figures | None, fre
     }
 
 
-def _links(record: Slice, stages: Sequence[StageRecord], reading: Reading | None) -> list[Object]:
-    """Those that carry something of a token, or that were measured."""
-    sent: dict[tuple[str, str], int] = {}
-    for each in transmissions(record.graph, stages):
-        way = each.source, each.destination
-        sent[way] = sent.get(way, 0) + each.bytes
+def _links(record: Slice, sent: Mapping[tuple[str, str], int], reading: Reading | None) -> list[Object]:
+    """Those that carry something of a token, or that were measured. `sent`: bytes of a token."""
     planned = {(link.source, link.destination): link for link in record.envelope.links}
     shown: Mapping[tuple[str, str], LinkReading] = (
         {(link.source, link.destination): link for link in reading.readings.links} if reading else {}

@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from llrun.faces.server.answering import STREAM_HEADERS, json_response
-from llrun.faces.server.cluster import Object, snapshot
+from llrun.faces.server.cluster import Object, Picture
 from llrun.faces.server.driver import Condition, Driver, Reading
 from llrun.faces.server.faults import OVERLOADED, ApiError
 from llrun.faces.server.notes import Notes
@@ -40,6 +40,7 @@ class Live:
 
     def __init__(self, watched: Watched, now: Callable[[], float] = time.monotonic) -> None:
         self._watched = watched
+        self._picture = Picture(watched.record, watched.chat)
         self._now = now
         self._looking = asyncio.Lock()
         self._number = 0
@@ -95,9 +96,8 @@ class Live:
             self._text = msgspec.json.encode(content)
 
     async def _look(self) -> Object:
-        watched = self._watched
         reading = await self._reading()
-        return snapshot(watched.record, watched.driver.condition, reading, watched.notes.told(), watched.chat)
+        return self._picture.snapshot(self._watched.driver.condition, reading, self._watched.notes.told())
 
     async def _reading(self) -> Reading | None:
         """None while there is no session, when it ends meanwhile, or is busy for long."""

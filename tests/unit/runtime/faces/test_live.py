@@ -15,7 +15,7 @@ from served_here import Server, serving
 
 from llrun.errors import RunError
 from llrun.faces.server import live
-from llrun.faces.server.cluster import ranges, snapshot
+from llrun.faces.server.cluster import Picture, ranges
 from llrun.faces.server.driver import Condition
 from llrun.faces.server.notes import KEPT, Notes, Told
 from llrun.requests.request import Request
@@ -231,7 +231,7 @@ def test_ranges_are_of_consecutive_numbers():
 
 def test_a_device_without_a_stage_comes_last():
     record = numpy_model.record("d0", ["d0", "standby", "z"])
-    found = snapshot(record, Condition.LOADING, None, Told(), False)
+    found = Picture(record, False).snapshot(Condition.LOADING, None, Told())
     assert [each["name"] for each in found["devices"]] == ["d0", "z", "standby"]
     assert found["devices"][2]["standby"] is True
     assert found["devices"][2]["runs"] == []

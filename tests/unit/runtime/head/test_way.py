@@ -7,7 +7,7 @@ import pytest
 
 from llrun.head.present import Present
 from llrun.head.readings import LinkReading
-from llrun.head.way import Hop, Stay, way_of
+from llrun.head.way import Hop, Stay, hops_of, way_of
 from llrun.requests.conversation import generate
 from llrun.requests.sampling import Sampling
 from llrun.requests.scheduler import Scheduler
@@ -32,7 +32,7 @@ def present(passes: dict[str, list[tuple[StepDone, ...]]], stages=RECORD.stages)
 
 
 def way(passes, links=(), planned=LINKS, stages=RECORD.stages):
-    return way_of(present(passes, stages), RECORD.graph, planned, links)
+    return way_of(present(passes, stages), hops_of(RECORD.graph, stages), planned, links)
 
 
 def test_the_newest_token_that_all_have_told_of_is_taken():
@@ -103,7 +103,8 @@ def test_a_real_token_is_followed_through_all_devices(cluster, count):
     with cluster(names).session() as session:
         generate(Scheduler(session), [1, 2, 3], 20, Sampling(), lambda token: True)
         now, record = session.present, session.device.record
-        found = way_of(now, record.graph, record.envelope.links, session.readings.links)
+        hops = hops_of(record.graph, now.stages)
+        found = way_of(now, hops, record.envelope.links, session.readings.links)
     assert now.tokens == 20
     assert (now.alive, now.epoch) == (frozenset(names), 1)
     assert found is not None
