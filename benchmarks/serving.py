@@ -134,8 +134,10 @@ def bench(chosen: Settings) -> Rates:
 
 @dataclass(frozen=True)
 class Load:
-    """Of a hundred clients at once: how many were answered, as each alone, and left; slots in use and requests waiting
-    afterwards."""
+    """Of a hundred clients at once: how many were answered, as each alone, and left.
+
+    After them: slots in use, and requests that wait.
+    """
 
     seconds: float
     answered: int
