@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -203,6 +205,8 @@ def contest(label: str, programs: dict[str, Callable[[], Rates]], chosen: Settin
 @click.option("--without-peer", is_flag=True, help="Without llama-server.")
 def main(threads: int, rounds: int, clients: str, parts: Sequence[str], without_peer: bool) -> None:
     """Measure llrun serve under load."""
+    # Ended from outside, the servers must end as well: by way of `serving`'s finally.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     counts = tuple(int(count) for count in clients.split(","))
     chosen = Settings(threads, rounds, counts, not without_peer)
     click.echo("\n".join(machine.own_description()))

@@ -1,8 +1,8 @@
 """Answers that follow a grammar, by llguidance: which tokens keep to a JSON schema, and which end it.
 
 A grammar is read, and what may come next is reckoned, on threads of its own: the one that drives the devices takes
-what is there. llguidance counts what it does and gives up at a bound, so neither takes long or much memory: reading
-0.3 s and a token 15 ms at most, where a schema of ten fields takes 1 ms and 50 us.
+what is there. llguidance counts what it does and gives up at a bound, so neither takes long or much memory: of what was
+tried the worst took 0.3 s to read and 0.1 s a token, where usual schemas take 3 ms and 0.3 ms (49,152 tokens).
 """
 
 from __future__ import annotations
