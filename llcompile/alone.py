@@ -57,7 +57,7 @@ def stop_after(label: str) -> Stop:
 def run(label: str, program: str, random_seed: int | None, weights: Sequence[str]) -> tuple[str, str]:
     """The texts before and after the pass `label`.
 
-    `program` is a model's directory or hub id, which goes through the passes before it first, or a saved
+    `program` is a model's directory, GGUF file or hub id, which goes through the passes before it first, or a saved
     program (.onnx, .onnxtxt), on which it runs alone. Raises CompileError of the stages, E104 and E113.
     """
     item, path = find(label), Path(program).expanduser()

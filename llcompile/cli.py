@@ -152,7 +152,7 @@ def planning(command: Any) -> Any:
 def build(
     output: Path, as_json: bool, dump_dir: Path | None, stop_after: str | None, **arguments: Any
 ) -> None:
-    """Build MODEL (a Hugging Face directory or hub id) into a bundle for the devices of --target."""
+    """Build MODEL (a Hugging Face directory, a GGUF file or a hub id) into a bundle for the devices of --target."""
     from llcompile import bundle, console, explain, pipeline
 
     options, stop = options_of(arguments), stop_of(stop_after, as_json)
@@ -241,7 +241,7 @@ def run_pass(name: str, program: str, random_seed: int | None, weights: tuple[st
     """Run PASS alone and print the program before and after it.
 
     PROGRAM is a saved program: an .onnx file of --dump-dir, or ONNX's text form in an .onnxtxt file. Or it is a
-    model's directory or hub id, which goes through the passes before PASS first.
+    model's directory, GGUF file or hub id, which goes through the passes before PASS first.
     """
     from llcompile import alone
 

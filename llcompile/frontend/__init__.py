@@ -1,4 +1,4 @@
-"""From a Hugging Face directory or hub id to ONNX without weights.
+"""From a Hugging Face directory, a GGUF file or a hub id to ONNX without weights.
 
     load_model(model, random_seed) -> ir.model.Model
     read_text(path), text_ids(text, model, most) -> a user's text as token ids

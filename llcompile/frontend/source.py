@@ -58,7 +58,7 @@ def locate(model: str, weights: bool) -> tuple[Path, str]:
             f"{path} is a file and no GGUF file; a model is a directory with config.json, a GGUF file, or a hub id.",
         )
     elif not _HUB_ID.fullmatch(model) or model.endswith((".git", ".safetensors", ".gguf")):
-        raise CompileError("F100", f"{model}: no such directory, and not a hub id (owner/name).")
+        raise CompileError("F100", f"{model}: no such directory or file, and not a hub id (owner/name).")
     else:
         directory, name = _fetch(model, _DESCRIPTION + (_WEIGHTS if weights else ())), model
     _require_inside(directory)

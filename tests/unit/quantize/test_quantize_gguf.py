@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -11,8 +12,10 @@ import pytest
 from llcompile.gguf import BLOCKS, row_bytes
 from llcompile.ir.errors import CompileError
 from llcompile.ir.model import WeightSource
-from llcompile.quantize import read_rows
+from llcompile.quantize import read_rows, write_block
+from llcompile.quantize.block import BAND_ELEMENTS
 from tests.gguf_models import dequantised, random_blocks, rows_as_pairs, stored
+from tests.unit.quantize.checkpoint import block, lower, matrix, template
 
 ROWS, COLUMNS, HEADS, LEADING = 48, 512, 3, 24
 RANGES = ((0, 48), (0, 1), (47, 48), (5, 17), (16, 32), (15, 33))
@@ -97,3 +100,25 @@ def test_scales_that_are_no_numbers_make_none(tmp_path: Path) -> None:
     raw = values("Q8_0")
     raw[0, :2] = np.array([np.inf], "<f2").view(np.uint8)
     assert not np.isfinite(read_rows(source(tmp_path / "w.bin", raw, "Q8_0"), 0, 1)).all()
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "IQ3_S", "Q8_0"])
+def test_packing_a_matrix_takes_memory_for_a_band_of_it(kind: str, tmp_path: Path) -> None:
+    """As of safetensors: every intermediate of a band together stays below 24 bytes a weight (block.BAND_ELEMENTS)."""
+    rows, columns = 8 * BAND_ELEMENTS // 1024, 1024
+    one = (
+        random_blocks(kind, 64, columns, 1.0, seed=8)
+        if kind != "Q8_0"
+        else stored(matrix(64, columns), kind, 8)
+    )
+    path = tmp_path / "large.bin"
+    path.write_bytes(one.tobytes() * (rows // 64))
+    sources = {"w": WeightSource("w", (rows, columns), kind, str(path))}
+    made = template(sources, {"w": "linear"})
+    lowered = lower(made, "q8")
+    tracemalloc.start()
+    write_block(tmp_path / "w.safetensors", lowered, made, block(sources), sources)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 24 * BAND_ELEMENTS
+    assert most < rows * columns * 4  # what it takes whole, in float32
