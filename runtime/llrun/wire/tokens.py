@@ -8,6 +8,7 @@ from llrun.memory import ALIGNMENT, Array, empty
 from llrun.programs.layouts import Layout
 from llrun.wire.coding import received, receiving
 from llrun.wire.protocol import (
+    DRAFTS,
     HEADER_BYTES,
     ONE_ROW,
     ROWS,
@@ -24,9 +25,10 @@ Table = Callable[[Header, bytes | bytearray, Layout], tuple[Header, ...]]
 
 
 def is_token(header: Header) -> bool:
-    """Whether a frame is a single row of a tensor, or a row of each of several sequences."""
+    """Whether a frame is a single row of a tensor, with those of guesses or alone, or a row of each of several
+    sequences."""
     return header.kind == ROWS or (
-        header.kind == TENSOR and (header.rows == 1 or bool(header.flags & ONE_ROW))
+        header.kind == TENSOR and (header.rows == 1 or bool(header.flags & (ONE_ROW | DRAFTS)))
     )
 
 
@@ -65,7 +67,7 @@ class TokenReader:
             if self._left or self._layout is None:
                 continue
             if self._array is None:
-                rows = self._header.rows if self._header.kind == ROWS else 1
+                rows = 1 if self._header.flags & ONE_ROW else self._header.rows
                 self._array = self._room(self._layout, rows)
                 self._left = self._array.data.cast("B")
                 continue

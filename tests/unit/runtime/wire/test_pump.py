@@ -16,6 +16,8 @@ from llrun.engine.events import Inbox, Stop
 from llrun.programs.layouts import Limits
 from llrun.wire.links import Links
 from llrun.wire.protocol import (
+    ALL_ROWS,
+    DRAFTS,
     LAST_CHUNK,
     ONE_ROW,
     TENSOR,
@@ -155,6 +157,18 @@ def test_rows_of_several_sequences_are_tokens_too(side):
     assert [(each.sequence, each.position) for each in event.headers] == [(3, 3), (7, 7), (9, 9)]
     assert event.array.tobytes() == rows
     assert side.inbox.pump.reads
+
+
+def test_a_token_with_guesses_is_one_too(side):
+    side.token(0)
+    side.due(0)
+    assert side.at_the_pump()
+    rows = np.concatenate([row(position) for position in range(1, 6)], axis=1)
+    side.anna.sendall(pack_header(header(1, 5, LAST_CHUNK | ALL_ROWS | DRAFTS)) + rows.tobytes())
+    event = side.inbox.get()
+    assert (event.headers[0].rows, event.array.shape) == (5, rows.shape)
+    assert event.array.tobytes() == rows.tobytes()
+    assert (side.inbox.pump.reads, side.readers()) == (True, 0)
 
 
 def test_what_is_of_an_old_epoch_is_dropped_there_too(side):
