@@ -25,8 +25,7 @@ Table = Callable[[Header, bytes | bytearray, Layout], tuple[Header, ...]]
 
 
 def is_token(header: Header) -> bool:
-    """Whether a frame is a single row of a tensor, with those of guesses or alone, or a row of each of several
-    sequences."""
+    """Whether a frame is a row of a tensor, one with guesses behind it, or a row of each of several sequences."""
     return header.kind == ROWS or (
         header.kind == TENSOR and (header.rows == 1 or bool(header.flags & (ONE_ROW | DRAFTS)))
     )
