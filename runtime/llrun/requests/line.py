@@ -36,6 +36,11 @@ class Line:
         start, newest = self.claims[-1]
         return newest if start <= position else self.claims[0][1]
 
+    def begin(self, handle: Handle, history: History) -> None:
+        """It is a request's turn."""
+        self.current, self.history, self.drafts = handle, history, ()
+        self.drafter.begin()
+
     def advance(self, handle: Handle, rows: NDArray[np.float32]) -> bool:
         """Take the next token of logits (rows, vocabulary), and those guessed right; whether more are to follow.
 

@@ -22,10 +22,10 @@ class Scheduler:
     """All requests of one session, of which it is the only user.
 
     Requests begin in the order in which they were submitted, as far as the devices have room for their
-    sequences; a bounded number waits. The next tokens of all that have one are computed in one pass; that of one alone
-    with guesses at those after it, where that pays: the tokens are the same. What is
-    wrong with one request (bad input, no room, logits that are no numbers, an error of its sink) is that
-    request's error alone; a device that is lost ends the session, and every request with it.
+    sequences; a bounded number waits. The next tokens of all that have one are computed in one pass; that of one
+    alone with guesses at those after it, where that pays: the tokens are the same. What is wrong with one request (bad
+    input, no room, logits that are no numbers, an error of its sink) is that request's error alone; a device that is
+    lost ends the session, and every request with it.
 
     Threads: one drives, by `step`, `run_until` and `close`. `submit` and `Handle.cancel` may be called from
     any; what they ask for is done in the driver's next step, which they wake. Sinks run on the driver's.
@@ -205,7 +205,7 @@ class Scheduler:
         except RunError as error:
             self._fail(handle, line, error)
             return []
-        line.current, line.history = handle, history
+        line.begin(handle, history)
         self._running[handle] = line
         line.claims = [*line.claims[-1:], (history.queued, handle)]
         handle.reused = len(request.ids) - len(ids)

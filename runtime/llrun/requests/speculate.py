@@ -74,6 +74,10 @@ class Drafter:
         self._refused, self._length = 0, length
         return _following(ids, start, count)
 
+    def begin(self) -> None:
+        """A prompt comes next: nothing is told any more of a pass that was under way."""
+        self._sent_at = None
+
     def sent(self) -> None:
         """A pass begins."""
         self._sent_at = self.clock()
@@ -81,7 +85,7 @@ class Drafter:
     def answered(self, drafted: int, kept: int) -> None:
         """A pass with `drafted` guesses has ended, of which the first `kept` were right."""
         if self._sent_at is None:
-            return  # it was a prompt's, or computed together with others'
+            return  # it was a prompt's, or computed together with other requests
         seconds, self._sent_at = self.clock() - self._sent_at, None
         if not drafted:
             self._single_s = _smooth(self._single_s, seconds)

@@ -90,6 +90,15 @@ def test_a_pass_with_guesses_that_takes_as_long_as_its_tokens_alone_is_not_worth
     assert GAIN > 1
 
 
+def test_a_pass_that_a_new_prompt_came_in_between_is_not_timed():
+    drafter, clock = ready()
+    drafter.sent()
+    clock.now += 1000.0
+    drafter.begin()
+    drafter.answered(0, 0)
+    assert drafter._single_s == 1.0
+
+
 # --- with the whole runtime ---
 
 
