@@ -226,6 +226,10 @@ class Session:
         are due then). Raises RunError R105 beyond the context."""
         self._go(self._feeding.add(numbers, all_rows, drafts))
 
+    def came(self, tokens: int) -> None:
+        """Count tokens that were guessed, beside those that logits came for."""
+        self._changes.tokens += tokens
+
     def withdraw(self, number: int) -> None:
         """Feed no more of what waits here; it stays in the history, and goes with what is fed next."""
         self._feeding.withdraw(number)

@@ -16,9 +16,12 @@ from llrun.schema import MAX_BATCH, Shapes
 
 @dataclass(eq=False)
 class Line:
-    """A sequence, for one request or (`kept`) for those of a conversation, one after another. `number`: None
-    until there is room for it. `claims`: the newest requests, each with the position that it began at. `drafts`: the
-    guesses that are computed with its newest token. `anew`: nothing that an earlier request has left is used for it."""
+    """A sequence, for one request or (`kept`) for those of a conversation, one after another.
+
+    `number`: None until there is room for it. `claims`: the newest requests, each with the position that it began at.
+    `drafts`: the guesses that are computed with its newest token; `right`: how many of those before it were right.
+    `anew`: nothing that an earlier request has left is used for it.
+    """
 
     kept: bool
     number: int | None = None
@@ -29,6 +32,7 @@ class Line:
     claims: list[tuple[int, Handle]] = field(default_factory=list)
     drafter: Drafter = field(default_factory=Drafter)
     drafts: Sequence[int] = ()
+    right: int = 0
     anew: bool = False
 
     def payer(self, position: int) -> Handle:
@@ -52,6 +56,7 @@ class Line:
                 break
             right += 1
         self.history.keep(right)
+        self.right = right
         self.drafter.answered(len(drafts), right)
         handle.guessed = Guessed(handle.guessed.tokens + len(drafts), handle.guessed.right + right)
         return go_on

@@ -303,6 +303,7 @@ class Scheduler:
             return
         try:
             go_on = line.advance(handle, logits.rows)
+            self._session.came(line.right)
         except RunError as error:
             self._fail(handle, line, error)
             return

@@ -111,7 +111,10 @@ def test_tokens_are_those_without_guesses(cluster, guesses, count, wrong):
     guesses(oracle)
     with cluster(NAMES[:count]).scheduler(speculate=True) as scheduler:
         result = scheduler.run_until(scheduler.submit(Request(ids, 60)))
+        assert scheduler.session.present.tokens == 60
     assert list(result.tokens) == expected
+    assert result.guessed.tokens == sum(oracle.drafted)
+    assert result.guessed.right == 59 - len(oracle.drafted)  # the first is the prompt's
     passes = len(oracle.drafted)
     assert sum(oracle.drafted) > 30
     assert passes < 25 if wrong == 0 else passes <= 59
