@@ -30,10 +30,6 @@ from shared.machines import Link, Machines, why_not
 from shared.processes import run
 from shared.tables import table
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-from heldout import heldout_paths  # noqa: E402
-
 HEADS = ("text", "guessed", "right", "off, t/s", "auto, t/s", "ratio", "least", "most")
 LINES = 24
 Said = Mapping[str, Any]  # what llrun says of a run
@@ -51,6 +47,9 @@ class Text:
 
 def texts(count: int) -> Iterator[Text]:
     """`count` of each kind."""
+    sys.path.insert(0, str(bundles.EXAMPLE.parent))
+    from heldout import heldout_paths
+
     root = Path(sysconfig.get_paths()["stdlib"])
     files = ((root / path).read_text(encoding="utf-8").splitlines() for path in heldout_paths())
     for lines in islice((lines for lines in files if len(lines) > 3 * LINES), count):
