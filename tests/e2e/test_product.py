@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from llcompile.bundle import verify
 from tests.e2e import harness
 from tests.models import prompt, reference_greedy, save
 
+ESTABLISHED = "01"  # in /proc/net/tcp
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "python-llama"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -185,6 +188,16 @@ def processes_of(bundle: Path) -> list[int]:
     return found
 
 
+def connections(process: int) -> int:
+    """How many TCP connections a process has."""
+    files = Path(f"/proc/{process}/fd")
+    with suppress(OSError):
+        own = {os.readlink(file).removeprefix("socket:[").removesuffix("]") for file in files.iterdir()}
+        lines = Path(f"/proc/{process}/net/tcp").read_text().splitlines()[1:]
+        return sum(words[3] == ESTABLISHED and words[9] in own for words in map(str.split, lines))
+    return 0
+
+
 def start(bundle: Path) -> subprocess.Popen[str]:
     """A long bench under way on local processes."""
     command = [sys.executable, "-m", "llrun", "bench", str(bundle), "--local", "-p", "16", "-n", "64"]
@@ -194,7 +207,10 @@ def start(bundle: Path) -> subprocess.Popen[str]:
     until = time.monotonic() + 60
     while len(processes_of(bundle)) < 3 and time.monotonic() < until:
         time.sleep(0.05)
-    time.sleep(2)
+    # With each worker one for control; one for tensors to the first and one from the last.
+    while connections(process.pid) < 4 and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(1)
     return process
 
 
