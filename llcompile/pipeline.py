@@ -29,9 +29,7 @@ from llrun.schema import FileEntry, Precision, Shapes, WireFormat
 
 DEFAULT_CONTEXT = 4096
 CHUNK = 128
-PIECE_SHARE = (
-    1 / 4
-)  # of the head's memory, for a piece of an output head that streams: a ring has up to three
+PIECE_SHARE = 1 / 4  # of the head's memory: a piece of an output head that streams, of which a ring has three
 
 
 @dataclass(frozen=True)

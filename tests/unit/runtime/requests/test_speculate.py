@@ -161,3 +161,23 @@ def test_of_several_requests_nothing_is_guessed_while_they_run_together(cluster,
         finish(scheduler)
     assert [list(handle.result.tokens) for handle in handles] == expected
     assert 0 < len(oracle.drafted) <= 30
+
+
+@pytest.mark.parametrize("at", range(3, 15))
+def test_a_request_that_comes_while_another_has_guesses_changes_neither(cluster, guesses, at: int):
+    first, second = prompt(5, seed=7), prompt(19, seed=8)
+    expected = [synthetic.greedy(first, 40), synthetic.greedy(second, 12)]
+    guesses(Oracle(expected[0], len(first), 0.1, at))
+    handles, took = [], []
+    with cluster(NAMES[:3]).scheduler(speculate=True) as scheduler:
+
+        def sink(token: int) -> bool:
+            took.append(token)
+            if len(took) == at:
+                handles.append(scheduler.submit(Request(second, 12)))
+            return True
+
+        handles.append(scheduler.submit(Request(first, 40, sink=sink)))
+        finish(scheduler)
+    assert [list(handle.result.tokens) for handle in handles] == expected
+    assert handles[0].result.guessed.right > 0
