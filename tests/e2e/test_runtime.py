@@ -90,6 +90,7 @@ def test_json_is_one_object_and_the_text_is_what_streams(bundle):
         "tpot_s",
         "prompt_tokens",
         "token_s",
+        "guessed",
         "moves",
         "devices",
         "measured",

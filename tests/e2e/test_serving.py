@@ -87,7 +87,12 @@ def test_a_hundred_at_once_of_which_some_leave_are_answered_as_each_alone(server
     found = ask_all(server.port, together)
     for i, (answer, expected) in enumerate(zip(found, alone, strict=True)):
         if i not in leaving:
-            assert (answer.whole, answer.reason, answer.text) == (True, expected.reason, expected.text)
+            assert (answer.whole, answer.error, answer.reason, answer.text) == (
+                True,
+                None,
+                expected.reason,
+                expected.text,
+            )
     assert len(leaving) == LEAVING
     assert not any(found[i].whole for i in leaving)
     assert gauge(server.port, "llrun_requests_waiting") == 0

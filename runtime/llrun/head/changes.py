@@ -131,10 +131,6 @@ class Changes:
         self._copying.plan(self._stages)
         self._cluster.prepare(self._stages, False, self._links())
 
-    def _prepared(self) -> None:
-        self._phase = Phase.COPYING
-        self._next_round()
-
     def _next_round(self) -> None:
         """Copy what was computed since the last round; when that is little, feed nothing more until all is there."""
         if self._copying.nearly_done() and self._phase == Phase.COPYING:
@@ -151,8 +147,12 @@ class Changes:
             self._next_round()
         if self._phase == Phase.QUIETING and self._feeding.progress.quiet():
             self._phase = Phase.CLOSING
-            if not self._copying.begin_round(last=True):
-                self._switch_over()
+            self._close_or_switch()
+
+    def _close_or_switch(self) -> None:
+        """Copy what is left, that of sequences which began meanwhile too; then all is where it is to be."""
+        if not self._copying.begin_round(last=True):
+            self._switch_over()
 
     def _switch_over(self) -> None:
         """Everything is where it is to be: the next step is of the next epoch."""
@@ -368,7 +368,8 @@ class Changes:
         if self._awaiting:
             return
         if self._phase == Phase.PREPARING:
-            self._prepared()
+            self._phase = Phase.COPYING
+            self._next_round()
         elif self._phase == Phase.HALTING and not self._unhalted:
             self._halted()
 
@@ -376,7 +377,7 @@ class Changes:
         if self._phase == Phase.COPYING:
             self._next_round()
         elif self._phase == Phase.CLOSING:
-            self._switch_over()
+            self._close_or_switch()
 
     def _unprepared(self, device: str, said: Unprepared) -> None:
         """A device cannot do what it is to do: another way, or none."""

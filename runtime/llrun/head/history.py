@@ -53,15 +53,19 @@ class History:
             self.awaited, self.all_rows = (start if all_rows else self.queued - 1), all_rows
         return ids
 
-    def answered(self, position: int, rows: int) -> None:
-        """Logits have come: `rows` rows of the step that began at `position`."""
+    def answered(self, position: int, rows: int) -> bool:
+        """Logits have come: `rows` rows of the step that began at `position`. Whether they are awaited, and not of a
+        step that nobody asks for any more."""
         if self.awaited is None:
-            return
+            return False
         if self.all_rows:
             stop = position + rows
             self.awaited = stop if stop < self.queued else None
-        elif position == self.final:
-            self.awaited = None
+            return True
+        if position != self.final or self.awaited >= self.fed:
+            return False
+        self.awaited = None
+        return True
 
     def keep(self, guesses: int) -> None:
         """So many of the newest step's guesses were right, and are in `ids` by now."""

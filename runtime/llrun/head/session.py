@@ -318,9 +318,9 @@ class Session:
     def _take_in(self, reply: Reply) -> None:
         if isinstance(reply, list):
             for logits in reply:
-                if logits.sequence in self._feeding:
+                history = self._feeding.histories.get(logits.sequence)
+                if history is not None and history.answered(logits.position, len(logits.rows)):
                     self._changes.tokens += 1
-                    self._feeding.history(logits.sequence).answered(logits.position, len(logits.rows))
                     self._ready.append(logits)
         elif isinstance(reply, RunError):
             raise reply

@@ -105,8 +105,9 @@ class Scheduler:
         nothing to do; with `wait`, after something was asked for. Raises RunError when the session ends."""
         try:
             if self._changed or self._submitted or self._cancels:
+                self._take_logits()  # what an interrupted sink has left, which is not for who begins now
                 self._take_wishes()
-                self._take_logits()  # what an interrupted sink or a cancelled request has left
+                self._feed_ready()  # a cancelled request may have been what they waited for
             busy = bool(self._running or self._ending or self._opening)  # so that a reply is due
             if not busy and self._waiting:
                 self._refuse_first()
@@ -278,9 +279,11 @@ class Scheduler:
             self._flying.discard(logits.sequence)
             line = self._lines.get(logits.sequence)
             handle = line and line.current
-            # Logits of a step that was under way when its request was cancelled are nobody's.
-            if line and handle and logits.position >= line.claims[-1][0]:
+            if line and handle:
                 self._advance(handle, line, logits)
+        self._feed_ready()
+
+    def _feed_ready(self) -> None:
         if self._session.parked:
             self._make_room()  # those that run have grown
         if self._ready and (not self._flying or len(self._ready) >= self._session.batch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from itertools import permutations
@@ -17,6 +18,7 @@ from llrun.head import changes
 from llrun.head.balancer import Balancer, Pace
 from llrun.head.hook import Hook, load_hook
 from llrun.head.moves import in_words
+from llrun.head.openings import Openings
 from llrun.head.options import Balancing
 from llrun.head.session import Session
 from llrun.head.view import Event, EventKind, SequenceView, View, view_of
@@ -80,6 +82,38 @@ def test_to_and_fro(cluster, monkeypatch, guesses, guessed):
         # Only so many are kept, however many there were: the newest.
         epoch = moving._cluster.epoch
         assert [move.epoch for move in moving.moves] == [epoch - 1, epoch]
+
+
+def test_a_request_that_goes_on_from_another_while_a_move_ends_has_what_that_left(cluster, monkeypatch):
+    """It is open once the last rows have been sent, so its own are to follow."""
+    first, told = [*range(20)], []
+    done, opened = changes.Changes._round_done, Openings.opened
+    late: list[changes.Changes] = []
+
+    def round_done(self: changes.Changes) -> None:
+        if self.phase == changes.Phase.CLOSING and not told:
+            told.append(scheduler.submit(Request([*first, 7], 5)))
+            late.append(self)
+        else:
+            done(self)
+
+    def is_opened(self: Openings, device: str, number: int) -> None:
+        opened(self, device, number)
+        if late and number in self._feeding:
+            done(late.pop())
+
+    monkeypatch.setattr(changes.Changes, "_round_done", round_done)
+    monkeypatch.setattr(Openings, "opened", is_opened)
+    begun = threading.Event()
+    with session(cluster(NAMES), [], lambda view: OTHERS if begun.is_set() else None) as moving:
+        scheduler = Scheduler(moving, kept=numpy_model.CONTEXT)
+        scheduler.run_until(scheduler.submit(Request(first, 1)))
+        begun.set()
+        long = scheduler.submit(Request([60], 120))
+        assert list(scheduler.run_until(long).tokens) == numpy_model.greedy([60], 120)
+        (second,) = told
+        assert list(scheduler.run_until(second).tokens) == numpy_model.greedy([*first, 7], 5)
+        assert (second.reused, len(moving.moves)) == (20, 1)
 
 
 def test_a_slow_device_is_known_as_slow_after_a_move(cluster):

@@ -216,7 +216,12 @@ def test_logits_that_came_are_awaited_no_more(cancelled):
     for position in (0, 8):
         feeding.done("head", [StepDone(0, position, 0.0, 0.0, 0)])
     feeding.release()
-    past.answered(8, 1)
+    assert not past.answered(8, 1)
     assert past.awaited == 29
-    past.answered(24, 1)
+    assert past.answered(24, 1)
     assert past.awaited is None
+    assert not past.answered(24, 1)
+    past.extend([7])
+    past.take()
+    assert not past.answered(24, 1)  # of the step before it, while this one waits
+    assert past.awaited == 30

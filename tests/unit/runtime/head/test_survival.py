@@ -20,6 +20,7 @@ from llrun.errors import RunError
 from llrun.head.mirroring import links_of, ways_of
 from llrun.head.options import Balancing
 from llrun.head.session import Session
+from llrun.requests.line import Line
 from llrun.requests.request import Request
 from llrun.requests.scheduler import Scheduler
 from llrun.wire.transport import Tcp
@@ -274,6 +275,25 @@ def test_what_earlier_requests_left_is_right_or_given_up_when_a_worker_is_killed
         again = scheduler.submit(Request([*ids, 7, 8], 4))
         assert list(scheduler.run_until(again).tokens) == numpy_model.greedy([*ids, 7, 8], 4)
         assert again.reused == 41
+
+
+def test_a_later_turn_goes_on_when_one_chunk_computes_all_again_that_was_lost(workers):
+    """That chunk begins before the turn does: its logits are still the turn's."""
+    devices, line, told = workers(3), Line(kept=True), []
+
+    def sink(token: int) -> bool:
+        told.append(token)
+        if len(told) == 2:
+            devices.kill("bert")  # the last one with a cache
+        return True
+
+    with devices.session() as session:
+        scheduler = Scheduler(session)
+        first = scheduler.run_until(scheduler.submit(Request(prompt(2, 1), 1), line)).tokens
+        second = scheduler.submit(Request([7], 20, sink=sink), line)
+        found = list(scheduler.run_until(second).tokens)
+        assert len(session.moves) == 1
+    assert found == told == numpy_model.greedy([*prompt(2, 1), *first, 7], 20)
 
 
 def held(process: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from llrun.requests.conversation import generate
 from llrun.requests.sampling import Sampling
 from llrun.requests.scheduler import Scheduler
 from llrun.version import VERSION
+from llrun.wire import protocol
 from llrun.wire.handshake import Refusal, dial, read_message, send_message
 from llrun.wire.messages import PROBE_LIMIT, AskFigures, Hello, Probe, Probed, Refused
 from llrun.wire.probe import probe
@@ -139,13 +140,13 @@ def test_one_that_answers_something_else_is_named(cluster):
         def answer() -> None:
             near, _ = listener.accept()
             with near:
-                near.sendall(
-                    pack_header(Header(CONTROL, 0, 0, 0, 0, 0, 0, 0, 5)).replace(b"\x03", b"\x07", 1)
-                )
+                header = bytearray(pack_header(Header(CONTROL, 0, 0, 0, 0, 0, 0, 0, 5)))
+                header[len(protocol.MAGIC)] = 99
+                near.sendall(header)
                 near.recv(1 << 12)
 
         threading.Thread(target=answer, daemon=True).start()
-        with pytest.raises(RunError, match="protocol version 7, this side speaks 3"):
+        with pytest.raises(RunError, match=f"protocol version 99, this side speaks {protocol.VERSION}:"):
             asked_of(address)
 
 
