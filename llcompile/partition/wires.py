@@ -11,7 +11,7 @@ from llcompile.ir.plan import BlockCost, Flow, Plan, ShardCosts
 from llcompile.partition.clock import Clock
 from llcompile.partition.evaluate import Figures, evaluate
 from llcompile.partition.options import PlanOptions
-from llcompile.partition.planner import with_stages
+from llcompile.partition.planner import plan, with_stages
 from llcompile.partition.problem import Problem
 from llrun.schema import PlanStatus, WireFormat
 
@@ -20,6 +20,7 @@ Make = Callable[[WireFormat, float], Plan]  # a plan for what travels so, in so 
 
 # Of TTFT or TPOT, what float16 must save beside float32, which changes no bit, and narrower formats beside the wider.
 LEAST_F16, LEAST_NARROW = 0.01, 0.05
+LEAST_S = 1.0
 
 
 def plan_wire(wish: str, devices: int, limit_s: float, make: Make) -> Plan:
@@ -76,7 +77,8 @@ def widened(
 
     `flows`: those that `made` was made for, and the same in float32. Of what a format must save to be taken at all,
     LEAST_F16 or LEAST_NARROW of TTFT or TPOT, each tensor must save its part, so that together they cost no more than
-    that. Sums of a group stay as they are. No device needs more memory: what is coded it has in both formats.
+    that. Sums of a group stay as they are. No device needs more memory: what is coded it has in both formats. A plan
+    that was proven is proven for what travels so.
     """
     given, exact = flows
     problem = Problem(tuple(costs), tuple(given), cluster.at_work(), options, shard_costs)
@@ -95,8 +97,25 @@ def widened(
     if not wide:
         return made
     mixed = with_stages(made, _with_flows(problem, exact, wide), made.stages, made.bound)
-    proven = made.status is PlanStatus.OPTIMAL and mixed.gap <= problem.options.gap
-    return replace(mixed, status=PlanStatus.OPTIMAL if proven else PlanStatus.FEASIBLE)
+    if made.status is not PlanStatus.OPTIMAL or mixed.gap <= problem.options.gap:
+        return mixed
+    others = wide | {flow.tensor for flow in problem.flows} - set(narrow)
+    return _proven(replace(mixed, status=PlanStatus.FEASIBLE), _with_flows(problem, exact, others), cluster)
+
+
+def _proven(mixed: Plan, problem: Problem, cluster: Cluster) -> Plan:
+    """The best plan for the formats that `mixed` settles, of which that of one format for all is no bound to speak of:
+    `mixed` itself, or better. As it is where the time does not suffice."""
+    left_s = max(problem.options.time_limit_s - mixed.solve_s, LEAST_S)
+    options = replace(problem.options, time_limit_s=left_s)
+    try:
+        best = plan(problem.costs, problem.flows, cluster, options, problem.pieces)
+    except CompileError as error:
+        if error.exit_code != INFEASIBLE:
+            raise
+        return mixed
+    better = best.status is PlanStatus.OPTIMAL and best.objective <= mixed.objective * (1 + options.gap)
+    return replace(best, solve_s=mixed.solve_s + best.solve_s) if better else mixed
 
 
 def _with_flows(problem: Problem, exact: Sequence[Flow], wide: set[str]) -> Problem:
