@@ -26,7 +26,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as B
 
 from llcompile.ir.cluster import Processor
-from llcompile.ir.packing import GROUP, layout_of, packed_params
+from llcompile.ir.packing import BITS, GROUP, layout_of, packed_params
 from llcompile.lower.kernel_passes import kernel_pipeline
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.kernels.linear import linear_float, linear_quantised
@@ -50,8 +50,8 @@ CHAINS = 12  # multiplications that do not wait for each other
     "--form",
     "forms",
     multiple=True,
-    type=click.Choice(["q4", "q8", "f16", "f32"]),
-    default=["q4", "q8", "f16"],
+    type=click.Choice([*BITS, "f16", "f32"]),
+    default=["q4", "q5", "q6", "q8", "f16"],
 )
 @click.option("--tokens", multiple=True, type=click.IntRange(min=1), default=[1, 2, 4, 8, 16, 512])
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1))
@@ -92,8 +92,8 @@ def products(isa: str, form: str, n: int, rows: int, columns: int) -> tuple[Call
     one = sum(param.nbytes for param in params)
     count = max(1, BYTES // one) if n <= FEW else 1
     length = 1 if n == 1 else tirx.Var("n", "int64")
-    if form in ("q4", "q8"):
-        function = linear_quantised(isa_of(isa), int(form[1]), length, columns, rows)
+    if form in BITS:
+        function = linear_quantised(isa_of(isa), BITS[form], length, columns, rows)
         groups = columns // GROUP
         given = [
             tensor((n, groups, GROUP), "int8"),

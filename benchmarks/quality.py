@@ -78,6 +78,8 @@ def weight_scores(windows: Windows, reference: Sequence[np.ndarray], peer: bool)
     """Of weights that went through a format, in float32 arithmetic."""
     candidates = [
         ("llrun q8", our_weights(MODEL, "q8")),
+        ("llrun q6", our_weights(MODEL, "q6", calibrated=True)),
+        ("llrun q5", our_weights(MODEL, "q5", calibrated=True)),
         ("llrun q4", our_weights(MODEL, "q4", calibrated=True)),
         ("llrun q4 --calibrate none", our_weights(MODEL, "q4")),
     ]
@@ -95,7 +97,7 @@ def kernel_scores(windows: Windows, reference: Sequence[np.ndarray], target: str
     with tempfile.TemporaryDirectory() as scratch:
         device = {"name": "one", "target": target, "memory_bytes": 4 * 10**9}
         target_file = devices_file(Path(scratch) / "devices.json", [device])
-        for quant in ("f32", "f16", "q8", "q4"):
+        for quant in ("f32", "f16", "q8", "q6", "q5", "q4"):
             bundle = Path(scratch) / quant
             run([tool("llcompile"), "build", MODEL, "--target", target_file, "--quant", quant, "-o", bundle])
             # A process of its own: a process loads one runtime library, and transformers loads the compiler's.

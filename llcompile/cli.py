@@ -78,8 +78,11 @@ def planning(command: Any) -> Any:
     options = [
         click.argument("model"),
         click.option("--target", required=True, type=click.Path(path_type=Path), help="devices.json"),
-        click.option("--quant", type=click.Choice(["q4", "q8", "f16", "f32"]), default="q4", show_default=True,
-                     help="How weights are stored and read."),
+        click.option("--quant", type=click.Choice(["q4", "q5", "q6", "q8", "f16", "f32"]), default="q4",
+                     show_default=True, help="How weights are stored and read."),
+        click.option("--bits", type=click.FloatRange(4.5, 8.5), metavar="4.5..8.5",
+                     help="Bits of a weight on the average, scales included: the format of each matrix is chosen by "
+                     "what rounding it is measured to cost the output."),
         click.option("--cache", type=click.Choice(["f16", "q8"]), default="f16", show_default=True,
                      help="How keys and values are kept; always f32 with --quant f32."),
         click.option("--wire", type=click.Choice(["auto", "f32", "f16", "q8", "q4"]), default="auto", show_default=True,
@@ -138,7 +141,7 @@ def planning(command: Any) -> Any:
     default="random",
     show_default=True,
     metavar="random|none|FILE",
-    help="What --quant q4 rounds weights for: activations on random tokens, or on FILE, a UTF-8 text like "
+    help="What fewer than 8 bits are rounded for: activations on random tokens, or on FILE, a UTF-8 text like "
     "those the model will see; none: each weight by itself.",
 )
 @click.option(
@@ -174,7 +177,7 @@ def plan(as_json: bool, dump_dir: Path | None, stop_after: str | None, **argumen
 
     options, stop = options_of(arguments), stop_of(stop_after, as_json)
     with console.Console() as screen:
-        planned = pipeline.make_plan(options, trace_of(screen, dump_dir, stop))
+        planned = pipeline.make_plan(options, trace_of(screen, dump_dir, stop), screen.weights_done)
         record = bundle.plan_record(planned.plan, planned.graph, planned.costs)
     if as_json:
         click.echo(json.dumps(bundle.plan_json(record)))

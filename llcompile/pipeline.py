@@ -9,9 +9,6 @@ from functools import cache, cached_property
 from math import ceil
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from llcompile import bundle, cost, explain, frontend, graph, lower, partition, quantize
 from llcompile.cluster import load_cluster, with_tokenizer
 from llcompile.ir.cluster import Cluster, Processor
@@ -22,6 +19,7 @@ from llcompile.ir.packing import LoweredTemplate
 from llcompile.ir.plan import BlockCost, Plan
 from llcompile.ir.printer import print_graph, print_groups, print_planned
 from llcompile.ir.shard import Group, WeightCut
+from llcompile.rounding import calibration_sequences, calibration_text, check_bits, in_bits
 from llcompile.sharding import Sharding, piece_templates, sum_templates
 from llcompile.trace import Trace
 from llrun.programs.groups import sum_templates as sum_names
@@ -34,15 +32,17 @@ PIECE_SHARE = 1 / 4  # of the head's memory: a piece of an output head that stre
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the command line asks for. `context` None: the model's limit, at most DEFAULT_CONTEXT. `calibrate`: random,
-    none, or the path of a text. `prompt_tokens`, `new_tokens`: the request that the plan is for, None: 512 and 128, as
-    far as the context holds them. `time_limit`: seconds that planning may take. `keep`: the first and last so many
-    layers stay on the head. `tensor_parallel`: auto, off, or the number of devices of a group. `window`: auto, off, or
-    how many blocks of a device are in memory at once."""
+    """What the command line asks for. `bits`: of a weight, in formats that are chosen for each matrix; None: all in
+    `quant`. `context` None: the model's limit, at most DEFAULT_CONTEXT. `calibrate`: random, none, or the path of a
+    text. `prompt_tokens`, `new_tokens`: the request that the plan is for, None: 512 and 128, as far as the context
+    holds them. `time_limit`: seconds that planning may take. `keep`: the first and last so many layers stay on the
+    head. `tensor_parallel`: auto, off, or the number of devices of a group. `window`: auto, off, or how many blocks of
+    a device are in memory at once."""
 
     model: str
     target: Path
     quant: str = "q4"
+    bits: float | None = None
     cache: str = "f16"
     wire: str = partition.wires.AUTO
     context: int | None = None
@@ -92,8 +92,12 @@ class Compiled:
     runtime: Mapping[str, Path]
 
 
-def make_plan(options: BuildOptions, trace: Trace) -> Planned:
-    """MODEL and devices.json to a plan; nothing is compiled."""
+def make_plan(
+    options: BuildOptions, trace: Trace, progress: bundle.Progress | None = None, text: str | None = None
+) -> Planned:
+    """MODEL and devices.json to a plan; nothing is compiled. `text`: what --bits is measured on, None: random
+    tokens."""
+    check_bits(options)
     cluster = load_cluster(options.target)
     for text in options.pins:
         partition.parse_pin(text)  # a slip of the pen is told before the export, not after
@@ -109,6 +113,9 @@ def make_plan(options: BuildOptions, trace: Trace) -> Planned:
     with trace.stage("graph"):
         dataflow = graph.build_graph(model, trace.passes(graph.print_dataflow))
         trace.program("blocks", print_graph(dataflow))
+    if options.bits is not None:
+        with trace.stage("measure"):
+            dataflow = in_bits(options, model, dataflow, text, progress)
     with trace.stage("plan"):
         planned = plan_graph(model, dataflow, cluster, options)
         trace.plan(lambda: print_planned(planned.plan, planned.costs))
@@ -235,7 +242,7 @@ def build(options: BuildOptions, out: Path, trace: Trace, progress: bundle.Progr
     """MODEL and devices.json to a bundle at `out`."""
     bundle.check_destination(out)
     text = calibration_text(options)
-    planned = make_plan(options, trace)
+    planned = make_plan(options, trace, progress, text)
     sequences = calibration_sequences(options, planned.model, text)
     with tempfile.TemporaryDirectory(prefix="llcompile-") as scratch:
         with trace.stage("compile"):
@@ -256,32 +263,6 @@ def build(options: BuildOptions, out: Path, trace: Trace, progress: bundle.Progr
         with trace.stage("pack"):
             write(planned, compiled, out, progress, options.jobs, calibration)
     return planned
-
-
-def calibration_text(options: BuildOptions) -> str | None:
-    """The text that 4-bit weights shall be calibrated on, None for random tokens or none. Raises CompileError F160
-    (unreadable), F191 (nothing to calibrate)."""
-    if options.calibrate in ("random", "none"):
-        return None
-    if options.quant != "q4" or options.random_seed is not None:
-        raise CompileError(
-            "F191",
-            f"--calibrate {options.calibrate} has no use here: it is for --quant q4 and a checkpoint's weights; "
-            "leave it out",
-        )
-    return frontend.read_text(Path(options.calibrate))
-
-
-def calibration_sequences(
-    options: BuildOptions, model: Model, text: str | None
-) -> list[npt.NDArray[np.int64]]:
-    """What to calibrate on; nothing where it would change nothing: random weights have no features to keep."""
-    if options.quant != "q4" or model.random_seed is not None or options.calibrate == "none":
-        return []
-    if text is None:
-        return quantize.random_sequences(model.vocab_size, model.max_positions)
-    ids = frontend.text_ids(text, model, quantize.TOKENS)
-    return quantize.sequences_of(ids, model.max_positions)
 
 
 def write(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,8 +43,10 @@ class Server:
 
     def children(self) -> dict[int, list[str]]:
         """Its processes, with their command lines."""
-        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
-        pids = [pid for thread in threads for pid in (thread / "children").read_text().split()]
+        pids = list[str]()
+        for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+                pids += (thread / "children").read_text().split()
         return {int(pid): Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in pids}
 
     def worker(self, device: str) -> int:

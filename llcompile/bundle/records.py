@@ -10,6 +10,7 @@ import msgspec
 
 from llcompile.ir.graph import Graph
 from llcompile.ir.model import Model
+from llcompile.ir.packing import mean_bits
 from llcompile.ir.plan import BlockCost, Move, Plan, Stage, Transmission, output_start
 from llrun import schema
 
@@ -44,6 +45,8 @@ def plan_record(plan: Plan, graph: Graph, costs: Sequence[BlockCost]) -> schema.
                 ops=graph.templates[b.template].ops,
                 weights_bytes=by_block[b.id].weights_bytes + by_block[b.id].table_bytes,
                 decode_flops=by_block[b.id].decode_flops,
+                bits=mean_bits(graph.templates[b.template].weights, plan.precision.weights),
+                divergence=b.divergence,
             )
             for b in graph.blocks
         ),

@@ -74,7 +74,9 @@ def template_cost(
 
 def weight_bytes(weight: WeightParam, quant: str) -> int:
     """Bytes of a weight as stored: every packed tensor padded to whole pages."""
-    params = packed_params(0, weight.name, weight.shape, layout_of(weight.role, quant, TILE_ROWS))
+    params = packed_params(
+        0, weight.name, weight.shape, layout_of(weight.role, weight.format or quant, TILE_ROWS)
+    )
     return sum(pad(param.nbytes, PAGE_BYTES) for param in params)
 
 

@@ -62,6 +62,8 @@ def plan_text(record: schema.PlanRecord, measured: Measured | None = None) -> Re
     parts: list[RenderableType] = [Text(summary(record)), _stages(record), _devices(record, measured)]
     if record.transmissions:
         parts.append(_transmissions(record))
+    if any(block.divergence is not None for block in record.blocks):
+        parts.append(_bits(record))
     if record.spares:
         parts.append(_spares(record))
     if record.divisions:
@@ -122,6 +124,19 @@ def _transmissions(record: schema.PlanRecord) -> Table:
     for each in sent(record):
         size = human_bytes(each.bytes)
         table.add_row(each.tensor, each.source, each.destination, each.kind, each.wire, size)
+    return table
+
+
+def _bits(record: schema.PlanRecord) -> Table:
+    """Blocks that are alike in their matrices' formats, together."""
+    table = _table("matrices of blocks", "bits a weight", "divergence, predicted")
+    alike: dict[str, list[schema.BlockRecord]] = {}
+    for block in record.blocks:
+        if block.divergence is not None:
+            alike.setdefault(block.template, []).append(block)
+    for blocks in alike.values():
+        cost = sum(block.divergence or 0.0 for block in blocks)
+        table.add_row(block_ranges([block.id for block in blocks]), f"{blocks[0].bits:.2f}", f"{cost:.5f}")
     return table
 
 

@@ -16,12 +16,23 @@ def summary(record: schema.PlanRecord) -> str:
     devices = len(record.devices)
     weights = sum(block.weights_bytes for block in record.blocks)
     return (
-        f"{len(record.blocks)} blocks, {human_bytes(weights)} of {record.precision.weights} weights, on {devices} "
+        f"{len(record.blocks)} blocks, {human_bytes(weights)} of {formats_words(record)}, on {devices} "
         f"device{'s' if devices != 1 else ''} with a context of {record.shapes.context} tokens: {_quality(record)}. "
         f"Predicted: first token {human_seconds(record.ttft_s)} after a prompt of {record.prompt_tokens} tokens, "
         f"then one every {human_seconds(record.tpot_s)} ({_rate(record.tpot_s)}) with {record.shapes.context} tokens "
         "in the cache."
     )
+
+
+def formats_words(record: schema.PlanRecord) -> str:
+    """`q4 weights`; where each matrix has a format of its own, the mean, and what rounding costs."""
+    costs = [block.divergence for block in record.blocks if block.divergence is not None]
+    if not costs:
+        return f"{record.precision.weights} weights"
+    matrices = [block for block in record.blocks if block.bits]
+    count = sum(block.weights_bytes / block.bits for block in matrices)
+    bits = sum(block.weights_bytes for block in matrices) / count
+    return f"weights of {bits:.2f} bits (predicted divergence {sum(costs):.4f})"
 
 
 def _quality(record: schema.PlanRecord) -> str:

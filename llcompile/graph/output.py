@@ -179,7 +179,9 @@ def _assembled(graph: Graph, head: _Head, parts: Sequence[tuple[int, int]]) -> G
         form = canonicalize(flow, specs, flow.nodes, outputs, frozenset())
         id = ids.setdefault(form.key, f"t{len(templates)}")
         if id not in templates:
-            templates[id] = make_template(id, form, flow, specs)
+            formats = {weight.name: weight.format for weight in graph.templates[whole.template].weights}
+            made = make_template(id, form, flow, specs)
+            templates[id] = made.with_formats(formats[name] for name in form.weights)
         blocks.append(_block(whole, len(blocks), id, form, names, head.by_row, part))
         for own, name in zip(outputs, blocks[-1].outputs, strict=True):
             tensors[name] = replace(specs[own], name=name)

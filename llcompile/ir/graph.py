@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "int64": 8, "int32": 4, "uint8": 1, "int8": 1, "bool": 1}
@@ -37,12 +37,14 @@ class CacheSpec:
 @dataclass(frozen=True)
 class WeightParam:
     """A weight input of a template. `role`: linear ((out, in), quantised), embedding ((rows, columns), read by
-    row), plain (norms and biases, always f32). `by_token`: row i is read for token i, and for nothing else."""
+    row), plain (norms and biases, always f32). `by_token`: row i is read for token i, and for nothing else. `format`:
+    its own where that isn't the build's."""
 
     name: str
     shape: tuple[int, ...]
     role: str
     by_token: bool = False
+    format: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,18 @@ class Template:
     attention_flops: int
     activation_bytes: int
 
+    def with_formats(self, formats: Iterable[str]) -> Template:
+        """The same with each weight in its format, "" for the build's."""
+        pairs = zip(self.weights, formats, strict=True)
+        return replace(self, weights=tuple(replace(weight, format=format) for weight, format in pairs))
+
 
 @dataclass(frozen=True)
 class Block:
     """The smallest piece placed as one. `inputs`, `outputs`: graph tensor names in the template's order;
     `weights`: keys of Model.weights in the template's order. `last_row_only`: nothing after it needs more than
-    the newest token's row (no cache in it or behind it), so a prefill runs it once."""
+    the newest token's row (no cache in it or behind it), so a prefill runs it once. `divergence`: of the output's
+    distribution, as far as rounding its matrices was found to cost that, nats; None: nobody has looked."""
 
     id: int
     template: str
@@ -81,6 +89,7 @@ class Block:
     outputs: tuple[str, ...]
     weights: tuple[str, ...]
     last_row_only: bool = False
+    divergence: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from llcompile.ir.graph import DTYPE_BYTES
+from llcompile.ir.graph import DTYPE_BYTES, WeightParam
 
 GROUP = 32
+BITS = {"q8": 8, "q6": 6, "q5": 5, "q4": 4}  # of a code, for each quantised format
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,13 @@ class Layout:
         features, R rows of 4 features; values -127..127. scales f16 (N/R, K/32, R).
       q4: data uint8 (N/R, K/32, 4, R, 4): byte (j, r, i) holds feature 8j+i of the group in its low nibble and
         feature 8j+4+i in its high nibble; stored value = q + 8, q in -8..7. scales f16 (N/R, K/32, R).
+      q5: data uint8 (N/R, K/32, 5, R, 4): stored value = q + 16, q in -16..15; its four low bits as in q4, and bit s
+        of byte (4, r, i) the fifth of feature 4s+i. scales as in q4.
+      q6: data uint8 (N/R, K/32, 6, R, 4): stored value = q + 32, q in -32..31; its four low bits as in q4, and bits
+        2s..2s+1 of byte (4+h, r, i) the upper two of feature 16h+4s+i. scales as in q4.
     kind `rows` (embedding, read by row): f32, f16: data (N, K). q8: data int8 (N, Kpad), scales f16 (N, Kpad/32).
     kind `plain`: float32, the weight's own shape.
-    Weight = scale * q in both quantised formats. How q is chosen, with error feedback or without, is not the layout's.
+    Weight = scale * q in all quantised formats. How q is chosen, with error feedback or without, is not the layout's.
     """
 
     kind: str
@@ -72,28 +78,40 @@ def packed_params(index: int, name: str, shape: tuple[int, ...], layout: Layout)
     tiles = pad(rows, r) // r
     if floats:
         return (param("data", floats, (tiles, columns, r)),)
-    dtype, steps = ("int8", 8) if layout.format == "q8" else ("uint8", 4)
+    dtype = "int8" if layout.format == "q8" else "uint8"
     return (
-        param("data", dtype, (tiles, groups, steps, r, 4)),
+        param("data", dtype, (tiles, groups, BITS[layout.format], r, 4)),
         param("scales", "float16", (tiles, groups, r)),
     )
 
 
 def layout_of(role: str, quant: str, tile_rows: int) -> Layout:
-    """The layout of a weight of `role` in a build of format `quant`.
+    """The layout of a weight of `role` in format `quant`.
 
-    Embedding rows are read one a token and cost bandwidth nothing: q4 builds keep them at 8 bits.
+    Embedding rows are read one a token and cost bandwidth nothing: quantised builds keep them at 8 bits.
     """
     if role == "plain":
         return Layout("plain", "f32")
     if role == "embedding":
-        return Layout("rows", "q8" if quant == "q4" else quant)
+        return Layout("rows", "q8" if quant in BITS else quant)
     return Layout("tiled", quant, tile_rows)
+
+
+def mean_bits(weights: Sequence[WeightParam], quant: str) -> float:
+    """Bits of a weight of the matrices that products read, scales included, in a build of format `quant`; 0 without."""
+    sizes = [(prod(w.shape), w.format or quant) for w in weights if w.role == "linear"]
+    total = sum(size * bits_of(format) for size, format in sizes)
+    return total / sum(size for size, _ in sizes) if sizes else 0.0
+
+
+def bits_of(format: str) -> float:
+    """Bits of a weight, a float16 scale for a group of 32 included."""
+    return BITS[format] + 16 / GROUP if format in BITS else {"f16": 16.0, "f32": 32.0}[format]
 
 
 def cut_multiple(quant: str) -> int:
     """At multiples of how many input features a matrix in format `quant` can be cut: a group's share a scale."""
-    return GROUP if quant in ("q4", "q8") else 1
+    return GROUP if quant in BITS else 1
 
 
 KEY_BLOCK = 16  # tokens whose keys lie together, transposed

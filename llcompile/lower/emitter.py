@@ -10,7 +10,7 @@ from tvm import relax, tirx
 
 from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import CacheSpec, Template
-from llcompile.ir.packing import LoweredTemplate, PackedParam
+from llcompile.ir.packing import BITS, LoweredTemplate, PackedParam
 from llcompile.lower.fuse import PRODUCTS
 from llcompile.lower.kernels.isa import Isa
 from llcompile.lower.kernels.vector import Expr, Extent
@@ -18,7 +18,7 @@ from llcompile.lower.onnx_graph import Node, OnnxGraph
 from llcompile.lower.values import MAX_COST, Dim, Shape, Value, constant, loop_nest, stored
 from llrun.schema import Precision, Shapes
 
-QUANTISED = ("q8", "q4")
+QUANTISED = tuple(BITS)
 INPUTS = "llcompile.inputs"  # attribute of a function: which arguments change from call to call
 _CHEAP = 4
 

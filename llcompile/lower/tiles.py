@@ -39,7 +39,7 @@ def lower_templates(
 def _lower(template: Template, precision: Precision, rows: int, context: int) -> LoweredTemplate:
     params: list[PackedParam] = []
     for index, weight in enumerate(template.weights):
-        layout = layout_of(weight.role, precision.weights, rows)
+        layout = layout_of(weight.role, weight.format or precision.weights, rows)
         params.extend(packed_params(index, weight.name, weight.shape, layout))
     caches = [
         argument

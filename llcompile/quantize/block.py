@@ -21,7 +21,7 @@ from llcompile.quantize.calibrate import Calibration
 from llcompile.quantize.container import FileLayout, HashedFile, file_layout
 from llcompile.quantize.feedback import ROWS, Factors
 from llcompile.quantize.formats import Floats
-from llcompile.quantize.layouts import Array, pack, unpack
+from llcompile.quantize.layouts import Array, has_feedback, pack, unpack
 from llcompile.quantize.reader import cut_shape, read_part, read_rows
 from llrun.schema import FileEntry
 
@@ -64,7 +64,7 @@ def write_block(
     Tensors are those of `lowered.params`, in their order (a weight's data before its scales), each on a page
     boundary. `seed` is that of random weights. `progress` is told of each band how many weights it packed.
     `jobs` threads work at once and share nothing: the bytes do not depend on their number. At most jobs + 1
-    bands are in memory. `calibration`: q4 matrices are rounded with error feedback. `template` is the
+    bands are in memory. `calibration`: matrices of fewer than 8 bits are rounded with error feedback. `template` is the
     whole block's; `cuts`: what each weight of a piece, whose `lowered` is, is of the block's weights. A piece's values
     are those of the whole weight. Raises CompileError Q101-Q107; nothing is left at `path` then.
     """
@@ -119,7 +119,7 @@ def _bands(
         done.add(param.weight)
         source, cut = sources[param.weight]
         mine = tuple(p for p in params if p.weight == param.weight)
-        factors = factors_of(cut.weight) if factors_of and param.layout.format == "q4" else None
+        factors = factors_of(cut.weight) if factors_of and has_feedback(param.layout.format) else None
         rows = cut_shape(source.shape, cut)[0], *source.shape[1:]  # whole ones are read
         for start, stop in _ranges(rows, param.layout, factors is not None):
             yield Band(source, cut, mine, start, stop, factors)

@@ -1,9 +1,11 @@
-"""The two quantised formats: groups of 32 weights along the input dimension, one float16 scale a group.
+"""The quantised formats: groups of 32 weights along the input dimension, one float16 scale a group.
 
 Arrays here are (32, groups): a group is a column, so that each step over groups runs along contiguous memory.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +18,20 @@ Codes = npt.NDArray[np.int8]
 _PIECE = 2048
 # Below this a group's scale is 0 in float16 whatever the format; also keeps 1 / magnitude finite.
 _TINY = np.float32(2.0**-30)
-# The largest magnitude is put at -candidate; 8 is the end of the range, more lets the largest weight be cut.
-_Q4_CANDIDATES = (8.0, 7.0, 7.5, 8.5, 9.0)
+# The largest magnitude is put so far beyond the negative end of the range: further lets the largest weight be cut.
+_CANDIDATES = (0.0, -1.0, -0.5, 0.5, 1.0)
 
 
 def quantise(groups: Floats, bits: int) -> tuple[Codes, Scales]:
-    """Quantise `groups` (32, G) to 8 or 4 bits: codes int8 (32, G), scales float16 (G,).
+    """Quantise `groups` (32, G) to 8, 6, 5 or 4 bits: codes int8 (32, G), scales float16 (G,).
 
-    Weight = scale * code; codes are -127..127 for 8 bits and -8..7 for 4. A group with a value that is not
-    finite, or too large for a float16 scale, gets a scale that is not finite: the caller checks. A group of
-    zeros gets scale 0 and codes 0.
+    Weight = scale * code; codes are those of `code_range`. A group with a value that is not finite, or too large for a
+    float16 scale, gets a scale that is not finite: the caller checks. A group of zeros gets scale 0 and codes 0.
     """
     codes = np.empty(groups.shape, np.int8)
     scales = np.empty(groups.shape[1], np.float16)
-    choose, low, high = (_scale_q8, -127, 127) if bits == 8 else (scale_q4, -8, 7)
+    choose = _scale_q8 if bits == 8 else partial(searched_scale, bits=bits)
+    low, high = code_range(bits)
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, groups.shape[1], _PIECE):
             part = slice(start, start + _PIECE)
@@ -39,6 +41,11 @@ def quantise(groups: Floats, bits: int) -> tuple[Codes, Scales]:
             np.clip(np.rint(work, out=work), low, high, out=work)
             codes[:, part] = work
     return codes, scales
+
+
+def code_range(bits: int) -> tuple[int, int]:
+    """The lowest code and the highest: both ends of 8 bits alike."""
+    return (-127, 127) if bits == 8 else (-(1 << bits - 1), (1 << bits - 1) - 1)
 
 
 def dequantise(codes: Codes, scales: Scales) -> Floats:
@@ -59,8 +66,9 @@ def _scale_q8(groups: Floats) -> Scales:
     return np.where(cut, np.nextafter(scales, np.float16(np.inf)), scales)
 
 
-def scale_q4(groups: Floats, importance: Floats | None = None) -> Scales:
-    """The scale of least squared error among a few candidates, each refined by least squares: of (32, ...) groups.
+def searched_scale(groups: Floats, importance: Floats | None = None, *, bits: int) -> Scales:
+    """The scale of least squared error among a few candidates, each refined by least squares: of (32, ...) groups, for
+    codes of `bits` bits, fewer than 8.
 
     For codes q of weights w the best scale is <w,q> / <q,q>, and leaves the error <w,w> - <w,q>^2 / <q,q>; so
     the candidate with the largest <w,q>^2 / <q,q> wins. `importance`, which broadcasts to `groups`: the squares'
@@ -74,9 +82,10 @@ def scale_q4(groups: Floats, importance: Floats | None = None) -> Scales:
     scales, best = np.zeros_like(largest), np.full_like(largest, -1)
     codes, products = np.empty_like(groups), np.empty_like(groups)
     weighted = groups if importance is None else groups * importance
-    for candidate in _Q4_CANDIDATES:
-        np.multiply(groups, inverse * np.float32(-candidate), out=codes)
-        np.clip(np.rint(codes, out=codes), -8, 7, out=codes)
+    low, high = code_range(bits)
+    for candidate in _CANDIDATES:
+        np.multiply(groups, inverse * np.float32(low - candidate), out=codes)
+        np.clip(np.rint(codes, out=codes), low, high, out=codes)
         dot = np.multiply(weighted, codes, out=products).sum(0)
         np.square(codes, out=products)
         norm = (products if importance is None else np.multiply(products, importance, out=products)).sum(0)

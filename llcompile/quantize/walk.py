@@ -46,7 +46,8 @@ class Watcher(Protocol):
 @dataclass(frozen=True)
 class Walk:
     """How to walk over `graph` with `weights`. `progress` is told how many weights each band of a matrix held.
-    `watch` is told of what is cached, layer by layer.
+    `watch` is told of what is cached, layer by layer. `change`: what a matrix of the checkpoint, by its name, is taken
+    for, some rows at a time.
 
     What neither a tensor in `wanted` nor any product reads is not computed. Raises CompileError Q101-Q104.
     """
@@ -58,6 +59,7 @@ class Walk:
     pool: ThreadPoolExecutor
     wanted: Collection[str] = ()
     watch: Watcher | None = None
+    change: Callable[[str, Floats], Floats] | None = None
 
     def run(self, sequences: Sequence[Ids]) -> dict[str, Tensor]:
         """The wanted tensors for `sequences` of token ids, int64 (n,) each."""
@@ -164,6 +166,8 @@ class Walk:
 
         def multiply(start: int) -> int:
             band = finite_rows(source, start, min(outputs, start + height))
+            if self.change:
+                band = self.change(block.weights[index], band)
             np.matmul(rows, band.T, out=made[:, start : start + len(band)])
             return band.size
 

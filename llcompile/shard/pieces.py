@@ -108,8 +108,10 @@ def _piece(
     others = tuple(name for name in form.activations if name not in parts)
     form = replace(form, activations=(*parts, *others))
     numbers = {spec.name: number for number, spec in enumerate(split.template.inputs)}
+    own = tuple(cuts[name] for name in form.weights)
+    formats = (split.template.weights[cut.weight].format for cut in own)
     return Piece(
-        template=make_template(id, form, flow, specs),
+        template=make_template(id, form, flow, specs).with_formats(formats),
         inputs=tuple(numbers[name] for name in form.inputs if name in numbers),
-        cuts=tuple(cuts[name] for name in form.weights),
+        cuts=own,
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from click.testing import CliRunner
 
-from llcompile import cli, frontend, graph, pipeline, quantize
+from llcompile import cli, frontend, graph, pipeline, quantize, rounding
 from llcompile.cluster import load_cluster
 from llcompile.ir.cluster import Cluster
 from llcompile.ir.graph import Graph
@@ -57,10 +57,12 @@ class CompiledModel:
 
     def bundle(self, out: Path, cluster: Cluster, options: pipeline.BuildOptions) -> pipeline.Planned:
         planned = pipeline.plan_graph(self.model, self.graph, cluster, options)
-        sequences = pipeline.calibration_sequences(options, self.model, None)
+        sequences = rounding.calibration_sequences(options, self.model, None)
         with tempfile.TemporaryDirectory() as scratch:
             folder, compiled = Path(scratch), self.compiled
-            if planned.graph is not self.graph:  # its output head is in pieces
+            if (
+                planned.graph is not self.graph or planned.groups
+            ):  # the output head is in pieces, or others are
                 compiled = pipeline.compile_targets(planned, folder)
             calibration = (
                 quantize.calibrate(planned.graph, planned.model.weights, sequences, folder / "factors")
@@ -90,9 +92,10 @@ def compile_model(model: Path, folder: Path, quant: str = "f32", **wishes: Any) 
     folder.mkdir(parents=True, exist_ok=True)
     target = devices_json(folder / "one.json", 1)
     loaded, dataflow = _loaded(str(model))
-    planned = pipeline.plan_graph(
-        loaded, dataflow, load_cluster(target), options(model, target, quant, **wishes)
-    )
+    asked = options(model, target, quant, **wishes)
+    if asked.bits is not None:
+        dataflow = rounding.in_bits(asked, loaded, dataflow, None, None)
+    planned = pipeline.plan_graph(loaded, dataflow, load_cluster(target), asked)
     return CompiledModel(loaded, dataflow, pipeline.compile_targets(planned, folder))
 
 

@@ -69,6 +69,8 @@ def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
             "64",
             "--spare",
             "none",
+            "--wire",  # auto prices what each link saves beside its devices' time, which differs
+            "f32",
         ]
         # In this process: torch and tvm, loaded by other tests anyway, take longer to load than a build does.
         done = CliRunner().invoke(cli.main, [*arguments, *PINS, "-o", str(folder / "bundle")])
@@ -78,7 +80,7 @@ def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     return build
 
 
-@pytest.mark.parametrize("quant", ["f32", "q8", "q4"])
+@pytest.mark.parametrize("quant", ["f32", "q4"])
 def test_arm_workers_and_an_x86_head_produce_the_tokens_of_x86(
     quant: str, bundle: Build, model: Path, tmp_path: Path
 ) -> None:

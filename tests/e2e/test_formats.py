@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from llcompile import quantize
+from llcompile.bundle import plan_record
 from llcompile.cluster import load_cluster
 from llcompile.ir.graph import WeightParam
 from tests.e2e import harness
@@ -22,7 +24,7 @@ from tests.models import prompt, save
 # alone. q8 and q4 round activations to 8 bits, a scale for 32 of them, before each of some twenty products in
 # a row: about half a percent each time, which these models, drawn wide for diverse text, amplify. That each
 # product is exact but for this rounding is tested on the kernels themselves (tests/unit/lower).
-BOUNDS = {"f16": 1e-2, "q8": 0.1, "q4": 0.1}
+BOUNDS = {"f16": 1e-2, "q8": 0.1, "q6": 0.1, "q5": 0.1, "q4": 0.1}
 FAMILIES = ("llama", "gpt2", "gemma3")
 
 
@@ -66,7 +68,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return save(request.param, tmp_path_factory.mktemp("formats") / request.param)
 
 
-@pytest.mark.parametrize("quant", sorted(BOUNDS))
+@pytest.mark.parametrize("quant", ["f16", "q4", "q6"])
 def test_logits_are_those_of_the_dequantised_weights(family: Path, quant: str, tmp_path: Path) -> None:
     compiled = harness.compile_model(family, tmp_path / "compiled", quant)
     target = harness.devices_json(tmp_path / "devices.json", 2)
@@ -79,6 +81,37 @@ def test_logits_are_those_of_the_dequantised_weights(family: Path, quant: str, t
         reference = dequantised_model(family, compiled, tmp_path / "bundle")
         expected = reference(torch.tensor([ids])).logits[0].numpy()
     assert relative_error(found, expected) < BOUNDS[quant]
+
+
+def formats_of(compiled: harness.CompiledModel) -> set[str]:
+    templates = [compiled.graph.templates[block.template] for block in compiled.graph.blocks]
+    return {param.format for template in templates for param in template.weights if param.role == "linear"}
+
+
+def test_matrices_in_formats_of_their_own(family: Path, tmp_path: Path) -> None:
+    """Chosen by --bits: in one bundle, side by side in a kernel's input, and in the pieces of a group."""
+    compiled = harness.compile_model(family, tmp_path / "compiled", "q4", bits=5.3)
+    assert len(formats_of(compiled)) > 2
+    target, ids, found = harness.devices_json(tmp_path / "devices.json", 2), prompt(61), {}
+    for groups in ("off", "2") if family.name == "llama" else ("off",):
+        wishes = harness.options(family, target, "q4", bits=5.3, tensor_parallel=groups)
+        planned = compiled.bundle(tmp_path / groups, load_cluster(target), wishes)
+        assert any(stage.is_group for stage in planned.plan.stages) == (groups == "2")
+        found[groups] = harness.logits(tmp_path / groups, ids)
+    record = plan_record(planned.plan, planned.graph, planned.costs)
+    sizes = [
+        (sum(prod(w.shape) for w in t.weights if w.role == "linear"), b.bits)
+        for t, b in zip(
+            (planned.graph.templates[b.template] for b in planned.graph.blocks), record.blocks, strict=True
+        )
+    ]
+    assert 5.0 < sum(size * bits for size, bits in sizes) / sum(size for size, _ in sizes) <= 5.3
+    assert all(block.divergence is not None for block in record.blocks if block.bits)
+    with torch.no_grad():
+        reference = dequantised_model(family, compiled, tmp_path / "off")
+        expected = reference(torch.tensor([ids])).logits[0].numpy()
+    for logits in found.values():
+        assert relative_error(logits, expected) < BOUNDS["q4"]
 
 
 def test_an_eight_bit_cache(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from llcompile.frontend import load_model, read_text, text_ids
 from llcompile.graph import build_graph
 from llcompile.ir.errors import CompileError
 from llcompile.ir.model import Model
-from llcompile.pipeline import BuildOptions, calibration_sequences, calibration_text
+from llcompile.pipeline import BuildOptions
 from llcompile.quantize import calibrate
+from llcompile.rounding import calibration_sequences, calibration_text
 from llrun.schema import CacheFormat
 from tests.models import build, loaded
 

@@ -153,7 +153,7 @@ def quantised_block(isa: Isa, bits: int, a: Activations, matrices: Sequence[Matr
                         _fetch(matrix.data, t, g, 1, ahead)
                         _fetch(matrix.scales, t, g, 1, ahead // 4)
                     at = tirx.Ramp(p * lanes, 1, lanes)
-                    words = [B.Bind(matrix.data[t, g, j, at]) for j in range(STEPS * bits // 8)]
+                    words = [B.Bind(matrix.data[t, g, j, at]) for j in range(bits)]
                     weights = [B.Bind(w) for w in isa.unpack(bits, words, tokens)]
                     row_scale = B.Bind(tirx.Cast(vector, matrix.scales[t, g, at]))
                     group = Group(a.words, a.total, g, first, tokens, a.pairs)

@@ -98,7 +98,7 @@ class Isa(Protocol):
     def unpack(self, bits: int, words: Sequence[Expr], tokens: int) -> list[Expr]:
         """What can be computed of one group's weights, once for `tokens` tokens, for `dots`.
 
-        `words`: the stored words, int32xL: 4 (q4) or 8 (q8) vectors.
+        `words`: the stored words, int32xL: as many vectors as a code has bits.
         """
 
     def dots(self, bits: int, weights: Sequence[Expr], group: Group) -> list[Expr]:
@@ -131,11 +131,16 @@ class _Base:
         return 0
 
     def unpack(self, bits: int, words: Sequence[Expr], tokens: int) -> list[Expr]:
-        """The 8 steps of the group, int32xL: 4 int8 (q8) or 4 nibbles 0..15 (q4) a lane."""
+        """The 8 steps of the group, int32xL: 4 codes a lane, int8 (q8) or unsigned, of the fewer bits."""
         if bits == 8:
             return list(words)
         nibbles, four = splat(0x0F0F0F0F, words[0]), splat(4, words[0])
-        return [half & nibbles for word in words for half in (word, word >> four)]
+        steps = [half & nibbles for word in words[:4] for half in (word, word >> four)]
+        return (
+            [low | high for low, high in zip(steps, _upper(bits, words, 0x01010101), strict=True)]
+            if bits > 4
+            else steps
+        )
 
     def broadcast(self, value: Expr) -> Expr:
         return tirx.Broadcast(value, self.lanes)
@@ -147,8 +152,20 @@ class _Base:
         return tirx.Cast(f"float32x{self.lanes}", x)
 
     def _zero_point(self, bits: int, total: Expr) -> Expr:
-        """-8 * total: q4 stores q + 8."""
-        return self.broadcast(total * tirx.const(-8 if bits == 4 else 0, "int32"))
+        """What the products have too much: codes of fewer than 8 bits are stored with half their range added."""
+        return self.broadcast(total * tirx.const(-(1 << (bits - 1)) if bits < 8 else 0, "int32"))
+
+
+def _upper(bits: int, words: Sequence[Expr], byte: int) -> list[Expr]:
+    """What the codes of each of the 8 steps have above their low nibble, in place. `byte`: 1 in each byte of a lane."""
+    width = bits - 4
+    mask, each = splat(((1 << width) - 1 << 4) * byte, words[0]), STEPS // width
+    found = []
+    for s in range(STEPS):
+        word, up = words[4 + s // each], 4 - width * (s % each)
+        amount = splat(abs(up), word)
+        found.append((word << amount if up > 0 else word >> amount if up else word) & mask)
+    return found
 
 
 @dataclass(frozen=True)
@@ -171,18 +188,17 @@ class Avx512Vnni(_X86):
     def ahead(self, bits: int, tokens: int) -> int:
         """Measured on Zen 5: a loss for one token of q8, a gain for others and for f16, for several of q8 most (2.7x);
         f32 was not measured."""
-        if bits in (4, 8) and tokens > 1:
+        if bits <= 8 and tokens > 1:
             return 8192
-        return 5120 if bits in (4, 16) else 0
+        return 5120 if bits < 8 or bits == 16 else 0
 
     def unpack(self, bits: int, words: Sequence[Expr], tokens: int) -> list[Expr]:
-        if bits == 4:
+        if bits < 8:
             return super().unpack(bits, words, tokens)
         return [word ^ tirx.const(-0x7F7F7F80, type_of(word)) for word in words]
 
     def _dot(self, bits: int, weights: Sequence[Expr], activations: Sequence[Expr], total: Expr) -> Expr:
-        offset = -8 if bits == 4 else -128
-        result = self.broadcast(total * tirx.const(offset, "int32"))
+        result = self.broadcast(total * tirx.const(-(1 << (bits - 1)), "int32"))
         for s in range(STEPS):
             a = self._bytes(self.broadcast(activations[s]))
             result = intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", result, self._bytes(weights[s]), a)
@@ -193,8 +209,8 @@ class Avx512Vnni(_X86):
 class Avx2(_X86):
     """vpmaddubsw (unsigned times signed bytes, pairs summed with saturation to int16) and vpmaddwd.
 
-    q4: 8 steps * 2 * 15 * 127 = 30480 fits in int16, so the steps are summed there. q8: |w| times the
-    activation with w's sign, 2 * 127 * 127 = 32258, fits for one step.
+    Steps are summed in int16 as long as they fit: q4: 8 * 2 * 15 * 127 = 30480; q5: 4 * 2 * 31 * 127 = 31496; q6:
+    2 * 2 * 63 * 127 = 32004; q8: |w| times the activation with w's sign, 2 * 127 * 127 = 32258.
     """
 
     def block(self, bits: int) -> int:
@@ -216,17 +232,17 @@ class Avx2(_X86):
             if bits == 8:
                 w, a = tirx.abs(w), intrinsic("int8x32", "llvm.x86.avx2.psign.b", a, w)
             pairs.append(self._madd(w, a))
-        if bits == 4:
-            return self._widen(_sum(pairs)) + self._zero_point(bits, total)
-        return _sum([self._widen(pair) for pair in pairs])
+        together = {4: 8, 5: 4, 6: 2, 8: 1}[bits]
+        result = _sum([self._widen(_sum(pairs[i : i + together])) for i in range(0, STEPS, together)])
+        return result + self._zero_point(bits, total) if bits < 8 else result
 
 
 @dataclass(frozen=True)
 class Neon(_Base):
     """smull, smlal and sadalp: Armv8.0 has no dot product.
 
-    Products are summed in int16 as long as they fit (q4: 8 * 15 * 127 = 15240; q8: 2 * 127 * 127 = 32258),
-    then pairwise in int32.
+    Products are summed in int16 as long as they fit (q4: 8 * 15 * 127 = 15240; q5: 8 * 31 * 127 = 31496; q6:
+    4 * 63 * 127 = 32004; q8: 2 * 127 * 127 = 32258), then pairwise in int32.
     """
 
     def unpack(self, bits: int, words: Sequence[Expr], tokens: int) -> list[Expr]:
@@ -234,14 +250,16 @@ class Neon(_Base):
         if bits == 8:
             return [self._bytes(word) for word in words]
         codes = [tirx.reinterpret("uint8x16", word) for word in words]
-        halves = [half for c in codes for half in (c & splat(15, c), c >> splat(4, c))]
-        return [tirx.reinterpret("int8x16", half) for half in halves]
+        steps = [half for c in codes[:4] for half in (c & splat(15, c), c >> splat(4, c))]
+        if bits > 4:
+            steps = [low | high for low, high in zip(steps, _upper(bits, codes, 1), strict=True)]
+        return [tirx.reinterpret("int8x16", step) for step in steps]
 
     def dots(self, bits: int, weights: Sequence[Expr], group: Group) -> list[Expr]:
         return [self._dot(bits, weights, group, m) for m in range(group.tokens)]
 
     def _dot(self, bits: int, weights: Sequence[Expr], group: Group, token: int) -> Expr:
-        together = STEPS if bits == 4 else 2
+        together = {4: 8, 5: 8, 6: 4, 8: 2}[bits]
         shared = [_opaque(step) for step in self._shared(group, token)]
         halves = []
         for half in (0, 8):
@@ -249,7 +267,7 @@ class Neon(_Base):
             chunks = [_sum(products[i : i + together]) for i in range(0, STEPS, together)]
             halves.append(_sum([intrinsic("int32x4", "llvm.aarch64.neon.saddlp", chunk) for chunk in chunks]))
         rows = intrinsic("int32x4", "llvm.aarch64.neon.addp", *halves)
-        return self._float(rows + self._zero_point(bits, group.sum(token)) if bits == 4 else rows)
+        return self._float(rows + self._zero_point(bits, group.sum(token)) if bits < 8 else rows)
 
     def _shared(self, group: Group, token: int) -> list[Expr]:
         """Each step in all rows: int8x16. One load serves four of them."""
@@ -274,20 +292,23 @@ def _product(half: int, weights: Expr, activation: Expr) -> Expr:
 class NeonDotprod(Neon):
     """sdot, which takes 4 bytes of one lane for all rows.
 
-    q4, one token: nibbles 0..15 are signed bytes as they are. Several: 16 * q, which costs the weights one step more
-    and each token one less.
+    One token: codes of fewer than 8 bits, half their range added, are signed bytes as they are. Several: q4 16 * q, the
+    others q, which costs the weights one step more and each token one less.
     """
 
     def unpack(self, bits: int, words: Sequence[Expr], tokens: int) -> list[Expr]:
         if bits == 8 or tokens == 1:
             return super().unpack(bits, words, tokens)
+        if bits > 4:
+            middle = tirx.const(1 << (bits - 1), "int8x16")
+            return [step - middle for step in super().unpack(bits, words, tokens)]
         codes = [B.Bind(tirx.reinterpret("uint8x16", word) ^ tirx.const(0x88, "uint8x16")) for word in words]
         halves = [half for c in codes for half in (c << splat(4, c), c & splat(0xF0, c))]
         return [tirx.reinterpret("int8x16", half) for half in halves]
 
     def _dot(self, bits: int, weights: Sequence[Expr], group: Group, token: int) -> Expr:
-        sixteenths = bits == 4 and group.tokens > 1
-        result = splat(0, group.steps(token, 0)) if sixteenths else self._zero_point(bits, group.sum(token))
+        sixteenths, alone = bits == 4 and group.tokens > 1, group.tokens == 1
+        result = self._zero_point(bits, group.sum(token)) if alone else splat(0, group.steps(token, 0))
         for w, a in zip(weights, self._shared(group, token), strict=True):
             result = intrinsic("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", result, w, a)
         return _sixteenth(result) if sixteenths else self._float(result)

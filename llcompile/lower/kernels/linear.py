@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as B
 
-from llcompile.ir.packing import GROUP, pad
+from llcompile.ir.packing import BITS, GROUP, pad
 from llcompile.lower.kernels.blocks import (
     Activations,
     BlockProduct,
@@ -33,7 +33,6 @@ from llcompile.lower.kernels.vector import Expr, Extent, local
 
 Finish = Callable[[Sequence[Expr], Expr, Expr], Expr]  # (sums, token, row or vector of rows) -> result
 _Sums = list[tuple[Sums, int]]  # of each matrix: where the sums are, and their number there
-_BITS = {"q8": 8, "q4": 4}
 _FLOATS = {"f32": "float32", "f16": "float16"}
 
 
@@ -120,7 +119,7 @@ def _given(spec: Spec) -> tuple[list[tirx.Buffer], list[list[tirx.Buffer]]]:
         x = B.arg("x", B.buffer((1, n, spec.columns), "float32"))
         shapes = [(t, spec.columns, isa.rows) for t in tiles]
         return [x], [[B.arg(f"data{i}", B.buffer(s, _FLOATS[spec.form]))] for i, s in enumerate(shapes)]
-    bits, groups = _BITS[spec.form], pad(spec.columns, GROUP) // GROUP
+    bits, groups = BITS[spec.form], pad(spec.columns, GROUP) // GROUP
     read = [
         B.arg("q", B.buffer((n, groups, GROUP), "int8")),
         B.arg("scale", B.buffer((n, groups), "float32")),
@@ -128,7 +127,7 @@ def _given(spec: Spec) -> tuple[list[tirx.Buffer], list[list[tirx.Buffer]]]:
     ]
     matrices = []
     for i, t in enumerate(tiles):
-        codes = B.buffer((t, groups, STEPS * bits // 8, isa.rows, 4), "int8" if bits == 8 else "uint8")
+        codes = B.buffer((t, groups, bits, isa.rows, 4), "int8" if bits == 8 else "uint8")
         scales = B.buffer((t, groups, isa.rows), "float16")
         matrices.append([B.arg(f"data{i}", codes), B.arg(f"scales{i}", scales)])
     return read, matrices
@@ -147,7 +146,7 @@ def _block(spec: Spec, given: tuple[list[tirx.Buffer], list[list[tirx.Buffer]]])
     ]
     pairs = pair_tokens(spec.isa, words, spec.n) if spec.isa.paired and isinstance(spec.n, tirx.Var) else None
     a = Activations(words, scale, total, pairs)
-    return quantised_block(spec.isa, _BITS[spec.form], a, packed), spec.isa.block(_BITS[spec.form])
+    return quantised_block(spec.isa, BITS[spec.form], a, packed), spec.isa.block(BITS[spec.form])
 
 
 def _results(spec: Spec, output: Output, number: int) -> list[tirx.Buffer]:

@@ -25,15 +25,16 @@ class _Plan:
     values by where they are in memory; None: the sums themselves. `quantised`: written in int8."""
 
     product: Product
+    form: str
     rows: int
     result: Value | None
     operands: Mapping[relax.Expr, Value]
     quantised: bool
 
     @property
-    def kind(self) -> tuple[int, bool]:
+    def kind(self) -> tuple[str, int, bool]:
         """Tasks of products of the same kind take the same time."""
-        return len(self.product.linears), self.quantised
+        return self.form, len(self.product.linears), self.quantised
 
 
 def weight_of(emitter: Emitter, node: Node, name: str) -> tuple[tuple[int, ...], list[relax.Var], str]:
@@ -70,20 +71,23 @@ def _evaluate(emitter: Emitter, nodes: Sequence[Node]) -> None:
 
 
 def _plans(emitter: Emitter, product: Product) -> list[_Plan]:
-    """The product with all that follows; each sum alone where that has another shape or type."""
-    plan = _plan(emitter, product)
-    if plan.result is None or (plan.result.shape, plan.result.dtype) == ((1, "n", plan.rows), "float32"):
+    """The product with all that follows; each sum alone where that has another shape, or the matrices other formats."""
+    alike = len({weight_of(emitter, linear, linear.inputs[1])[2] for linear in product.linears}) == 1
+    plan = _plan(emitter, product) if alike else None
+    if plan and (
+        plan.result is None or (plan.result.shape, plan.result.dtype) == ((1, "n", plan.rows), "float32")
+    ):
         return [plan]
     return [_plan(emitter, Product((linear,), (), linear.outputs[0])) for linear in product.linears]
 
 
 def _plan(emitter: Emitter, product: Product) -> _Plan:
     linears, then = product.linears, product.then
-    (rows, _), *_ = weight_of(emitter, linears[0], linears[0].inputs[1])
+    (rows, _), _, form = weight_of(emitter, linears[0], linears[0].inputs[1])
     in_int8 = rows % GROUP == 0 and emitter.quantises(product.output)
     biases = [name for name in map(_bias, linears) if name]
     if not then and not biases:
-        return _Plan(product, rows, None, {}, in_int8)
+        return _Plan(product, form, rows, None, {}, in_int8)
     inside = {node.outputs[0] for node in (*linears, *then)}
     read = [name for node in then for name in node.inputs if name]
     operands = {}
@@ -98,7 +102,7 @@ def _plan(emitter: Emitter, product: Product) -> _Plan:
         if read.count(node.outputs[0]) > 1:
             emitter.values[node.outputs[0]] = _once(node.outputs[0], emitter.values[node.outputs[0]])
     result, emitter.values = emitter.values[product.output], known
-    return _Plan(product, rows, result, operands, in_int8)
+    return _Plan(product, form, rows, result, operands, in_int8)
 
 
 def _bias(linear: Node) -> str:

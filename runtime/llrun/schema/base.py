@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-SCHEMA = 5
+SCHEMA = 6
 MAX_BATCH = 16  # sequences of which a `<template>_batch` function computes one row each
 Size = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]

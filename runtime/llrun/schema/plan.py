@@ -76,11 +76,16 @@ class MoveRecord(Strict, frozen=True):
 
 
 class BlockRecord(Strict, frozen=True):
+    """`bits`: of a weight of its matrices, on the average, scales included; 0 without any. `divergence`: what rounding
+    them was found to cost the output, nats; None: nobody has looked."""
+
     id: Size
     template: str
     ops: tuple[str, ...]
     weights_bytes: Size
     decode_flops: float
+    bits: float
+    divergence: float | None = None
 
 
 class PlanRecord(Strict, frozen=True):

@@ -12,6 +12,8 @@ class WeightFormat(StrEnum):
     F32 = "f32"
     F16 = "f16"
     Q8 = "q8"
+    Q6 = "q6"
+    Q5 = "q5"
     Q4 = "q4"
 
 

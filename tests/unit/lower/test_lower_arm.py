@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from llcompile.ir.packing import BITS
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.kernels.linear import linear_quantised
 from llcompile.lower.kernels.vector import Extent
@@ -37,18 +38,18 @@ def test_float_products_have_full_accuracy(form: str, isa: str) -> None:
         linear.test_float_products_have_full_accuracy(rows, columns, form, isa)
 
 
-@pytest.mark.parametrize("form", ["q8", "q4"])
+@pytest.mark.parametrize("form", list(BITS))
 def test_quantised_products_are_exact_in_their_groups(form: str, isa: str) -> None:
     for rows, columns in SHAPES:
         linear.test_quantised_products_are_exact_in_their_groups(rows, columns, form, isa)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", list(BITS.values()))
 def test_the_largest_products_do_not_overflow(bits: int, isa: str) -> None:
     linear.test_the_largest_products_do_not_overflow(bits, isa)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", list(BITS.values()))
 def test_a_token_is_the_same_alone_and_among_others(bits: int, isa: str) -> None:
     rows, columns, n = 24, 96, 17
     _, parts = linear.packed_weights(rows, columns, f"q{bits}", isa)

@@ -7,12 +7,13 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from llcompile.ir.packing import GROUP, layout_of, pad
+from llcompile.ir.packing import BITS, GROUP, layout_of, pad
 from llcompile.lower.kernels.isa import isa_of
 from llcompile.lower.kernels.linear import linear_float, linear_quantised
 from llcompile.lower.kernels.quantise import quantise
 from llcompile.lower.kernels.vector import Extent
 from llcompile.quantize import pack, unpack
+from llcompile.quantize.formats import code_range
 from llrun.memory import aligned_copy
 from tests.unit.lower.harness import Kernel, new_tokens, runnable
 
@@ -83,11 +84,11 @@ def test_float_products_have_full_accuracy(rows: int, columns: int, form: str, i
 
 
 @pytest.mark.parametrize("isa", runnable())
-@pytest.mark.parametrize("form", ["q8", "q4"])
+@pytest.mark.parametrize("form", list(BITS))
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_quantised_products_are_exact_in_their_groups(rows: int, columns: int, form: str, isa: str) -> None:
     weights, parts = packed_weights(rows, columns, form, isa)
-    bits = {"q8": 8, "q4": 4}[form]
+    bits = BITS[form]
     decode = Kernel(linear_quantised(isa_of(isa), bits, 1, columns, rows), isa)
     prefill = Kernel(linear_quantised(isa_of(isa), bits, new_tokens(), columns, rows), isa)
     for n, kernel in [(1, decode), *((n, prefill) for n in TOKENS)]:
@@ -104,7 +105,7 @@ def test_quantised_products_are_exact_in_their_groups(rows: int, columns: int, f
 
 
 @pytest.mark.parametrize("isa", runnable())
-@pytest.mark.parametrize("form", ["f32", "f16", "q8", "q4"])
+@pytest.mark.parametrize("form", ["f32", "f16", "q8", "q6", "q5", "q4"])
 @pytest.mark.parametrize(("rows", "columns"), [(64, 96), (33, 70)])
 def test_a_token_is_the_same_alone_and_in_a_block_of_any_size(
     rows: int, columns: int, form: str, isa: str
@@ -113,15 +114,15 @@ def test_a_token_is_the_same_alone_and_in_a_block_of_any_size(
     x = activations(19, columns)
 
     def kernel(length: Extent) -> Kernel:
-        if form in ("q8", "q4"):
-            return Kernel(linear_quantised(isa_of(isa), int(form[1]), length, columns, rows), isa)
+        if form in BITS:
+            return Kernel(linear_quantised(isa_of(isa), BITS[form], length, columns, rows), isa)
         return Kernel(linear_float(isa_of(isa), str(parts["data"].dtype), length, columns, rows), isa)
 
     decode, prefill = kernel(1), kernel(new_tokens())
 
     def product(start: int, stop: int, run: Kernel) -> np.ndarray:
         some, out = aligned_copy(x[:, start:stop]), np.full((1, stop - start, rows), np.nan, np.float32)
-        given = quantised_activations(some, run is decode, isa) if form in ("q8", "q4") else [some]
+        given = quantised_activations(some, run is decode, isa) if form in BITS else [some]
         run(*given, *parts.values(), out)
         return out
 
@@ -132,11 +133,11 @@ def test_a_token_is_the_same_alone_and_in_a_block_of_any_size(
 
 
 @pytest.mark.parametrize("isa", runnable())
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", list(BITS.values()))
 def test_the_largest_products_do_not_overflow(bits: int, isa: str) -> None:
     """All weights and activations at the ends of their ranges, in every combination of signs."""
     kernel = Kernel(linear_quantised(isa_of(isa), bits, new_tokens(), GROUP, 16), isa)
-    low, high = (-127, 127) if bits == 8 else (-8, 7)
+    low, high = code_range(bits)
     codes = np.where(np.arange(16)[:, None] % 2 == 0, low, high) * np.ones((16, GROUP), int)
     codes[8:, ::2] = low + high - codes[8:, ::2]  # rows of alternating ends
     layout = layout_of("linear", f"q{bits}", isa_of(isa).rows)

@@ -37,7 +37,7 @@ def write(path: Path, given: dict[str, WeightSource], quant: str = "q4", **optio
     return write_block(path, checkpoint.lower(made, quant), made, placed, given, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("quant", ["f32", "f16", "q8", "q4"])
+@pytest.mark.parametrize("quant", ["f32", "f16", "q8", "q6", "q5", "q4"])
 def test_the_file_holds_every_tensor_as_the_official_library_reads_it(tmp_path: Path, quant: str) -> None:
     given = sources(tmp_path)
     write(tmp_path / "block.safetensors", given, quant, seed=3)
@@ -73,7 +73,7 @@ def test_size_and_sha256_are_those_of_the_file(tmp_path: Path, monkeypatch: pyte
     assert entry.sha256 == hashlib.sha256(data).hexdigest()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("quant", ["f16", "q8", "q4"])
+@pytest.mark.parametrize("quant", ["f16", "q8", "q6", "q5", "q4"])
 def test_bytes_depend_neither_on_bands_nor_on_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str
 ) -> None:

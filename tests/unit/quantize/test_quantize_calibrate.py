@@ -13,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from llcompile.graph import build_graph, output_in_pieces
 from llcompile.ir.graph import Block, Graph
 from llcompile.ir.model import WeightSource
-from llcompile.quantize import calibrate, random_sequences, sequences_of
+from llcompile.ir.packing import Layout
+from llcompile.quantize import calibrate, measure, pack, random_sequences, sequences_of, unpack
 from llcompile.quantize.calibrate import factors_of
+from llcompile.quantize.measure import matrix_sets
 from llcompile.quantize.operators import erf
 from llcompile.quantize.walk import Ids, Walk, finite_rows
 from tests.models import FAMILIES, VOCAB, loaded, prompt, reference_logits
@@ -51,6 +55,42 @@ def test_logits_of_the_walk_are_transformers(family: str) -> None:
         expected = reference_logits(loaded(family)[0], given.tolist())
         assert logits[0].dtype == np.float32
         assert np.abs(logits[0] - expected).max() < 3e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_matrix_of_a_product_is_in_one_set(family: str) -> None:
+    graph = graph_of(family)
+    names = [name for one in matrix_sets(graph) for name in one.names]
+    linear = set[str]()
+    for block in graph.blocks:
+        pairs = zip(graph.templates[block.template].weights, block.weights, strict=True)
+        linear |= {name for weight, name in pairs if weight.role == "linear"}
+    assert sorted(names) == sorted(linear)
+
+
+def test_what_rounding_a_set_costs_is_what_transformers_finds() -> None:
+    directory, model = loaded("llama")
+    sequences, layout = ids(30, 20), Layout("tiled", "q4", 8)
+    exact = [log_softmax(reference_logits(directory, given.tolist())) for given in sequences]
+    for one in measure(graph_of("llama"), model.weights, sequences)[:2]:
+        coarse = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        costs = list[float]()
+        with torch.no_grad():
+            for name in one.names:
+                values = coarse.get_parameter(name).numpy()
+                coarse.get_parameter(name).copy_(
+                    torch.from_numpy(unpack(pack(values, layout, name), layout, values.shape))
+                )
+            for given, before in zip(sequences, exact, strict=True):
+                after = log_softmax(coarse(torch.from_numpy(given[None])).logits[0].numpy())
+                costs += (np.exp(before) * (before - after)).sum(axis=1).tolist()
+        assert one.divergence["q4"] == pytest.approx(np.mean(costs), rel=1e-2)
+        assert 0 < one.divergence["q8"] < one.divergence["q6"] < one.divergence["q5"] < one.divergence["q4"]
+
+
+def log_softmax(logits: Floats) -> Floats:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def test_nothing_is_computed_that_no_product_needs() -> None:

@@ -89,10 +89,15 @@ def damped(rows: Floats) -> Doubles:
 @pytest.mark.parametrize("shape", [(24, 128), (5, 96), (40, 320)])
 def test_codes_are_those_of_gptq_done_the_plain_way(shape: tuple[int, int]) -> None:
     values, rows = matrix(*shape, seed=5), activations(700, shape[1])
-    codes, scales = quantise_with_feedback(values, factors(rows))
+    codes, scales = quantise_with_feedback(values, factors(rows), 4)
     by_row = codes.reshape(32, shape[0], -1).transpose(1, 2, 0).reshape(shape)
-    expected, ratios = plain_gptq(values, damped(rows), scales.astype(np.float32).reshape(shape[0], -1))
-    assert np.array_equal(by_row, expected)
+    chosen = scales.astype(np.float32).reshape(shape[0], -1)
+    expected, ratios = plain_gptq(values, damped(rows), chosen)
+    # Errors are carried on a grid, so a weight halfway between two codes may get the other, and those behind it too.
+    assert np.mean(by_row == expected) > 0.97
+    errors = [each * np.repeat(chosen, 32, axis=1) - values for each in (by_row, expected)]
+    ours, plain = (float(np.einsum("ri,ij,rj", e, damped(rows), e)) for e in errors)
+    assert ours < 1.002 * plain
     # A candidate may put a weight halfway between two codes, where the last bit decides: rarely a little worse.
     assert np.mean(ratios) < 1.001
     assert max(ratios) < 1.1
@@ -167,12 +172,20 @@ def test_weights_that_cannot_be_held_are_refused(value: float, code: str) -> Non
 # --- the same bytes however cut ---
 
 
+def test_a_row_is_rounded_the_same_wherever_it_stands() -> None:
+    """Though a BLAS library may sum in an order that depends on that."""
+    values, given = matrix(200, 256), factors(activations(400, 256))
+    whole = rounded(values, given)
+    for start in range(1, 70, 7):
+        assert np.array_equal(rounded(values[start : start + 90], given), whole[start : start + 90])
+
+
 def test_a_row_depends_on_no_other() -> None:
     values, given = matrix(300, 320, 7), factors(activations(500, 320))
-    codes, scales = quantise_with_feedback(values, given)
+    codes, scales = quantise_with_feedback(values, given, 4)
     by_row = codes.reshape(32, 300, -1), scales.reshape(300, -1)
     for row in (0, 63, 64, 299):
-        one = quantise_with_feedback(values[row : row + 1], given)
+        one = quantise_with_feedback(values[row : row + 1], given, 4)
         assert np.array_equal(one[0], by_row[0][:, row])
         assert np.array_equal(one[1], by_row[1][row])
 

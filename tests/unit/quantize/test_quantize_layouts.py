@@ -5,21 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llcompile.ir.packing import GROUP, Layout, packed_params, pad
+from llcompile.ir.packing import BITS, GROUP, Layout, packed_params, pad
 from llcompile.quantize import pack, unpack
+from llcompile.quantize.formats import code_range
 from llrun.schema import WeightFormat
 from tests.unit.quantize.checkpoint import matrix
 
 SHAPES = [(16, 32), (48, 64), (37, 45), (1, 1), (5, 100), (17, 33), (130, 2080)]
 QUANTISED = [
     Layout("tiled", "q8", 16),
+    Layout("tiled", "q6", 16),
+    Layout("tiled", "q5", 16),
     Layout("tiled", "q4", 16),
     Layout("tiled", "q4", 5),
     Layout("rows", "q8"),
 ]
 # Root of the mean squared error of standard normal weights; measured 0.00534 and 0.0811, plain largest/8:
 # 0.0858.
-RMS_BOUND = {"q8": 0.0056, "q4": 0.0825}
+RMS_BOUND = {"q8": 0.0056, "q6": 0.0205, "q5": 0.0405, "q4": 0.0825}
 
 
 def layouts() -> list[Layout]:
@@ -50,7 +53,7 @@ def test_unpack_gives_the_matrix_back(layout: Layout, shape: tuple[int, int]) ->
         assert np.array_equal(got, given.astype(np.float16).astype(np.float32))
     else:
         # No weight is further off than half a step of the coarsest scale that its group may get.
-        steps = {"q8": 127, "q4": 7}[layout.format]
+        steps = {"q8": 127, "q6": 31, "q5": 15, "q4": 7}[layout.format]
         assert np.abs(got - given).max() <= 0.8 * np.abs(given).max() / steps
 
 
@@ -103,6 +106,25 @@ def test_q4_tiles_hold_what_packing_says_element_by_element() -> None:
                 assert code == 0
 
 
+@pytest.mark.parametrize("bits", [5, 6])
+def test_tiles_of_5_and_6_bits_hold_what_packing_says_element_by_element(bits: int) -> None:
+    rows, columns, r = 6, 40, 4
+    parts = pack(matrix(rows, columns), Layout("tiled", f"q{bits}", r), "w")
+    unpacked = unpack(parts, Layout("tiled", f"q{bits}", r), (rows, columns))
+    for n in range(8):
+        for k in range(64):
+            feature, tile = k % GROUP, parts["data"][n // r, k // GROUP, :, n % r]
+            byte = int(tile[feature // 8, feature % 4])
+            low = (byte & 15) if feature % 8 < 4 else (byte >> 4)
+            if bits == 5:
+                high = int(tile[4, feature % 4]) >> feature // 4 & 1
+            else:
+                high = int(tile[4 + feature // 16, feature % 4]) >> 2 * (feature % 16 // 4) & 3
+            code = (high << 4 | low) - (1 << bits - 1)
+            scale = np.float32(parts["scales"][n // r, k // GROUP, n % r])
+            assert scale * code == (unpacked[n, k] if n < rows and k < columns else 0)
+
+
 @pytest.mark.parametrize("layout", QUANTISED, ids=lambda x: f"{x.kind}-{x.format}-{x.tile_rows}")
 def test_error_of_normal_weights_stays_within_the_stated_bound(layout: Layout) -> None:
     given = matrix(256, 1024)
@@ -142,9 +164,10 @@ def test_small_weights_meet_subnormal_scales_without_being_cut(layout: Layout, s
     given = matrix(32, 64) * np.float32(size)
     got = unpack(pack(given, layout, "w"), layout, given.shape)
     largest, finest = np.abs(given).max(), 2.0**-24  # the smallest float16 above 0
-    # 8 bits: half a step of a scale that float16 may have rounded up by `finest`. 4 bits: the search may cut the
+    # 8 bits: half a step of a scale that float16 may have rounded up by `finest`. Fewer: the search may cut the
     # largest by a step, and float16 may round the scale either way by half of `finest`.
-    bound = 0.51 * (largest / 127 + finest) if layout.format == "q8" else largest / 7 + 4.5 * finest
+    low, high = code_range(BITS[layout.format])
+    bound = 0.51 * (largest / 127 + finest) if high == 127 else largest / high + 0.5 * (1 - low) * finest
     assert np.abs(got - given).max() <= bound
 
 

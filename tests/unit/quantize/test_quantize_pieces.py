@@ -78,7 +78,8 @@ def calibration(folder: Path, given: dict[str, WeightSource]) -> Calibration:
 
 
 @pytest.mark.parametrize(
-    ("quant", "calibrated"), [("f32", False), ("f16", False), ("q8", False), ("q4", False), ("q4", True)]
+    ("quant", "calibrated"),
+    [("f32", False), ("f16", False), ("q8", False), ("q4", False), ("q4", True), ("q5", True)],
 )
 def test_pieces_have_the_values_of_the_whole(tmp_path: Path, quant: str, calibrated: bool) -> None:
     given = sources(tmp_path)
