@@ -1,6 +1,6 @@
 """`llrun serve` under load: tokens a second beside llama-server, a hundred clients of which some leave, one alone.
 
-    python benchmarks/serving.py [--threads 2] [--rounds 3] [--clients 1,4,16] [--without-peer]
+    python benchmarks/serving.py [--threads 2] [--rounds 3] [--clients 1,4,16] [--without-peer] [--speculate off]
 
 SmolLM2-135M-Instruct in 4 bits, the same bits in both programs, whole on one device. llama.cpp is built from PyPI's
 llama-cpp-python on first use (cmake, a C++ compiler). Programs run by turns, in the opposite order every other round;
@@ -28,7 +28,7 @@ import click
 from shared import machine, ours, peer
 from shared.clients import Answer, Ask, ask_all
 from shared.processes import run
-from shared.quality_weights import peer_files
+from shared.quality_weights import peer_file
 from shared.rounds import Contest, Rates, Series, play, ratios, spread
 from shared.servers import Server, free_port, get, llrun_serve, serving
 from shared.shapes import devices_file, tool
@@ -50,6 +50,7 @@ class Settings:
     rounds: int
     clients: tuple[int, ...]
     with_peer: bool
+    options: tuple[str, ...]
 
 
 def bundle(threads: int) -> Path:
@@ -74,12 +75,14 @@ def bundle(threads: int) -> Path:
 
 def command_of(name: str, chosen: Settings, port: int) -> list[str | Path]:
     if name == OURS:
-        return [*llrun_serve(bundle(chosen.threads), port, "--no-verify", "--slots", str(SLOTS))]
+        return [
+            *llrun_serve(bundle(chosen.threads), port, "--no-verify", "--slots", str(SLOTS), *chosen.options)
+        ]
     threads = ["-t", str(chosen.threads), "-tb", str(chosen.threads)]
     room = ["-c", str(CONTEXT * SLOTS), "-np", str(SLOTS), "--no-webui"]
     folder = "build-avx512" if machine.native_target() == "x86-64-v4" else "build"
     program = peer.built(folder, "llama-server") / "llama-server"
-    return [program, "-m", peer_files(smollm())[FORMAT], "--port", str(port), *threads, *room]
+    return [program, "-m", peer_file(smollm(), FORMAT), "--port", str(port), *threads, *room]
 
 
 @contextmanager
@@ -203,12 +206,15 @@ def contest(label: str, programs: dict[str, Callable[[], Rates]], chosen: Settin
 @click.option("--clients", default="1,4,16", show_default=True, help="How many at once, separated by commas.")
 @click.option("--only", "parts", multiple=True, type=click.Choice(["clients", "load", "single"]))
 @click.option("--without-peer", is_flag=True, help="Without llama-server.")
-def main(threads: int, rounds: int, clients: str, parts: Sequence[str], without_peer: bool) -> None:
+@click.option("--speculate", default="auto", show_default=True, type=click.Choice(["auto", "off"]))
+def main(
+    threads: int, rounds: int, clients: str, parts: Sequence[str], without_peer: bool, speculate: str
+) -> None:
     """Measure llrun serve under load."""
     # Ended from outside, the servers must end as well: by way of `serving`'s finally.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     counts = tuple(int(count) for count in clients.split(","))
-    chosen = Settings(threads, rounds, counts, not without_peer)
+    chosen = Settings(threads, rounds, counts, not without_peer, ("--speculate", speculate))
     click.echo("\n".join(machine.own_description()))
     if not parts or "clients" in parts:
         names = [OURS, THEIRS] if chosen.with_peer else [OURS]

@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from llcompile import cli
 from llcompile.frontend import load_model, read_text, text_ids
 from llcompile.graph import build_graph
 from llcompile.ir.errors import CompileError
 from llcompile.ir.model import Model
 from llcompile.pipeline import BuildOptions
 from llcompile.quantize import calibrate
-from llcompile.rounding import calibration_sequences, calibration_text
+from llcompile.rounding import calibration_sequences, calibration_text, check_bits
 from llrun.schema import CacheFormat
 from tests.models import build, loaded
 
@@ -133,6 +135,22 @@ def test_a_text_where_nothing_is_calibrated(tmp_path: Path, change: dict[str, ob
     with pytest.raises(CompileError) as caught:
         calibration_text(options(tmp_path / "text", **change))
     assert (caught.value.code, caught.value.exit_code) == ("F191", 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"), [({"quant": "q8"}, "--quant q8"), ({"random_seed": 1}, "--bits 5.2 has no use here")]
+)
+def test_bits_where_they_choose_nothing(change: dict[str, object], word: str) -> None:
+    with pytest.raises(CompileError, match=word) as caught:
+        check_bits(options("random", bits=5.2, **change))
+    assert (caught.value.code, caught.value.exit_code) == ("F192", 2)
+
+
+@pytest.mark.parametrize("bits", ["4.4", "8.6", "nan", "four"])
+def test_bits_that_no_format_has(bits: str) -> None:
+    done = CliRunner().invoke(cli.main, ["plan", "m", "--target", "devices.json", "--bits", bits])
+    assert done.exit_code == 2
+    assert "--bits" in done.output
 
 
 def test_a_text_without_a_tokenizer() -> None:

@@ -42,6 +42,18 @@ def rendered(record: schema.PlanRecord, measured: Measured | None = None, width:
     return out.getvalue()
 
 
+def test_formats_that_were_chosen_are_told_by_block() -> None:
+    costs = {0: 0.001, 1: 0.02}
+    blocks = tuple(
+        msgspec.structs.replace(b, divergence=costs.get(b.id), bits=5.5 if b.id in costs else 0.0)
+        for b in RECORD.blocks
+    )
+    text = rendered(msgspec.structs.replace(RECORD, blocks=blocks))
+    assert "weights of 5.50 bits (predicted divergence 0.0210)" in text
+    assert "divergence, predicted" in text
+    assert "divergence" not in rendered(RECORD)
+
+
 @pytest.mark.parametrize(("size", "text"), [
     (0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (1536, "1.50 KiB"), (512 << 20, "512 MiB"),
     (1.42 * (1 << 30), "1.42 GiB"), (70e9, "65.2 GiB"),
