@@ -57,7 +57,20 @@ class Caches:
 def dialogue_in(text: str, tokenizer: Tokenizer, context: int = 2000, keep: bool = False) -> Dialogue:
     shapes = dataclasses.replace(MODEL.shapes, context=context)
     model = msgspec.structs.replace(MODEL, shapes=shapes, vocab_size=1000, eos_token_ids=())
-    return Dialogue(ChatTemplate("the test's", {"default": text}, NAMES), tokenizer, model, keep)
+    template = ChatTemplate("the test's", {"default": text}, NAMES)
+    opened.append(template)
+    return Dialogue(template, tokenizer, model, keep)
+
+
+opened: list[ChatTemplate] = []
+
+
+@pytest.fixture(autouse=True)
+def templates_are_closed() -> Iterator[None]:
+    """Each has a process of its own."""
+    yield
+    while opened:
+        opened.pop().close()
 
 
 @pytest.fixture(params=ENDS)
