@@ -48,9 +48,12 @@ def calibration_sequences(
 
 
 def check_bits(options: BuildOptions) -> None:
-    """Raises CompileError F192 for --bits where they choose nothing."""
+    """Raises CompileError F192 for --bits that no choice has, and where they choose nothing."""
     if options.bits is None:
         return
+    if not quantize.LEAST_BITS <= options.bits <= quantize.MOST_BITS:
+        reach = f"{quantize.LEAST_BITS:g} to {quantize.MOST_BITS:g}"
+        raise CompileError("F192", f"--bits {options.bits:g} is beyond what formats have: use {reach}")
     if options.random_seed is not None:
         raise CompileError(
             "F192",

@@ -83,7 +83,8 @@ def test_a_missing_manifest_and_a_missing_bundle(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema": 5}', b"[" * 100_000, b"\0" * 64]
+    "text",
+    [b"", b"{", b"[]", b"\xff\xfe", f'{{"schema": {schema.SCHEMA}}}'.encode(), b"[" * 100_000, b"\0" * 64],
 )
 def test_a_manifest_that_is_something_else(bundle: Path, text: bytes) -> None:
     (bundle / "manifest.json").write_bytes(text)
@@ -248,7 +249,9 @@ def test_a_slice_with_another_map_than_the_plan_s(bundle: Path) -> None:
 
 def test_a_slice_that_is_no_slice(bundle: Path) -> None:
     replace_slice(bundle, "pi", schema=1)
-    assert verify(bundle)[0].startswith("devices/pi/slice.json: it has schema 1, this version reads schema 5")
+    assert verify(bundle)[0].startswith(
+        f"devices/pi/slice.json: it has schema 1, this version reads schema {schema.SCHEMA}"
+    )
 
 
 def test_a_device_without_a_slice(bundle: Path) -> None:

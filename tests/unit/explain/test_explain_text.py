@@ -350,6 +350,8 @@ def test_json_has_the_keys_of_the_contract() -> None:
         "ops": ["Linear", "Add"],
         "weights_bytes": 2000,
         "decode_flops": 4096.0,
+        "bits": 4.5,
+        "divergence": None,
     }
 
 

@@ -286,7 +286,7 @@ def test_a_table_stays_in_its_file_however_often_it_comes(tmp_path: Path) -> Non
         made.read([0])
         found = library.functions["t0_decode"](np.array([[token]]), *made.resident[0].params)
         np.testing.assert_array_equal(found[0], rows_of(0)[token])
-        assert resident_bytes() <= before[0] + MIB // 2
+        assert resident_bytes() <= before[0] + 2 * MIB  # of its 3
         assert open_files() == before[1] + 1
         made.drop([0])
         assert open_files() == before[1]

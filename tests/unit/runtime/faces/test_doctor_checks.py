@@ -219,10 +219,10 @@ def test_what_this_llrun_needs_is_read_of_its_own_package():
 
 def test_a_slice_that_cannot_be_read_is_one_line():
     error = RunError(
-        "R202", "slice.json: it has schema 4, this version reads schema 5. Build the bundle again."
+        "R202", "slice.json: it has schema 4, this version reads another. Build the bundle again."
     )
     check = broken(error)
-    assert (check.status, check.found) == ("fail", "slice.json: it has schema 4, this version reads schema 5")
+    assert (check.status, check.found) == ("fail", "slice.json: it has schema 4, this version reads another")
     assert check.remedy == "Build the bundle again."
 
 
