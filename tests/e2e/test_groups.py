@@ -68,7 +68,6 @@ def build(
     [
         ("llama", (0.7, 0.3), "direct"),
         ("llama", (0.5, 0.2, 0.3), "ring"),
-        ("neox", (0.6, 0.4), "star"),
         ("bloom", (0.2, 0.5, 0.3), "star"),
         ("phi3", (0.3, 0.2, 0.5), "direct"),
     ],

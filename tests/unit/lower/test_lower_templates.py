@@ -28,7 +28,7 @@ CHUNKS = ([16, 16, 9], [7, 1, 1, 16, 3, 1, 2, 10], [1] * N)
 HIDDEN: tuple[str, tuple[int | str, ...]] = ("float32", (1, "n", 64))
 
 # Largest difference as a part of the largest output: float32 rounding; float16 caches; int8 activations.
-TOLERANCE = {"f32": 3e-6, "f16": 2e-3, "q8": 3e-2, "q4": 3e-2}
+TOLERANCE = {"f32": 3e-6, "q8": 3e-2, "q4": 3e-2}
 
 
 def _gpt2_attention() -> Template:
@@ -186,7 +186,7 @@ def test_float32(name: str, libraries: Callable[[str], Library]) -> None:
 
 
 @pytest.mark.parametrize("name", QUANTISED)
-@pytest.mark.parametrize("quant", ["f16", "q8", "q4"])
+@pytest.mark.parametrize("quant", ["q8", "q4"])
 def test_smaller_formats(name: str, quant: str, libraries: Callable[[str], Library]) -> None:
     _check(libraries(quant), name, TOLERANCE[quant])
 
