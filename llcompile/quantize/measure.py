@@ -14,6 +14,7 @@ from math import prod
 
 import numpy as np
 
+from llcompile.ir.errors import CompileError
 from llcompile.ir.graph import Block, Graph, Template
 from llcompile.ir.model import WeightSource
 from llcompile.ir.packing import BITS, Layout
@@ -86,6 +87,12 @@ def measure(
             return [_log_softmax(one[0]) for one in walk.run(tokens)[logits]]
 
         exact = run(None)
+        if not all(np.isfinite(one).all() for one in exact):
+            raise CompileError(
+                "Q108",
+                "measuring what formats cost: the output is not finite on the tokens tried. The checkpoint may be "
+                "damaged; download it again. Without --bits it is built all the same.",
+            )
         for one in sets:
             coarse = run(partial(_coarse, frozenset(one.names)))
             found.append(_scaled(one, weights, _divergence(exact, coarse)))
@@ -133,12 +140,12 @@ def _unheeded(block: Block, tensor: str, weight: int, rows: Floats) -> None:
 
 
 def _coarse(names: frozenset[str], name: str, rows: Floats) -> Floats:
-    return _rounded(rows, COARSEST) if name in names else rows
+    return _rounded(rows, COARSEST, name) if name in names else rows
 
 
-def _rounded(rows: Floats, format: str) -> Floats:
+def _rounded(rows: Floats, format: str, name: str) -> Floats:
     layout = Layout("tiled", format, 8)
-    return unpack(pack(rows, layout, "a matrix"), layout, rows.shape)
+    return unpack(pack(rows, layout, name), layout, rows.shape)
 
 
 def _scaled(one: _Set, weights: Mapping[str, WeightSource], coarsest: float) -> Measured:
@@ -146,7 +153,9 @@ def _scaled(one: _Set, weights: Mapping[str, WeightSource], coarsest: float) -> 
     for name in one.names:
         rows = finite_rows(weights[name], 0, min(_ROWS, weights[name].shape[0]))
         for format in BITS:
-            one.errors[format] += float(np.square(_rounded(rows, format) - rows, dtype=np.float64).sum())
+            one.errors[format] += float(
+                np.square(_rounded(rows, format, name) - rows, dtype=np.float64).sum()
+            )
     shares = {format: error / max(one.errors[COARSEST], 1e-300) for format, error in one.errors.items()}
     return Measured(tuple(one.names), one.elements, {f: coarsest * share for f, share in shares.items()})
 

@@ -16,7 +16,7 @@ from llcompile.graph import build_graph
 from llcompile.ir.errors import CompileError
 from llcompile.ir.model import Model
 from llcompile.pipeline import BuildOptions
-from llcompile.quantize import calibrate
+from llcompile.quantize import calibrate, measure
 from llcompile.rounding import calibration_sequences, calibration_text, check_bits
 from llrun.schema import CacheFormat
 from tests.models import build, loaded
@@ -104,6 +104,21 @@ def test_a_file_that_ends_early(tmp_path: Path) -> None:
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100_000])
     assert refused(model, tmp_path / "out").code == "Q101"
+
+
+def test_an_output_that_is_not_finite_measures_nothing(tmp_path: Path) -> None:
+    model = with_weight(tmp_path, "model.norm.weight", 1e38)
+    with pytest.raises(CompileError, match="Without --bits") as caught:
+        measure(build_graph(model), model.weights, [np.arange(9)])
+    assert caught.value.code == "Q108"
+
+
+def test_a_weight_that_no_format_holds_is_named_by_what_measures_it(tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    model = with_weight(tmp_path, name, 9e6)
+    with pytest.raises(CompileError, match=name) as caught:
+        measure(build_graph(model), model.weights, [np.arange(9)])
+    assert caught.value.code == "Q105"
 
 
 # --- texts ---
