@@ -1,4 +1,4 @@
-"""f16, q6, q4 and mixed: the kernels' logits against the same weights, dequantised, run in float32 by transformers."""
+"""Formats, alone and side by side: the kernels' logits against the same weights, dequantised, run by transformers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tests.e2e import harness
 from tests.models import prompt, save
 
 # Root mean square of the logits' error over that of the logits. f16 differs by the cache's rounding to f16
-# alone. q6 and q4 round activations to 8 bits, a scale for 32 of them, before each of some twenty products in
+# alone. The others round activations to 8 bits, a scale for 32 of them, before each of some twenty products in
 # a row: about half a percent each time, which these models, drawn wide for diverse text, amplify. That each
 # product is exact but for this rounding is tested on the kernels themselves (tests/unit/lower).
-BOUNDS = {"f16": 1e-2, "q6": 0.1, "q4": 0.1}
+BOUNDS = {"f16": 1e-2, "q8": 0.1, "q6": 0.1, "q4": 0.1}
 
 
 def dequantised_model(model: Path, compiled: harness.CompiledModel, bundle: Path) -> torch.nn.Module:
@@ -69,7 +69,10 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize(
     ("family", "quant"),
-    [("llama", "f16"), ("llama", "q6"), *((family, "q4") for family in ("llama", "gpt2", "gemma3"))],
+    [
+        *(("llama", quant) for quant in ("f16", "q8", "q6")),
+        *((family, "q4") for family in ("llama", "gpt2", "gemma3")),
+    ],
     indirect=["family"],
 )
 def test_logits_are_those_of_the_dequantised_weights(family: Path, quant: str, tmp_path: Path) -> None:
