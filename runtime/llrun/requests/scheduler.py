@@ -354,6 +354,7 @@ class Scheduler:
             line = self._running[handle]
             if line.number is not None:
                 self._session.withdraw(line.number)
+                self._flying.discard(line.number)  # of a token that never went no logits come
             self._end(handle, line)
 
     def _release(self, handle: Handle, line: Line) -> None:

@@ -40,6 +40,23 @@ def test_a_conversation_goes_on_after_a_cancelled_answer(cluster, count, after):
         assert list(answer.tokens) == synthetic.greedy([*said, *second], 6)
 
 
+def test_nobody_waits_for_the_token_of_a_cancelled_answer_that_never_went(cluster):
+    """Cancelled while nothing is fed, as when blocks move: no logits are due, and another conversation goes on."""
+    with cluster(NAMES[:3]).scheduler() as scheduler:
+        one, other = Conversation(scheduler), Conversation(scheduler)
+        handle = one.submit(Request(prompt(5), 50))
+        while len(handle.tokens) < 2:
+            scheduler.step()
+        scheduler.session._feeding.held = True
+        while not scheduler.session._feeding._waiting:
+            scheduler.step()
+        handle.cancel()
+        assert scheduler.run_until(handle).cancelled
+        scheduler.session._feeding.held = False
+        said = other.ask(prompt(7), 6, Sampling(), lambda _: True)
+        assert list(said.tokens) == synthetic.greedy(prompt(7), 6)
+
+
 @pytest.mark.parametrize("count", [1, 3, 4])
 @pytest.mark.parametrize("steps", [2, 6, 14])
 def test_a_conversation_goes_on_after_a_cancelled_prompt(cluster, count, steps):
